@@ -1,0 +1,31 @@
+# Two commands do everything: `make quickstart` and `make test`. Both work from a bare clone with Python and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install quickstart test check format bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "diffclip needs Python 3.10 or newer, found " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: install  ## train CLIP and DiffCLIP side by side, compare them, write the report
+	$(BIN)/diffclip quickstart --out runs/quickstart
+
+test: check  ## lint, types, tests
+	$(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build src/*.egg-info .mypy_cache .ruff_cache
