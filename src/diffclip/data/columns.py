@@ -1,0 +1,79 @@
+"""Which column of a table holds the image, the captions, the labels; and what its values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diffclip.errors import UserError
+
+IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_bytes", "bytes")
+PATHS = ("filepath", "path", "image_path", "image", "img", "file_name", "filename", "file", "filepaths")
+CAPTIONS = ("caption", "captions", "text", "txt", "title", "alt_text", "sentence", "sentences", "description")
+LABELS = ("label", "labels", "class", "cls", "target", "category", "fine_label")
+
+
+def find(wanted: str | None, usual: Sequence[str], available: Sequence[str], where: str) -> str | None:
+    """The wanted column, or else the first usual one that there is, in upper or lower case.
+
+    Raises:
+        UserError: the wanted column does not exist.
+    """
+    if wanted is None:
+        by_lower = {name.lower(): name for name in available}
+        return next((by_lower[name] for name in usual if name in by_lower), None)
+    if wanted not in available:
+        raise UserError(f"{where} has no column {wanted!r}; it has {listed(available)}")
+    return wanted
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def nothing_to_learn(where: str, what: str, available: Iterable[str]) -> UserError:
+    """The error for a table or shard in which neither captions nor labels were recognised."""
+    return UserError(
+        f"{where}: neither captions nor labels recognised among its {what} ({listed(available)}); "
+        "name one with caption_key or label_key"
+    )
+
+
+def captions(value: str | list[str] | None) -> tuple[str, ...]:
+    """The captions in one cell, without the empty ones."""
+    values = [value] if isinstance(value, str) else value or []
+    return tuple(text for text in values if text and text.strip())
+
+
+class Labels:
+    """A label column as class numbers: integers stay, names are numbered in the order of `classnames`.
+
+    `classnames` are those given, or the names found in the column, sorted, or None where it holds integers.
+    A missing or negative label is None.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, classnames: tuple[str, ...] | None, where: str) -> None:
+        self.classnames = classnames
+        if pa.types.is_integer(column.type):
+            self._numbers = pc.fill_null(column, -1).to_numpy().astype(np.int64)
+            return
+        names = column.cast(pa.string()).to_pylist()
+        distinct = sorted({name for name in names if name})
+        if all(name.removeprefix("-").isdecimal() for name in distinct):
+            number = {name: int(name) for name in distinct}
+        else:
+            self.classnames = classnames or tuple(distinct)
+            number = {name: i for i, name in enumerate(self.classnames)}
+            unknown = [name for name in distinct if name not in number]
+            if unknown:
+                raise UserError(
+                    f"{where}: the label {unknown[0]!r} is not among the {len(number)} class names given"
+                )
+        self._numbers = np.array([number.get(name, -1) for name in names], dtype=np.int64)
+
+    def __getitem__(self, row: int) -> int | None:
+        number = int(self._numbers[row])
+        return number if number >= 0 else None

@@ -1,0 +1,146 @@
+"""Images that lie in files of their own: listed in a CSV or TSV file, or sorted into one folder a class."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from diffclip.data import columns
+from diffclip.data.example import Example, Options
+from diffclip.data.images import BadImage
+from diffclip.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        raise BadImage("missing") from None
+
+
+class TableSource:
+    """Examples from CSV or TSV files with a heading: a column of image paths, and captions or labels.
+
+    Paths are relative to the table's folder. Rows with the same path are one example with several captions.
+    A `.csv` file whose heading has tabs and no commas is read as TSV.
+    """
+
+    def __init__(self, files: Sequence[Path], options: Options) -> None:
+        self.name, self.templates = options.name, options.templates
+        where = str(files[0])
+        tables = [_table(file) for file in files]
+        names = tables[0].column_names
+        image = columns.find(options.image_key, columns.PATHS, names, where)
+        if image is None:
+            raise UserError(
+                f"{where}: no column of image paths among {columns.listed(names)}; name it with image_key"
+            )
+        caption = columns.find(options.caption_key, columns.CAPTIONS, names, where)
+        label = columns.find(options.label_key, columns.LABELS, names, where)
+        if caption is None and label is None:
+            raise columns.nothing_to_learn(where, "columns", names)
+        for file, table in zip(files, tables, strict=True):
+            for column in filter(None, (image, caption, label)):
+                columns.find(column, (), table.column_names, str(file))
+
+        paths = pa.chunked_array(
+            [_full_paths(file, table[image]) for file, table in zip(files, tables, strict=True)]
+        )
+        if not len(paths):
+            raise UserError(f"{where} holds a heading and no rows")
+        # Example i is the i-th distinct path; its rows are self._rows[self._starts[i] : self._starts[i + 1]].
+        encoded = paths.combine_chunks().dictionary_encode()
+        self._paths, numbers = encoded.dictionary, encoded.indices.to_numpy()
+        self._rows = np.argsort(numbers, kind="stable")
+        self._starts = np.searchsorted(numbers[self._rows], np.arange(len(self._paths) + 1))
+        self._captions = pa.concat_tables([t.select([caption]) for t in tables])[caption] if caption else None
+        self.classnames, self._labels = options.classnames, None
+        if label:
+            values = pa.concat_tables([table.select([label]) for table in tables])[label]
+            self._labels = columns.Labels(values, options.classnames, where)
+            self.classnames = self._labels.classnames
+        if not any(Path(path).is_file() for path in self._paths[:LOOKED_FOR].to_pylist()):
+            raise UserError(f"{where}: its first images do not exist; {self._paths[0]} was looked for first")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadImage("missing") if there is no such file."""
+        rows = self._rows[self._starts[index] : self._starts[index + 1]]
+        return Example(
+            _read(Path(self._paths[index].as_py())),
+            columns.captions([self._captions[int(row)].as_py() for row in rows]) if self._captions else (),
+            self._labels[int(rows[0])] if self._labels else None,
+        )
+
+
+def _table(file: Path) -> pa.Table:
+    """All columns as strings."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            heading = opened.readline()
+        tabs = file.suffix.lower() == ".tsv" or ("\t" in heading and "," not in heading)
+        delimiter = "\t" if tabs else ","
+        names = next(csv.reader([heading], delimiter=delimiter), [])
+        if len(set(names)) < len(names) or not names:
+            raise UserError(
+                f"{file}: the first line must name the columns, each once; it is {heading.strip()[:80]!r}"
+            )
+        return pyarrow.csv.read_csv(
+            file,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=False
+            ),
+        )
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise UserError(f"{file} cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
+
+
+def _full_paths(file: Path, paths: pa.ChunkedArray) -> pa.Array:
+    joined = pc.binary_join_element_wise(f"{file.parent}/", paths, "")
+    return pc.if_else(pc.starts_with(paths, "/"), paths, joined).cast(pa.large_string()).combine_chunks()
+
+
+class FolderSource:
+    """Labelled images, one folder a class. Underscores in a folder's name are spaces in the class name."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.name, self.templates = options.name, options.templates
+        classes = sorted(
+            entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
+        found = [
+            sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes
+        ]
+        classes = [entry for entry, files in zip(classes, found, strict=True) if files]
+        found = [files for files in found if files]
+        if not classes:
+            raise UserError(
+                f"{folder} holds no parquet, tar, csv or tsv files, and no class folders of images"
+            )
+        names = options.classnames or tuple(entry.name.replace("_", " ") for entry in classes)
+        self.classnames: tuple[str, ...] | None = names
+        if len(names) != len(classes):
+            raise UserError(
+                f"{folder} has {len(classes)} class folders, but {len(names)} class names are given"
+            )
+        self._files = [str(file) for files in found for file in files]
+        self._numbers = np.repeat(np.arange(len(found)), [len(files) for files in found])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadImage("missing") if the file has gone."""
+        return Example(_read(Path(self._files[index])), label=int(self._numbers[index]))

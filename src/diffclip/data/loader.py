@@ -1,0 +1,208 @@
+"""Batches for training: batch k of epoch e is the same on any number of workers, and after any resume."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from diffclip.data.images import BadImage, decode
+from diffclip.data.sources import Source, captions_of
+from diffclip.data.tokenizer import Tokenizer
+from diffclip.errors import UserError
+
+Transform = Callable[[NDArray[np.uint8], np.random.Generator], torch.Tensor]
+
+REPLACEMENTS = 100  # indices tried in place of one bad example before giving up
+JUDGED_FROM = 100  # examples, good and bad, after which the share of skipped ones is looked at
+
+
+@dataclass
+class Batch:
+    """B examples. `tokens` is as long as the longest caption; equal `groups` mean equal captions."""
+
+    pixels: torch.Tensor  # (B, 3, S, S) uint8
+    tokens: torch.Tensor  # (B, L) int64
+    groups: (
+        torch.Tensor
+    )  # (B,) int64: the label where the caption was made from it, else a negative hash of the tokens
+    indices: torch.Tensor  # (B,) int64
+
+
+class Loader:
+    """Random batches of a source, epoch by epoch.
+
+    The order of epoch e is a permutation drawn from (seed, e); what happens to example i in it (its crop, its
+    caption, what replaces it if it is bad) is drawn from (seed, e, i). Nothing else matters, so that
+    `epoch(e, start=k)` goes on exactly where a run stopped. The last, incomplete batch is dropped. Workers
+    are kept between epochs.
+
+    After or during an epoch, `skipped` counts by reason the bad examples of the batches handed out in it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        *,
+        seed: int,
+        num_workers: int = 0,
+        max_skipped: float = 0.1,
+    ) -> None:
+        if not 0 < batch_size <= len(source):
+            raise UserError(
+                f"{source.name} has {len(source)} examples: give a batch size from 1 to that, not {batch_size}"
+            )
+        self.skipped: Counter[str] = Counter()
+        self._source, self._batch_size, self._max_skipped = source, batch_size, max_skipped
+        self._order = _Order(len(source), batch_size, seed)
+        self._batches: DataLoader[_Made] = DataLoader(
+            _BatchMaker(source, transform, tokenizer, seed),
+            sampler=self._order,
+            batch_size=None,  # an item is a whole batch, one message between processes
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # or starting an epoch would draw from the global one
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._source) // self._batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start` + 1, … of an epoch. A new iterator ends the one before.
+
+        Raises:
+            UserError: more than `max_skipped` of the examples so far (at least 100, or all of the epoch) had
+            to be
+                skipped, or the source cannot be read.
+        """
+        self.skipped.clear()
+        self._order.epoch, self._order.start = epoch, start
+        good = 0
+        for made in self._batches:
+            if isinstance(made, UserError):
+                raise made
+            batch, skipped = made
+            self.skipped.update(skipped)
+            good += len(batch.indices)
+            if good + self.skipped.total() >= JUDGED_FROM:
+                self._judge(good)
+            yield batch
+        self._judge(good)
+
+    def _judge(self, good: int) -> None:
+        bad = self.skipped.total()
+        if bad > self._max_skipped * (good + bad):
+            raise UserError(
+                f"{self._source.name}: {bad} of {good + bad} examples could not be used, more than "
+                f"{self._max_skipped:.0%}: {_counts(self.skipped)}"
+            )
+
+
+def _counts(skipped: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in skipped.most_common())
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal. The main one finishes its step and saves, and needs its
+    # workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_Request = tuple[int, NDArray[np.int64]]  # the epoch, and the indices of a batch's examples
+
+
+class _Order(Sampler[_Request]):
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self._length, self._batch_size, self._seed = length, batch_size, seed
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[_Request]:
+        epoch = self.epoch
+        order = np.random.default_rng([self._seed, epoch, 0, _ORDER]).permutation(self._length)
+        for k in range(self.start, self._length // self._batch_size):
+            yield epoch, order[k * self._batch_size : (k + 1) * self._batch_size]
+
+
+# The last number of a seed: what is drawn from it. (numpy takes [a, b] and [a, b, 0] for the same seed.)
+_ORDER, _EXAMPLE = 1, 2
+
+_Made = (
+    tuple[Batch, Counter[str]] | UserError
+)  # an error raised in a worker would reach the user as a traceback
+
+
+class _BatchMaker(Dataset[_Made]):
+    def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
+        self._source, self._transform, self._tokenizer, self._seed = source, transform, tokenizer, seed
+
+    def __getitem__(self, request: _Request) -> _Made:
+        try:
+            return self._make(*request)
+        except UserError as error:
+            return error
+
+    def _make(self, epoch: int, indices: NDArray[np.int64]) -> tuple[Batch, Counter[str]]:
+        skipped: Counter[str] = Counter()
+        examples = [self._example(epoch, int(index), skipped) for index in indices]
+        captions = [example.caption for example in examples]
+        distinct = {
+            caption: row for row, caption in enumerate(dict.fromkeys(captions))
+        }  # labelled data have few
+        tokens = self._tokenizer(list(distinct))
+        tokens = tokens[:, : int((tokens != 0).any(dim=0).sum())]
+        hashes = [_negative_hash(row) for row in tokens]
+        rows = [distinct[caption] for caption in captions]
+        groups = [hashes[row] if e.label is None else e.label for row, e in zip(rows, examples, strict=True)]
+        batch = Batch(
+            torch.stack([example.pixels for example in examples]),
+            tokens[rows],
+            torch.tensor(groups),
+            torch.tensor([example.index for example in examples]),
+        )
+        return batch, skipped
+
+    def _example(self, epoch: int, index: int, skipped: Counter[str]) -> _Prepared:
+        """The example, or the first usable one of those drawn in its place."""
+        rng = np.random.Generator(np.random.PCG64([self._seed, epoch, index, _EXAMPLE]))
+        for _ in range(REPLACEMENTS):
+            try:
+                example = self._source[index]
+                image = decode(example.image)
+                captions = captions_of(self._source, example)
+                if not captions:
+                    raise BadImage("no_caption")
+                caption = captions[int(rng.integers(len(captions)))]
+                label = None if example.captions else example.label
+                return _Prepared(self._transform(image, rng), caption, label, index)
+            except BadImage as bad:
+                skipped[bad.reason] += 1
+                index = int(rng.integers(len(self._source)))
+        raise UserError(
+            f"{self._source.name}: {REPLACEMENTS} examples in a row could not be used: {_counts(skipped)}"
+        )
+
+
+@dataclass
+class _Prepared:
+    pixels: torch.Tensor
+    caption: str
+    label: int | None  # where the caption was made of it
+    index: int
+
+
+def _negative_hash(tokens: torch.Tensor) -> int:
+    """From −2^63 to −1, so that it is never a label; zeros at the end of the tokens make no difference."""
+    content = np.trim_zeros(tokens.numpy(), "b").tobytes()
+    return -1 - int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") // 2

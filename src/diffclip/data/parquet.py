@@ -1,0 +1,197 @@
+"""Random access to parquet files as the Hugging Face hub stores image data sets."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from diffclip.data import columns
+from diffclip.data.example import Example, Options
+from diffclip.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+KEPT_IN_MEMORY = 1 << 30  # bytes, decompressed
+
+
+class ParquetSource:
+    """Examples from the rows of one or more files with the same columns.
+
+    The image column holds encoded bytes, alone or in a struct {bytes, path}; captions are a string or a list
+    of them; class names come from the schema's "huggingface" metadata. Data of up to 1 GiB are read when the
+    source is opened and shared by forked workers; of larger data each process keeps the row groups that it
+    used last.
+    """
+
+    def __init__(self, files: Sequence[Path], options: Options) -> None:
+        self.name, self.templates = options.name, options.templates
+        self._files = list(files)
+        metadata = [_metadata(file) for file in files]
+        schema = metadata[0].schema.to_arrow_schema()
+        where = str(files[0])
+        features = _hub_features(schema)
+        self._image = _image_column(schema, features, options.image_key, where)
+        self._caption = _caption_column(schema, options.caption_key, where)
+        label = _label_column(schema, features, options.label_key, where)
+        if self._caption is None and label is None:
+            raise columns.nothing_to_learn(where, "columns", schema.names)
+        for file, data in zip(files, metadata, strict=True):
+            for column in filter(None, (self._image, self._caption, label)):
+                columns.find(column, (), data.schema.to_arrow_schema().names, str(file))
+        nested = pa.types.is_struct(schema.field(self._image).type)
+        self._columns = [f"{self._image}.bytes" if nested else self._image]
+        if self._caption:
+            self._columns.append(self._caption)
+
+        self._groups = [
+            (file, g) for file, data in zip(files, metadata, strict=True) for g in range(data.num_row_groups)
+        ]
+        rows = [data.row_group(g).num_rows for data in metadata for g in range(data.num_row_groups)]
+        self._starts = np.cumsum([0, *rows])
+        if not len(self):
+            raise UserError(
+                f"{where} holds no rows" if len(files) == 1 else f"{where} and the files like it hold no rows"
+            )
+        self.classnames, self._labels = options.classnames, None
+        if label:
+            names = options.classnames or features.get(label, {}).get("names")
+            values = [pq.read_table(file, columns=[label])[label] for file in files]
+            chunks = pa.chunked_array([chunk for column in values for chunk in column.chunks])
+            self._labels = columns.Labels(chunks, tuple(names) if names else None, where)
+            self.classnames = self._labels.classnames
+
+        self._kept: OrderedDict[int, tuple[pa.ChunkedArray, ...]] = OrderedDict()
+        self._kept_bytes = 0
+        size = sum(data.row_group(g).total_byte_size for data in metadata for g in range(data.num_row_groups))
+        if size <= KEPT_IN_MEMORY:
+            for group in range(len(self._groups)):
+                self._columns_of(group)
+        else:
+            logger.warning(
+                "%s: %.1f GiB in %d row groups. In random order most examples cost the reading of a whole "
+                "group: to train on so much, convert it to tar shards.",
+                self.name,
+                size / 2**30,
+                len(self._groups),
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": OrderedDict(), "_kept_bytes": 0}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index - int(self._starts[group])
+        image, *caption = self._columns_of(group)
+        return Example(
+            image[row].as_py() or b"",
+            columns.captions(caption[0][row].as_py()) if caption else (),
+            self._labels[index] if self._labels else None,
+        )
+
+    def _columns_of(self, group: int) -> tuple[pa.ChunkedArray, ...]:
+        """The images, and the captions if there are any, of a row group."""
+        if group in self._kept:
+            self._kept.move_to_end(group)
+            return self._kept[group]
+        file, number = self._groups[group]
+        try:
+            table = pq.ParquetFile(file).read_row_group(number, self._columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{file}: row group {number} cannot be read: {_one_line(error)}") from None
+        images = table[self._image]
+        if pa.types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
+        self._kept[group] = (images, table[self._caption]) if self._caption else (images,)
+        self._kept_bytes += table.nbytes
+        while self._kept_bytes > KEPT_IN_MEMORY and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= sum(column.nbytes for column in dropped)
+        return self._kept[group]
+
+
+def _metadata(file: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file} cannot be read as parquet: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _hub_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Column → feature, from the metadata that the `datasets` library writes; {} where there is none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
+    return _is_bytes(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _with_types(schema: pa.Schema) -> str:
+    return columns.listed(f"{field.name} ({field.type})" for field in schema)
+
+
+def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str) -> str:
+    possible = [field.name for field in schema if _is_image(field.type)]
+    if key is not None:
+        columns.find(key, (), schema.names, where)
+        if key not in possible:
+            raise UserError(f"{where}: column {key!r} holds {schema.field(key).type}, not encoded images")
+        return key
+    declared = [name for name in possible if features.get(name, {}).get("_type") == "Image"]
+    found = columns.find(None, columns.IMAGES, declared or possible, where) or next(
+        iter(declared or possible), None
+    )
+    if found is None:
+        raise UserError(f"{where}: no column holds encoded images; it has {_with_types(schema)}")
+    return found
+
+
+def _caption_column(schema: pa.Schema, key: str | None, where: str) -> str | None:
+    possible = [field.name for field in schema if _is_text(field.type)]
+    if key is not None:
+        columns.find(key, (), schema.names, where)
+        if key not in possible:
+            raise UserError(f"{where}: column {key!r} holds {schema.field(key).type}, not captions")
+    return columns.find(key, columns.CAPTIONS, possible, where)
+
+
+def _label_column(
+    schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str
+) -> str | None:
+    declared = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    if key is None and len(declared) > 1 and "label" not in declared:
+        raise UserError(
+            f"{where} has several label columns ({columns.listed(declared)}): choose one with label_key"
+        )
+    return columns.find(key, columns.LABELS, schema.names, where) or next(iter(declared), None)

@@ -1,0 +1,316 @@
+"""Tar shards: an index of where the bytes of each example lie, so that they can be read in any order.
+
+Headers are read once, from front to back; nothing is extracted and no name in the archive is ever used as a
+path. A shard comes from anywhere, so every header is checked before it is believed. Formats: POSIX (ustar,
+pax) and GNU. (The standard library's `tarfile` takes several times as long, and on hostile headers raises
+errors of many types.)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffclip.data import columns
+from diffclip.data.example import Example, Options
+from diffclip.data.images import BadImage
+from diffclip.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 512
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_REGULAR = (b"0", b"\0", b"7")
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories, pipes
+_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+_LONGEST_EXTENSION = 1 << 20  # bytes of a pax header or long name; what is longer is no name
+
+
+@dataclass(frozen=True)
+class Member:
+    """One regular file in the archive: `size` bytes from `offset`."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def _checksum_holds(header: bytes) -> bool:
+    """The sum of the header's bytes with the checksum's own eight counted as spaces."""
+    try:
+        stored = int(header[148:156].split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        return False
+    return sum(header) - sum(header[148:156]) + 8 * 32 == stored
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or big-endian after a first byte of 0x80 (GNU, from 8 GiB on); else ValueError."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    return int(field.split(b"\0")[0].strip() or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", errors="replace")
+
+
+def _pax_records(data: bytes) -> dict[str, str]:
+    """Lines of "length key=value"; ValueError where a length does not fit."""
+    records = {}
+    at = 0
+    while at < len(data) and data[at] != 0:
+        space = data.index(b" ", at)
+        length = int(data[at:space])
+        if length <= space - at + 1 or at + length > len(data):
+            raise ValueError("length of a pax record")
+        key, separator, value = data[space + 1 : at + length - 1].partition(b"=")
+        if not separator:
+            raise ValueError("pax record without =")
+        records[key.decode("utf-8", errors="replace")] = value.decode("utf-8", errors="replace")
+        at += length
+    return records
+
+
+def members(path: Path) -> Iterator[Member]:
+    """The regular files of an uncompressed tar archive, in their order.
+
+    Raises:
+        UserError: the file cannot be read, is no tar archive, or ends in the middle of a member.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot read shard {path}: {error.strerror}") from None
+    try:
+        yield from _walk(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(path: Path, descriptor: int) -> Iterator[Member]:
+    length = os.fstat(descriptor).st_size
+    at = 0
+    long_name, pax = "", dict[str, str]()
+    while True:
+        header = os.pread(descriptor, BLOCK, at)
+        if not header.strip(b"\0"):  # the end: a block of zeros, or nothing at all
+            return
+        if len(header) < BLOCK or not _checksum_holds(header):
+            raise UserError(
+                f"shard {path} is not a whole, uncompressed tar archive: no valid header at byte {at}"
+            )
+        kind = header[156:157]
+        try:
+            size = (
+                0
+                if kind in _WITHOUT_DATA
+                else int(pax["size"])
+                if "size" in pax
+                else _number(header[124:136])
+            )
+        except ValueError:
+            raise UserError(f"shard {path}: the header at byte {at} states no readable size") from None
+        data = at + BLOCK
+        if size < 0 or data + size > length:
+            raise UserError(
+                f"shard {path} is damaged or cut short: the member at byte {at} says it has {size} bytes, "
+                f"but the file has {length - data} left"
+            )
+        at = data + -(-size // BLOCK) * BLOCK
+        if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
+            if size > _LONGEST_EXTENSION:
+                raise UserError(f"shard {path}: the extended header at byte {data - BLOCK} has {size} bytes")
+            content = os.pread(descriptor, size, data)
+            if kind == _LONG_NAME:
+                long_name = _text(content)
+            elif kind == _PAX:
+                try:
+                    pax = _pax_records(content)
+                except ValueError:
+                    raise UserError(
+                        f"shard {path}: the pax header at byte {data - BLOCK} is damaged"
+                    ) from None
+            continue
+        if kind in _REGULAR:
+            prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+            name = _text(header[:100])
+            yield Member(pax.get("path") or long_name or (f"{prefix}/{name}" if prefix else name), data, size)
+        long_name, pax = "", {}
+
+
+def examples(path: Path) -> Iterator[dict[str, Member]]:
+    """The members that share a key, the path up to the file name's first dot, by what follows that dot.
+
+    As WebDataset and img2dataset write them, the members of an example lie next to each other.
+    The suffix is in lower case; an example's image is found under "image".
+    """
+    key, group = None, dict[str, Member]()
+    for member in members(path):
+        folder, _, file = member.name.rpartition("/")
+        stem, dot, suffix = file.partition(".")
+        if not dot or not stem:  # no suffix, or a hidden file such as macOS leaves
+            continue
+        if (folder, stem) != key:
+            if group:
+                yield group
+            key, group = (folder, stem), {}
+        suffix = suffix.lower()
+        group["image" if suffix in IMAGE_SUFFIXES else suffix] = member
+    if group:
+        yield group
+
+
+def read(path: Path, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes of a file at each (offset, size); fewer if it has become shorter. Keeps no file open."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return [os.pread(descriptor, size, offset) for offset, size in spans]
+    finally:
+        os.close(descriptor)
+
+
+class TarSource:
+    """Examples from WebDataset shards, as img2dataset and the LAION benchmark write them.
+
+    Captions come from `.txt` (one a line) or else from "caption" in `.json`, labels from `.cls`; any other
+    `caption_key` or `label_key` names an entry of `.json`. Class names and templates that are not given are
+    read from `classnames.txt` and `zeroshot_classification_templates.txt`, beside the shards or one folder
+    up.
+    """
+
+    def __init__(self, files: Sequence[Path], options: Options) -> None:
+        self.name = options.name
+        self._files = list(files)
+        self._caption, self._label = _texts_of(self._files[0], options)
+        self._suffixes = list(dict.fromkeys(["image", *filter(None, (self._caption[0], self._label[0]))]))
+        index, without_image = [], 0
+        for file in files:
+            spans, missing = _spans(file, self._suffixes)
+            if not len(spans):
+                raise UserError(f"shard {file} holds no images ({missing} entries without one)")
+            index.append(spans)
+            without_image += missing
+        if without_image:
+            logger.warning("%s: %d entries without an image are left out", self.name, without_image)
+        self._spans = np.concatenate(
+            index
+        )  # (examples, suffixes, 2): offset and size, size 0 where it is missing
+        self._starts = np.cumsum([0, *map(len, index)])
+        self.classnames, self.templates = options.classnames, options.templates
+        if self._label[0]:
+            folder = files[0].parent
+            self.classnames = self.classnames or _lines_near(folder, "classnames.txt")
+            self.templates = self.templates or _lines_near(folder, "zeroshot_classification_templates.txt")
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadImage: "missing" if the shard has gone, "bad_label" for a label that is no number."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        spans = [(int(offset), int(size)) for offset, size in self._spans[index]]
+        try:
+            contents = dict(zip(self._suffixes, read(self._files[shard], spans), strict=True))
+        except OSError:
+            raise BadImage("missing") from None
+        return Example(
+            contents["image"], _captions(contents, self._caption), _number_of_class(contents, self._label)
+        )
+
+
+def _spans(file: Path, suffixes: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Offsets and sizes (examples, suffixes, 2) of the entries with an image, and how many have none."""
+    rows, without_image = [], 0
+    for group in examples(file):
+        if "image" not in group:
+            without_image += 1
+            continue
+        found = [group.get(suffix) for suffix in suffixes]
+        rows.append([(member.offset, member.size) if member else (0, 0) for member in found])
+    return np.array(rows, dtype=np.int64).reshape(-1, len(suffixes), 2), without_image
+
+
+_Text = tuple[
+    str | None, str
+]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
+
+
+def _texts_of(file: Path, options: Options) -> tuple[_Text, _Text]:
+    """Where captions and labels are, decided by the first shard."""
+    entries = list(examples(file))
+    suffixes = Counter(suffix for group in entries for suffix in group)
+    if "image" not in suffixes:
+        raise UserError(f"shard {file} holds no images; its members end in {columns.listed(suffixes)}")
+    keys: list[str] = []
+    if "json" in suffixes:
+        member = next(group["json"] for group in entries if "json" in group)
+        keys = list(_json(read(file, [(member.offset, member.size)])[0]))
+
+    def locate(key: str | None, suffix: str, entry: str | None) -> _Text:
+        if key is None:
+            return (suffix, "") if suffix in suffixes else ("json", entry) if entry in keys else (None, "")
+        if key == suffix and suffix in suffixes:
+            return suffix, ""
+        if key not in keys:
+            raise UserError(
+                f"shard {file} has no {key!r}: its members end in {columns.listed(suffixes)}, "
+                f"its .json has {columns.listed(keys)}"
+            )
+        return "json", key
+
+    caption = locate(options.caption_key, "txt", "caption")
+    label = locate(options.label_key, "cls", None)
+    if caption[0] is None and label[0] is None:
+        raise columns.nothing_to_learn(f"shard {file}", "members", suffixes)
+    return caption, label
+
+
+def _json(content: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _captions(contents: dict[str, bytes], where: _Text) -> tuple[str, ...]:
+    suffix, key = where
+    if suffix is None:
+        return ()
+    if suffix == "json":
+        value = _json(contents[suffix]).get(key)
+        return columns.captions(
+            [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+        )
+    return columns.captions(
+        [line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines()]
+    )
+
+
+def _number_of_class(contents: dict[str, bytes], where: _Text) -> int | None:
+    suffix, key = where
+    if suffix is None:
+        return None
+    value = _json(contents[suffix]).get(key) if suffix == "json" else contents[suffix]
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise BadImage("bad_label") from None
+    return number if number >= 0 else None
+
+
+def _lines_near(folder: Path, name: str) -> tuple[str, ...] | None:
+    for file in (folder / name, folder.parent / name):
+        if file.is_file():
+            return tuple(
+                line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
+            )
+    return None

@@ -1,0 +1,262 @@
+"""Open a data set, whatever its format: random access to images with captions or labels."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Literal, Protocol
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from diffclip.data.columns import listed
+from diffclip.data.example import Example, Options
+from diffclip.data.files import FolderSource, TableSource
+from diffclip.data.parquet import ParquetSource
+from diffclip.data.shards import TarSource
+from diffclip.errors import UserError
+
+__all__ = ["Example", "Source", "captions_of", "open_source"]
+
+FORMATS = ("auto", "parquet", "tar", "csv", "folder", "scenes")
+TEMPLATES = ("a photo of a {c}.",)
+_FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+_SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
+_HOLDOUT_SEED = 20_250_309
+
+
+class Source(Protocol):
+    """A list of examples. `classnames` and `templates` make captions for those that have only a label.
+
+    Reading an example raises `images.BadImage` where the example's file is missing or its label unreadable.
+    Sources can be pickled and are safe to fork.
+    """
+
+    name: str
+    classnames: tuple[str, ...] | None
+    templates: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def captions_of(source: Source, example: Example) -> tuple[str, ...]:
+    """The example's own captions, or its class name in every template; () for an example that has neither.
+
+    Raises:
+        UserError: the class has no name.
+    """
+    if example.captions or example.label is None:
+        return example.captions
+    if source.classnames is None:
+        raise UserError(f"{source.name} has labels but no class names to make captions of: give classnames")
+    if example.label >= len(source.classnames):
+        raise UserError(
+            f"{source.name} has the label {example.label}, but only {len(source.classnames)} class names"
+        )
+    return _prompts(source.classnames[example.label], source.templates or TEMPLATES)
+
+
+@lru_cache(maxsize=1 << 16)
+def _prompts(classname: str, templates: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(template.format(c=classname) for template in templates)
+
+
+def open_source(
+    path: str,
+    *,
+    format: str = "auto",
+    split: str | None = None,
+    image_key: str | None = None,
+    caption_key: str | None = None,
+    label_key: str | None = None,
+    classnames: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    holdout: int = 0,
+    part: Literal["all", "train", "holdout"] = "all",
+) -> Source:
+    """The data set at `path`.
+
+    `path` is a file, a folder, a pattern of files (`*`, `?`, `[…]`, `{a,b}`, `{00000..00099}`), or the
+    embedded data set: `scenes`, `scenes:<split>`, `scenes:<split>?size=64&length=2000&seed=0`. `split`
+    chooses among files named `<split>-*` and folders named `<split>`. A fixed random choice of `holdout`
+    examples is what `part="holdout"` gives and `part="train"` leaves out. In `templates`, `{c}` stands for
+    the class name.
+
+    Raises:
+        UserError: whatever is wrong with the path or with what was found there.
+    """
+    if format not in FORMATS:
+        raise UserError(f"unknown data format {format!r}: choose one of {', '.join(FORMATS)}")
+    for template in templates or ():
+        _check_template(template)
+    source: Source
+    if format == "scenes" or (format == "auto" and re.fullmatch(r"scenes([:?].*)?", path)):
+        source = _scenes(path, split)
+    else:
+        options = Options(
+            f"{Path(path).name or path}{f':{split}' if split else ''}",
+            image_key,
+            caption_key,
+            label_key,
+            tuple(classnames) if classnames else None,
+            tuple(templates) if templates else None,
+        )
+        source = _open_files(path, format, split, options)
+        if source.classnames and not source.templates:
+            source.templates = TEMPLATES
+    if part == "all":
+        return source
+    if not 0 < holdout < len(source):
+        raise UserError(f"holdout must be between 1 and {len(source) - 1} for {source.name}, not {holdout}")
+    order = np.random.default_rng(_HOLDOUT_SEED).permutation(len(source))
+    return Subset(source, np.sort(order[:holdout] if part == "holdout" else order[holdout:]), part)
+
+
+class Subset:
+    """Some examples of a source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: np.ndarray, part: str) -> None:
+        self.name = f"{source.name} ({part})"
+        self.classnames, self.templates = source.classnames, source.templates
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._indices[index])]
+
+
+def _check_template(template: str) -> None:
+    try:
+        filled = template.format(c="\0")
+    except (KeyError, IndexError, ValueError):
+        filled = ""
+    if "\0" not in filled:
+        raise UserError(
+            f"template {template!r} must have {{c}} where the class name goes, and no other braces"
+        )
+
+
+def _scenes(path: str, split: str | None) -> Source:
+    from diffclip.data.scenes import SceneSource  # drawing needs OpenCV, which other data do not
+
+    stated, _, query = path.partition("?")
+    _, _, stated_split = stated.partition(":")
+    arguments: dict[str, int] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in ("size", "length", "seed") or not value.isdecimal():
+            raise UserError(f"{path}: {key}={value} is not size=…, length=… or seed=… with a whole number")
+        arguments[key] = int(value)
+    return SceneSource(split=stated_split or split or "train", **arguments)
+
+
+def _open_files(path: str, format: str, split: str | None, options: Options) -> Source:
+    root = Path(path)
+    files = _data_files(root, format) if root.is_dir() else _matching(path)
+    if not files or format == "folder":
+        if format not in ("auto", "folder"):
+            raise UserError(f"{path} holds no {format} files, neither itself nor one folder down")
+        if not root.is_dir():
+            raise UserError(f"{path} is not a folder of class folders")
+        return FolderSource(_split_folder(root, split), options)
+    if format == "auto":
+        format = _FORMAT_OF.get(files[0].suffix.lower(), "")
+        if not format:
+            raise UserError(f"{files[0]} is of no known format: expected {', '.join(_FORMAT_OF)} or a folder")
+    files = _of_split(files, root, split) if root.is_dir() or split else files
+    if format == "tar":
+        return TarSource(files, options)
+    return ParquetSource(files, options) if format == "parquet" else TableSource(files, options)
+
+
+def _matching(path: str) -> list[Path]:
+    """The files that a path or pattern names, sorted within each alternative of its braces."""
+    files: list[Path] = []
+    for name in _expand_braces(path):
+        found = sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]
+        files += [Path(file) for file in found]
+        missing = next((file for file in found if not Path(file).is_file()), None)
+        if missing is not None or not found:
+            where = Path(missing or name)
+            around = (
+                sorted(entry.name for entry in where.parent.iterdir())[:8] if where.parent.is_dir() else []
+            )
+            raise UserError(f"there is no file {where}; {where.parent} has {listed(around)}")
+    return files
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`{a,b}` and `{000..012}` as the shell expands them; other braces stay."""
+    parts = re.split(r"(\{[^{}]*\})", pattern)
+    choices: list[list[str]] = []
+    for part in parts:
+        inner = part[1:-1]
+        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+        if part.startswith("{") and numbers:
+            first, last = numbers.groups()
+            choices.append([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)])
+        else:
+            choices.append(inner.split(",") if part.startswith("{") and "," in inner else [part])
+    return ["".join(choice) for choice in product(*choices)]
+
+
+def _data_files(root: Path, format: str) -> list[Path]:
+    """The files of one format in a folder, or one folder down if it has none itself.
+
+    Tar shards come first: beside them img2dataset leaves a parquet table of the same examples without their
+    images.
+    """
+    wanted = [f for f in ("tar", "parquet", "csv") if format in ("auto", f)]
+    for pattern in ("*", "*/*"):
+        here = sorted(
+            file for file in root.glob(pattern) if file.suffix.lower() in _FORMAT_OF and file.is_file()
+        )
+        for kind in wanted:
+            files = [file for file in here if _FORMAT_OF[file.suffix.lower()] == kind and file.name[0] != "."]
+            if files:
+                return files
+    return []
+
+
+def _split_name(file: Path, root: Path) -> str | None:
+    """What the file's folder or the beginning of its name calls the split it belongs to, if anything."""
+    if file.parent != root and _SPLIT.fullmatch(file.parent.name):
+        return file.parent.name
+    match = _SPLIT.match(file.name)
+    return match[1] if match else None
+
+
+def _of_split(files: list[Path], root: Path, split: str | None) -> list[Path]:
+    names = {file: _split_name(file, root) for file in files}
+    known = sorted({name for name in names.values() if name})
+    if split is None:
+        if len(known) > 1:
+            raise UserError(f"{root} holds the splits {listed(known)}: choose one with split")
+        return files
+    chosen = [f for f in files if f.parent.name == split or re.match(re.escape(split) + r"([-_.]|$)", f.name)]
+    if not chosen:
+        raise UserError(
+            f"{root} holds no split {split!r}; found {listed(known or sorted({f.name for f in files})[:8])}"
+        )
+    return chosen
+
+
+def _split_folder(root: Path, split: str | None) -> Path:
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    if split is not None:
+        if split not in folders:
+            raise UserError(f"{root} holds no split {split!r}; its folders are {listed(folders[:8])}")
+        return root / split
+    splits = [name for name in folders if _SPLIT.fullmatch(name)]
+    if splits and len(splits) == len(folders):
+        if len(splits) > 1:
+            raise UserError(f"{root} holds the splits {listed(splits)}: choose one with split")
+        return root / splits[0]
+    return root
