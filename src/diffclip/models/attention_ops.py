@@ -1,0 +1,184 @@
+"""The operation (A1 − λA2)V of differential attention, in several forms that give the same numbers.
+
+Letters in shapes: B batch, H heads counted as in standard attention (H/2 differential heads), N tokens, D
+head width. Heads 2i and 2i + 1 of q and k are the two groups of differential head i; its values are 2D wide.
+
+    A1 = softmax(Q1 K1ᵀ / √D + mask),  A2 = softmax(Q2 K2ᵀ / √D + mask),  output = (A1 − λ A2) V
+
+after "Differential Transformer" (Ye et al. 2024, arXiv 2410.05258, eq. 1), with the interleaved heads of
+DiffCLIP.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffclip.errors import UserError
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention of one layer in one forward pass. Maps are (B, heads, queries, keys), part of its graph.
+
+    combined: what multiplied V: A1 − λA2 for differential attention, one map a differential head, which can
+        be negative and whose rows sum to 1 − λ; A for standard attention.
+    a1, a2: the softmax maps; standard attention has a1 only, equal to combined.
+    lam: λ, a scalar; None for standard attention.
+    """
+
+    combined: Tensor
+    a1: Tensor
+    a2: Tensor | None = None
+    lam: Tensor | float | None = None
+
+
+def differential_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    *,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """(A1 − λA2)V.
+
+    Args:
+        q, k: (B, H, N, D), H even; heads 2i and 2i + 1 belong to differential head i.
+        v: (B, H/2, N, 2D), of the dtype of q and k.
+        lam: λ, a scalar, in float32 whatever the dtype of q: rounded to bfloat16 it would move in steps of
+            0.004.
+        is_causal: a token attends to itself and those before it. Not together with attn_mask.
+        attn_mask: broadcastable to (B, H/2, N, N); bool, True where a query may attend, or floats to add to
+            the logits. A query that may attend to nothing gets zeros.
+        dropout_p: share of each softmax map set to 0, drawn separately for A1 and A2.
+        backend: "eager" materialises both maps; "sdpa" calls torch's scaled_dot_product_attention for each
+            group; "auto" takes the faster one for the device.
+
+    Returns: (B, H/2, N, 2D), of the dtype of v.
+    Raises: UserError for an odd number of heads, shapes that do not fit, both masks, or an unknown backend.
+    """
+    _check(q, k, v, is_causal, attn_mask)
+    if backend == "auto":
+        backend = _fastest(q)
+    if backend not in BACKENDS:
+        raise UserError(f"backend = {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
+    return BACKENDS[backend](q, k, v, lam, is_causal, attn_mask, dropout_p)
+
+
+def differential_maps(
+    q: Tensor,
+    k: Tensor,
+    lam: Tensor | float,
+    *,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> AttentionMaps:
+    """The maps of differential_attention, whose arguments these are. Its output is `combined @ v`."""
+    # Both maps apart, not one softmax over all heads: cutting that in two would copy it again in the backward
+    # pass.
+    (q1, q2), (k1, k2) = _pairs(q), _pairs(k)
+    a1 = F.dropout(attention_map(q1, k1, is_causal, attn_mask), dropout_p)
+    a2 = F.dropout(attention_map(q2, k2, is_causal, attn_mask), dropout_p)
+    return AttentionMaps(a1 - lam * a2, a1, a2, lam)
+
+
+def attention_map(q: Tensor, k: Tensor, is_causal: bool, attn_mask: Tensor | None) -> Tensor:
+    """softmax(QKᵀ/√D + mask): (B, H, N, D) twice → (B, H, N, N). A query without any key gets zeros."""
+    batch, heads, length, width = q.shape
+    q, k = q.reshape(-1, length, width), k.reshape(-1, length, width)  # (B·H, N, D)
+    bias, blind = _additive_mask(q, batch, heads, is_causal, attn_mask)
+    if bias is None:
+        logits = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=width**-0.5)
+    else:
+        logits = torch.baddbmm(bias, q, k.mT, alpha=width**-0.5)
+    weights = logits.softmax(-1)  # (B·H, N, N)
+    if blind is not None:
+        weights = weights.masked_fill(blind, 0.0)
+    return weights.view(batch, heads, length, length)
+
+
+def _additive_mask(
+    q: Tensor, batch: int, heads: int, is_causal: bool, attn_mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What to add to the logits (B·H or 1, N, N), and which queries are masked fully (B·H, N, 1)."""
+    length = q.shape[1]
+    if is_causal:
+        return q.new_full((1, length, length), float("-inf")).triu(1), None
+    if attn_mask is None:
+        return None, None
+    if attn_mask.dtype == torch.bool:
+        attn_mask = q.new_zeros(attn_mask.shape).masked_fill(~attn_mask, float("-inf"))
+    bias = attn_mask.to(q.dtype).expand(batch, heads, length, length).flatten(0, 1)
+    blind = (bias == float("-inf")).all(-1, keepdim=True)
+    # softmax of a row of −inf is NaN, and so is its gradient, even where the result is replaced afterwards.
+    return bias.masked_fill(blind, 0.0), blind
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H, N, D) → its even and its odd heads, (B, H/2, N, D) each."""
+    batch, heads, length, width = x.shape
+    first, second = x.view(batch, heads // 2, 2, length, width).unbind(2)
+    return first, second
+
+
+def _eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    return (
+        differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout_p).combined
+        @ v
+    )
+
+
+def _sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    outputs = [
+        F.scaled_dot_product_attention(q_, k_, v, attn_mask, dropout_p, is_causal)
+        for q_, k_ in zip(_pairs(q), _pairs(k), strict=True)
+    ]
+    return outputs[0] - lam * outputs[1]
+
+
+BACKENDS: Mapping[str, Callable[..., Tensor]] = {"eager": _eager, "sdpa": _sdpa}
+
+
+def _fastest(q: Tensor) -> str:
+    # Measured on a CPU, forward and backward: eager takes a quarter of the time in bfloat16, two thirds in
+    # float32, because torch's flash kernel for CPUs refuses values that are wider than the keys
+    # (docs/numerics.md has the figures).
+    return "eager" if q.device.type == "cpu" else "sdpa"
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, attn_mask: Tensor | None) -> None:
+    if q.ndim != 4:
+        raise UserError(f"q must be (batch, heads, tokens, head width), not {tuple(q.shape)}")
+    batch, heads, length, width = q.shape
+    if heads % 2:
+        raise UserError(f"differential attention pairs its heads, so their number must be even, not {heads}")
+    if k.shape != q.shape or v.shape != (batch, heads // 2, length, 2 * width):
+        raise UserError(
+            f"q {tuple(q.shape)} needs k of the same shape, not {tuple(k.shape)}, "
+            f"and v {(batch, heads // 2, length, 2 * width)}, not {tuple(v.shape)}"
+        )
+    if is_causal and attn_mask is not None:
+        raise UserError("is_causal and attn_mask were both given: put the causal part into attn_mask")

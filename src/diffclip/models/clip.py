@@ -1,0 +1,133 @@
+"""CLIP: a vision tower, a text tower, one projection each into the joint space, and a temperature."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffclip.errors import UserError
+from diffclip.models.attention import DifferentialAttention
+from diffclip.models.initialise import initialise
+from diffclip.models.presets import ModelConfig, model_config
+from diffclip.models.towers import TextTower, VisionTower
+
+MAX_LOGIT_SCALE = math.log(100)  # 4.6052: logits are at most 100 times a cosine
+
+
+class CLIP(nn.Module):
+    """Two towers and a joint space; with differential attention in a tower or both, DiffCLIP.
+
+    Attributes: config; visual and text, the towers; image_projection (vision_width, embed_dim) and
+    text_projection (text_width, embed_dim), without bias; logit_scale, the logarithm of the inverse
+    temperature. Under `torch.device("meta")` it is built without values, to be counted or filled.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        with torch.device("meta"):  # shapes only: initialise() gives every parameter its value, once
+            self.visual = VisionTower(config)
+            self.text = TextTower(config)
+            self.image_projection = nn.Parameter(torch.empty(config.vision_width, config.embed_dim))
+            self.text_projection = nn.Parameter(torch.empty(config.text_width, config.embed_dim))
+            self.logit_scale = nn.Parameter(torch.empty(()))
+        if device.type != "meta":
+            self.to_empty(device=device)
+            initialise(self, config)
+
+    def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
+        """(B, 3, image_size, image_size) float, normalised by the config's mean and std → (B, embed_dim).
+
+        Normalised features are float32 (float64 for a float64 model), others have the model's dtype.
+        Raises UserError for another shape or for integer pixels.
+        """
+        size = self.config.image_size
+        if pixels.shape[1:] != (3, size, size) or not pixels.is_floating_point():
+            raise UserError(
+                f"pixels {tuple(pixels.shape)} {pixels.dtype}: this model takes normalised floats "
+                f"(batch, 3, {size}, {size}); its preprocess makes them"
+            )
+        features = self.visual(pixels) @ self.image_projection
+        return _normalized(features) if normalize else features
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """(B, L) int64, L ≤ context_length → (B, embed_dim).
+
+        A batch is cut at its longest text, which changes no number. Normalised features are float32 (float64
+        for a float64 model). Raises UserError, with the row, if a row has no end-of-text token.
+        """
+        features = self.text(tokens) @ self.text_projection
+        return _normalized(features) if normalize else features
+
+    def encode_full_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """As encode_text, at the length given and without a look at the values: one graph, for export.
+
+        A row without end-of-text token is read at its first token, unnoticed.
+        """
+        ends = (tokens == self.text.end_of_text).int().argmax(1)
+        features = self.text.token_features(tokens)[torch.arange(len(tokens), device=tokens.device), ends]
+        features = features @ self.text_projection
+        return _normalized(features) if normalize else features
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor | None]:
+        """Normalised features of images and texts, and the inverse temperature, under open_clip's keys.
+
+        Returns "image_features" and "text_features" (B, embed_dim), None for what was not given, and
+        "logit_scale",
+        a scalar: exp of the parameter.
+        """
+        return {
+            "image_features": None if image is None else self.encode_image(image, normalize=True),
+            "text_features": None if text is None else self.encode_text(text, normalize=True),
+            "logit_scale": self.logit_scale.exp(),
+        }
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the inverse temperature in [1, 100]; called after every optimizer step."""
+        self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    @torch.no_grad()
+    def lambdas(self) -> dict[str, Tensor]:
+        """λ by layer, from the input on: {"visual": (depth,), "text": (depth,)}, differential towers only."""
+        towers: dict[str, nn.Module] = {"visual": self.visual, "text": self.text}
+        lambdas = {
+            name: [layer.lam() for layer in tower.modules() if isinstance(layer, DifferentialAttention)]
+            for name, tower in towers.items()
+        }
+        return {name: torch.stack(values) for name, values in lambdas.items() if values}
+
+
+def _normalized(features: Tensor) -> Tensor:
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def create_model(name: str, **overrides: Any) -> CLIP:
+    """A model with fresh weights, in training mode, by its preset; overrides are fields of ModelConfig.
+
+    Raises UserError for an unknown name or field, and for numbers that do not fit.
+    """
+    return CLIP(model_config(name, **overrides))
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """{"total", "visual", "text", "lambda", "head_norm"}; the last two are what differential attention adds.
+
+    The towers are counted with their projections; logit_scale is in the total only.
+    """
+    counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm"), 0)
+    for name, parameter in model.named_parameters():
+        size = parameter.numel()
+        counts["total"] += size
+        if name.startswith(("visual.", "image_projection")):
+            counts["visual"] += size
+        elif name.startswith("text"):
+            counts["text"] += size
+        if ".attn.lambda_" in name:
+            counts["lambda"] += size
+        elif ".attn.norm." in name:
+            counts["head_norm"] += size
+    return counts

@@ -1,0 +1,44 @@
+"""The attention maps of a forward pass, with their gradients.
+
+Analysis is built on this: run a tower under `record_attention`, make a score from its output, and
+`torch.autograd.grad(score, [m.combined for m in maps])` is the gradient with respect to the very maps that
+made it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from diffclip.models.attention import DifferentialAttention, StandardAttention
+from diffclip.models.attention_ops import AttentionMaps
+
+
+@contextmanager
+def record_attention(module: nn.Module) -> Iterator[list[AttentionMaps]]:
+    """Inside the `with`, every attention layer in `module` appends its maps to the list, as it is run.
+
+    Both kinds of layer compute by their maps while recorded, and give what they give otherwise up to
+    rounding. A map is (B, heads, N, N), where heads is half as many in a differential layer; N counts the
+    class token of an image, first, and the tokens of the longest text. Nothing stays behind on leaving, also
+    after an exception.
+    """
+    layers = [m for m in module.modules() if isinstance(m, StandardAttention | DifferentialAttention)]
+    maps: list[AttentionMaps] = []
+    for layer in layers:
+        layer.recorded = maps
+    try:
+        yield maps
+    finally:
+        for layer in layers:
+            layer.recorded = None
+
+
+def forward_with_maps(tower: nn.Module, inputs: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
+    """`tower(inputs)`, and the maps of its layers from input to output.
+
+    For `model.visual` inputs are pixels (B, 3, S, S), for `model.text` tokens (B, L); the output is the
+    tower's feature (B, width), before the joint projection.
+    """
+    with record_attention(tower) as maps:
+        return tower(inputs), maps

@@ -1,0 +1,243 @@
+"""Named model configurations. Importing this does not import torch.
+
+CLIP and DiffCLIP of one size differ in `vision_attention` and `text_attention`, and in nothing else.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from diffclip.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Attention = Literal["standard", "differential"]
+Activation = Literal["gelu", "quick_gelu"]
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "vision_attention": ("standard", "differential"),
+    "text_attention": ("standard", "differential"),
+    "vision_activation": ("gelu", "quick_gelu"),
+    "text_activation": ("gelu", "quick_gelu"),
+    "lambda_schedule": ("constant", "depth"),
+    "init": ("matched", "released"),
+    "resize": ("shortest", "squash"),
+}
+SIZES = (
+    "embed_dim",
+    "image_size",
+    "patch_size",
+    "vision_width",
+    "vision_depth",
+    "vision_heads",
+    "text_width",
+    "text_depth",
+    "text_heads",
+    "context_length",
+    "vocab_size",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides what a CLIP computes, apart from its weights. The defaults are CLIP ViT-B/16.
+
+    `vision_heads` and `text_heads` count as in standard attention, for both kinds: differential attention
+    joins two of them into one differential head, so the number must be even, and the head width stays width /
+    heads. Raises UserError if the numbers do not fit together.
+    """
+
+    embed_dim: int = 512
+    """Width of the joint space of images and texts."""
+    image_size: int = 224
+    """Pixels on an edge; images are square."""
+    patch_size: int = 16
+    vision_width: int = 768
+    vision_depth: int = 12
+    vision_heads: int = 12
+    vision_attention: Attention = "standard"
+    vision_activation: Activation = "gelu"
+    vision_pre_norm: bool = False
+    """A LayerNorm before the first block and no bias in the patch embedding, as in open_clip."""
+    vision_norm_eps: float | None = None
+    """None: 1e-6, but 1e-5 for a differential tower with init = "released" (the published pairing)."""
+    text_width: int = 512
+    text_depth: int = 12
+    text_heads: int = 8
+    text_attention: Attention = "standard"
+    text_activation: Activation = "quick_gelu"
+    text_norm_eps: float = 1e-5
+    context_length: int = 77
+    vocab_size: int = 49408
+    """The last id is the end of a text: the text feature is read there."""
+    mlp_ratio: float = 4.0
+    lambda_init: float = 0.8
+    """λ_init of every differential layer, in [0, 1); not used with lambda_schedule = "depth"."""
+    lambda_schedule: Literal["constant", "depth"] = "constant"
+    """depth: 0.8 − 0.6·exp(−0.3·l) for layer l, counted from 0 at the input."""
+    init: Literal["matched", "released"] = "matched"
+    """How weights start; see diffclip.models.initialise."""
+    patch_dropout: float = 0.0
+    """Share of the image patches left out in training."""
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    resize: Literal["shortest", "squash"] = "shortest"
+    """How an image becomes square: shorter edge resized and the centre kept, or both edges resized."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_mean", "image_std"):  # lists when read from JSON or TOML
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(getattr(self, name)) != 3:
+                raise UserError(
+                    f"{name} = {getattr(self, name)}: give three numbers, for red, green and blue"
+                )
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        for name in SIZES:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} = {value!r}: give a whole number of at least 1")
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size} "
+                f"(remainder {self.image_size % self.patch_size})"
+            )
+        for tower in ("vision", "text"):
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            check_heads(width, heads, getattr(self, f"{tower}_attention") == "differential", tower)
+        if not 0 <= self.lambda_init < 1:
+            raise UserError(
+                f"lambda_init = {self.lambda_init}: give a number in [0, 1); 1 would multiply heads by 0"
+            )
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"patch_dropout = {self.patch_dropout}: give a number in [0, 1)")
+        for name in ("mlp_ratio", "vision_norm_eps", "text_norm_eps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} = {value}: give a number above 0")
+
+    @property
+    def resolved_vision_norm_eps(self) -> float:
+        """eps of every LayerNorm of the vision tower."""
+        if self.vision_norm_eps is not None:
+            return self.vision_norm_eps
+        return 1e-5 if self.vision_attention == "differential" and self.init == "released" else 1e-6
+
+    def lambda_init_at(self, layer: int) -> float:
+        """λ_init of layer `layer`, counted from 0 at the input of a tower."""
+        if self.lambda_schedule == "depth":
+            return 0.8 - 0.6 * math.exp(-0.3 * layer)
+        return self.lambda_init
+
+
+def check_heads(width: int, heads: int, differential: bool, where: str) -> None:
+    """Raise UserError, with the numbers, if `heads` attention heads cannot share `width` channels."""
+    if width % heads:
+        raise UserError(
+            f"{where}: width {width} is not a multiple of its {heads} heads (remainder {width % heads})"
+        )
+    if differential and heads % 2:
+        raise UserError(
+            f"{where}: differential attention pairs its heads, so their number must be even, not {heads}; "
+            f"they count as in standard attention: {heads + 1} make {(heads + 1) // 2} differential heads"
+        )
+
+
+def _sizes() -> dict[str, ModelConfig]:
+    base = ModelConfig()
+    return {
+        # 6 heads of 32 instead of the usual 3 of 64: differential attention needs an even number.
+        "t16": replace(base, embed_dim=256, vision_width=192, vision_heads=6, text_width=256, text_heads=4),
+        "s16": replace(base, embed_dim=384, vision_width=384, vision_heads=6, text_width=384, text_heads=6),
+        "b32": replace(base, patch_size=32),
+        "b16": base,
+        "l14": replace(
+            base,
+            embed_dim=768,
+            patch_size=14,
+            vision_width=1024,
+            vision_depth=24,
+            vision_heads=16,
+            text_width=768,
+            text_heads=12,
+        ),
+        "h14": replace(
+            base,
+            embed_dim=1024,
+            patch_size=14,
+            vision_width=1280,
+            vision_depth=32,
+            vision_heads=16,
+            text_width=1024,
+            text_depth=24,
+            text_heads=16,
+        ),
+        # Small enough to train on two CPU cores in minutes.
+        "quickstart": replace(
+            base,
+            embed_dim=128,
+            image_size=64,
+            patch_size=8,
+            vision_width=192,
+            vision_depth=6,
+            vision_heads=6,
+            text_width=128,
+            text_depth=4,
+            text_heads=4,
+        ),
+    }
+
+
+def _presets() -> dict[str, ModelConfig]:
+    # The paper's DiffCLIP* is `_dynamic`, its DiffCLIP† `_vision`.
+    presets = {}
+    for size, config in _sizes().items():
+        both = replace(config, vision_attention="differential", text_attention="differential")
+        presets[f"clip_vit_{size}"] = config
+        presets[f"diffclip_vit_{size}"] = both
+        presets[f"diffclip_vit_{size}_dynamic"] = replace(both, lambda_schedule="depth")
+        presets[f"diffclip_vit_{size}_vision"] = replace(both, text_attention="standard")
+        presets[f"diffclip_vit_{size}_text"] = replace(both, vision_attention="standard")
+    return presets
+
+
+PRESETS: Mapping[str, ModelConfig] = _presets()
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes."""
+    return list(PRESETS)
+
+
+def model_config(name: str, **overrides: Any) -> ModelConfig:
+    """The configuration of a preset with some fields replaced.
+
+    Raises UserError for a name that is no preset, a field that does not exist, or numbers that do not fit.
+    """
+    if name not in PRESETS:
+        raise UserError(
+            f"there is no model {name!r}{_suggest(name, PRESETS)}; diffclip.list_models() has all names"
+        )
+    return override(PRESETS[name], overrides)
+
+
+def override(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """`config` with the fields in `changes` replaced. Raises UserError for a field that does not exist."""
+    for key in changes:
+        if key not in ModelConfig.__dataclass_fields__:
+            raise UserError(
+                f"there is no model setting {key!r}{_suggest(key, ModelConfig.__dataclass_fields__)}; "
+                f"there are {', '.join(ModelConfig.__dataclass_fields__)}"
+            )
+    return replace(config, **changes)
+
+
+def _suggest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

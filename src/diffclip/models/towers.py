@@ -1,0 +1,107 @@
+"""The two towers: timm's vision transformer, and a causal text transformer of timm's blocks."""
+
+from functools import partial
+
+import timm.layers
+import torch
+from timm.layers.activations import QuickGELU
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from diffclip.errors import UserError
+from diffclip.models.attention import ATTENTION, DifferentialAttention
+from diffclip.models.presets import ModelConfig
+
+ACTIVATION: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
+    """timm's VisionTransformer, no classifier: normalised pixels (B, 3, S, S) → class token (B, width)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            num_classes=0,
+            embed_dim=config.vision_width,
+            depth=config.vision_depth,
+            num_heads=config.vision_heads,
+            mlp_ratio=config.mlp_ratio,
+            pre_norm=config.vision_pre_norm,
+            patch_drop_rate=config.patch_dropout,
+            norm_layer=partial(timm.layers.LayerNorm, eps=config.resolved_vision_norm_eps),
+            act_layer=ACTIVATION[config.vision_activation],
+            attn_layer=ATTENTION[config.vision_attention],
+            weight_init="skip",
+        )
+        _set_lambda_init(self.blocks, config)
+
+
+class TextTower(nn.Module):
+    """Tokens → feature at the end of the text. Causal: what follows the end cannot matter, so it is cut."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.end_of_text = config.vocab_size - 1
+        self.token_embedding = nn.Embedding(config.vocab_size, config.text_width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.text_width))
+        norm = partial(timm.layers.LayerNorm, eps=config.text_norm_eps)
+        self.blocks = nn.ModuleList(
+            Block(
+                config.text_width,
+                config.text_heads,
+                config.mlp_ratio,
+                qkv_bias=True,
+                norm_layer=norm,
+                act_layer=ACTIVATION[config.text_activation],
+                attn_layer=ATTENTION[config.text_attention],
+            )
+            for _ in range(config.text_depth)
+        )
+        self.norm = norm(config.text_width)
+        _set_lambda_init(self.blocks, config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64, L ≤ context_length → (B, width), read at the first end-of-text token of each row.
+
+        Raises UserError, with the row, if a row has no end-of-text token.
+        """
+        ends = self.find_ends(tokens)
+        features = self.token_features(tokens[:, : int(ends.max()) + 1])  # (B, longest, width)
+        return features[torch.arange(len(tokens), device=tokens.device), ends]
+
+    def token_features(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 → (B, L, width), the features of every token, each seeing itself and those before."""
+        length = tokens.shape[1]
+        if length > len(self.positional_embedding):
+            raise UserError(
+                f"tokens {tuple(tokens.shape)}: the context holds {len(self.positional_embedding)} at most"
+            )
+        x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
+        for block in self.blocks:
+            x = block(x, is_causal=True)
+        out: Tensor = self.norm(x)
+        return out
+
+    def find_ends(self, tokens: Tensor) -> Tensor:
+        """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one."""
+        if tokens.ndim != 2:
+            raise UserError(
+                f"tokens must be (batch, tokens), as the tokenizer makes, not {tuple(tokens.shape)}"
+            )
+        is_end = tokens == self.end_of_text
+        endless = (~is_end.any(1)).nonzero()
+        if len(endless):
+            raise UserError(
+                f"row {int(endless[0])} of the tokens {tuple(tokens.shape)} has no end-of-text token "
+                f"({self.end_of_text}): tokenize with diffclip.get_tokenizer()"
+            )
+        return is_end.int().argmax(1)
+
+
+def _set_lambda_init(blocks: nn.Module, config: ModelConfig) -> None:
+    # timm tells a layer its depth only if it derives from timm's own DiffAttention; λ_init is a plain number,
+    # set here.
+    for layer, block in enumerate(blocks.children()):
+        if isinstance(block.attn, DifferentialAttention):
+            block.attn.lambda_init = config.lambda_init_at(layer)
