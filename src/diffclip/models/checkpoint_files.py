@@ -1,0 +1,147 @@
+"""Find a file of weights, on disk or on the Hugging Face hub, and read it without running anything in it."""
+
+import argparse
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffclip.errors import UserError
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
+PICKLES = ("*.pt", "*.pth", "*.bin")
+# In the order in which they are looked for: on the hub, open_clip's file may lie beside one of another
+# library.
+DOWNLOADS = (["*.json", "open_clip_model.safetensors"], ["*.json", "*.safetensors"], ["*.json", *PICKLES])
+
+
+def locate(source: str | Path) -> Path:
+    """The file of weights that `source` means: a file, a directory that holds one, or a hub id "owner/name".
+
+    Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = _in_directory(path)
+        if found is None:
+            there = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
+            raise UserError(f"{path} holds no {WEIGHTS_NAME} and no other file of weights, but {there}")
+        return found
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        return _on_hub(str(source))
+    raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as owner/name")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors of a file by name, on the CPU, and the configuration that came with them, or None.
+
+    A `.safetensors` file may carry its configuration inside or have config.json beside it; if both are there
+    they must agree. Any other file is read as a pickle of tensors, containers and argparse.Namespace; nothing
+    else is ever built, and a file that asks for more is refused. Of a checkpoint the part "state_dict" is
+    taken, and "module." is removed from names. Raises UserError.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                inside = (file.metadata() or {}).get("config")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{path} is no readable safetensors file: {error}") from None
+        return tensors, _configuration(path, inside)
+    return _state_dict(_unpickle(path), path), None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError if it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def _in_directory(directory: Path) -> Path | None:
+    for patterns in (["open_clip_model.safetensors"], [WEIGHTS_NAME], ["*.safetensors"], PICKLES):
+        found = sorted(path for pattern in patterns for path in directory.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(f"{directory} holds several files of weights: name one of {names}")
+        if found:
+            return found[0]
+    return None
+
+
+def _on_hub(name: str) -> Path:
+    import huggingface_hub  # takes half a second to import, and only this needs it
+
+    for patterns in DOWNLOADS:
+        try:
+            directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        except Exception as error:  # offline, refused, unknown: of several libraries' types
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"{name} is no file or directory here, and the Hugging Face hub does not give it: {reason}"
+            ) from None
+        found = _in_directory(directory)
+        if found is not None:
+            return found
+    raise UserError(f"{name} on the Hugging Face hub holds no .safetensors, .pt, .pth or .bin file")
+
+
+def _configuration(path: Path, inside: str | None) -> dict[str, Any] | None:
+    beside = path.with_name(CONFIG_NAME)
+    written = read_json(beside).get("model") if beside.is_file() else None  # other libraries' have no "model"
+    if inside is None:
+        return written if isinstance(written, dict) else None
+    config: dict[str, Any] = json.loads(inside)
+    if isinstance(written, dict) and written != config:
+        differing = sorted(
+            key for key in config.keys() | written.keys() if config.get(key) != written.get(key)
+        )
+        raise UserError(
+            f"{beside} and {path.name} disagree: "
+            + ", ".join(f"{key} is {written.get(key)!r} and {config.get(key)!r}" for key in differing)
+            + "; restore the one that was changed"
+        )
+    return config
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:class|operand|global)[: ]+(\S+)", str(error))
+        what = f"asks for {wanted[1] or wanted[2]}" if wanted else "is no pickle of tensors"
+        raise UserError(
+            f"{path} {what}; only tensors and argparse.Namespace are ever read from a pickle, "
+            "so that loading runs no code: ask for the weights as safetensors"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} cannot be read as PyTorch weights: {reason}") from None
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    tensors = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    others = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if others:
+        raise UserError(
+            f"{path} holds no dictionary of tensors: {others[0]} is a {type(tensors[others[0]]).__name__}"
+        )
+    return tensors

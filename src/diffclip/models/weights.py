@@ -1,0 +1,124 @@
+"""Models on disk: `save` writes safetensors and JSON; `load` reads them, and weights of three other libraries."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import diffclip
+from diffclip.data.images import _to_rgb
+from diffclip.data.tokenizer import Tokenizer, get_tokenizer
+from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.errors import UserError
+from diffclip.models import foreign
+from diffclip.models.checkpoint_files import (
+    CONFIG_NAME,
+    OPEN_CLIP_CONFIG_NAME,
+    WEIGHTS_NAME,
+    locate,
+    read_json,
+    read_tensors,
+)
+from diffclip.models.clip import CLIP
+from diffclip.models.presets import ModelConfig, override
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model wants done to an image, as its configuration says: resized, cut square, normalised."""
+
+    config: ModelConfig
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A Pillow image of any mode and size → (3, image_size, image_size) float32."""
+        pixels = EvalTransform(self.config.image_size, self.config.resize)(_to_rgb(image))
+        return normalise(pixels, self.config.image_mean, self.config.image_std)
+
+
+def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
+    """Write model.safetensors and config.json, which `load` takes, into `directory`, made if need be.
+
+    Both are written under other names and then renamed, so that a reader never sees half a file. The
+    configuration is
+    in both: λ_init and the like are not among the weights, and one without the other would compute something
+        else.
+    metadata: JSON values to keep in config.json, such as step=1000.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = asdict(model.config)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = {"library": "diffclip", "version": diffclip.__version__, **metadata, "model": config}
+
+    weights = directory / f"{WEIGHTS_NAME}.{os.getpid()}.part"
+    save_file(state, weights, metadata={"format": "pt", "config": json.dumps(config)})
+    text = directory / f"{CONFIG_NAME}.{os.getpid()}.part"
+    text.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(weights, directory / WEIGHTS_NAME)
+    os.replace(text, directory / CONFIG_NAME)
+
+
+def load(
+    source: str | Path, device: torch.device | str = "cpu", **overrides: Any
+) -> tuple[CLIP, Preprocess, Tokenizer]:
+    """A model in evaluation mode and float32, with the preprocessing and the tokenizer it was made for.
+
+    Args:
+        source: a run directory or another that holds model.safetensors and config.json; a .safetensors file;
+            a checkpoint of the released DiffCLIP or of SLIP's CLIP (.pt), or of open_clip's CLIP (.pt,
+            .safetensors); or a hub id "owner/name" that holds one of these. Of a pickle nothing but tensors
+            is ever built.
+        device: where the model goes.
+        overrides: fields of ModelConfig. Of other libraries' files the shapes tell the sizes, but not the
+            activations (open_clip: vision_activation, text_activation), nor λ_init (DiffCLIP: lambda_init,
+            lambda_schedule).
+
+    Raises: UserError, naming every tensor that is missing, unexpected or wrongly shaped.
+    """
+    path = locate(source)
+    tensors, settings = read_tensors(path)
+    if settings is not None:
+        config = override(override(ModelConfig(), settings), overrides)
+    else:
+        config, tensors = foreign.convert(tensors, str(path), _beside(path) | overrides)
+    with torch.device("meta"):
+        model = CLIP(config)
+    _check_tensors(tensors, model, path)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return model.to(device).eval(), Preprocess(config), get_tokenizer(config.context_length)
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """What open_clip's own configuration file says beyond the shapes, if it lies beside the weights."""
+    file = path.with_name(OPEN_CLIP_CONFIG_NAME)
+    if not file.is_file():
+        return {}
+    content = read_json(file)
+    activation = "quick_gelu" if content.get("model_cfg", {}).get("quick_gelu") else "gelu"
+    statistics = content.get("preprocess_cfg", {})
+    return {"vision_activation": activation, "text_activation": activation} | {
+        f"image_{key}": statistics[key] for key in ("mean", "std") if key in statistics
+    }
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, path: Path) -> None:
+    expected = model.state_dict()
+    faults = {
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
+        "wrong shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+    }
+    found = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
+    if found:
+        raise UserError(f"{path} does not fit its configuration: {found}")
