@@ -86,7 +86,8 @@ def differential_maps(
     (q1, q2), (k1, k2) = _pairs(q), _pairs(k)
     a1 = F.dropout(attention_map(q1, k1, is_causal, attn_mask), dropout_p)
     a2 = F.dropout(attention_map(q2, k2, is_causal, attn_mask), dropout_p)
-    return AttentionMaps(a1 - lam * a2, a1, a2, lam)
+    # In this order: on CPUs `lam * a2` rounds λ to the dtype of a2 first, `a2 * lam` uses its float32 value.
+    return AttentionMaps(a1 - a2 * lam, a1, a2, lam)
 
 
 def attention_map(q: Tensor, k: Tensor, is_causal: bool, attn_mask: Tensor | None) -> Tensor:
@@ -152,11 +153,14 @@ def _sdpa(
     attn_mask: Tensor | None,
     dropout_p: float,
 ) -> Tensor:
-    outputs = [
+    first, second = (
         F.scaled_dot_product_attention(q_, k_, v, attn_mask, dropout_p, is_causal)
         for q_, k_ in zip(_pairs(q), _pairs(k), strict=True)
-    ]
-    return outputs[0] - lam * outputs[1]
+    )
+    lam = torch.as_tensor(lam, device=v.device).reshape(
+        1
+    )  # one dimension: now its dtype counts in the arithmetic
+    return (first - lam * second).to(v.dtype)
 
 
 BACKENDS: Mapping[str, Callable[..., Tensor]] = {"eager": _eager, "sdpa": _sdpa}

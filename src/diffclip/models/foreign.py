@@ -62,11 +62,13 @@ def convert(
     library, or if a tensor from which the configuration is read is missing.
     """
     is_open_clip = "visual.class_embedding" in tensors
+    if "text.token_embedding.weight" in tensors:
+        raise UserError(f"{where} lacks the configuration it was saved with: put its config.json beside it")
     if not is_open_clip and "visual.cls_token" not in tensors:
         first = ", ".join(list(tensors)[:4]) or "none"
         raise UserError(
-            f"{where}: these {len(tensors)} tensors ({first}, …) are neither of a diffclip model that has its "
-            "config.json, nor of the released DiffCLIP, SLIP's CLIP or open_clip's CLIP"
+            f"{where}: these {len(tensors)} tensors ({first}, …) are neither a diffclip model's, nor "
+            "those of the released DiffCLIP, SLIP's CLIP or open_clip's CLIP"
         )
     named = {_rename(name): tensor for name, tensor in tensors.items() if name not in NOT_WEIGHTS}
     named = _fuse_projections(named, where)
@@ -74,11 +76,14 @@ def convert(
         named["visual.cls_token"] = named["visual.cls_token"].view(1, 1, -1)
         if "visual.pos_embed" in named:
             named["visual.pos_embed"] = named["visual.pos_embed"].unsqueeze(0)
-    missing = [name for name in NEEDED if name not in named]
-    if missing:
-        raise UserError(
-            f"{where} has no {', '.join(missing)} (named as in diffclip), and so no CLIP can be built"
-        )
+    faults = [f"{name} is missing" for name in NEEDED if name not in named]
+    faults += [
+        f"{name} is {tuple(named[name].shape)}, which should have {dimensions} dimensions"
+        for name, dimensions in NEEDED.items()
+        if name in named and named[name].ndim != dimensions
+    ]
+    if faults:
+        raise UserError(f"{where} (named as in diffclip): {'; '.join(faults)}; sizes cannot be read without")
     settings = _read_shapes(named) | (
         _open_clip_settings(overrides) if is_open_clip else _slip_settings(named, overrides)
     )

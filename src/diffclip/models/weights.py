@@ -1,4 +1,4 @@
-"""Models on disk: `save` writes safetensors and JSON; `load` reads them, and weights of three other libraries."""
+"""Models on disk: `save` writes safetensors and JSON; `load` reads them, and three others' weights."""
 
 import json
 import os
@@ -84,13 +84,15 @@ def load(
     """
     path = locate(source)
     tensors, settings = read_tensors(path)
+    where = str(path)
     if settings is not None:
         config = override(override(ModelConfig(), settings), overrides)
     else:
-        config, tensors = foreign.convert(tensors, str(path), _beside(path) | overrides)
+        config, tensors = foreign.convert(tensors, where, _beside(path) | overrides)
+        where += " (named as in diffclip)"
     with torch.device("meta"):
         model = CLIP(config)
-    _check_tensors(tensors, model, path)
+    _check_tensors(tensors, model, where)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.to(device).eval(), Preprocess(config), get_tokenizer(config.context_length)
 
@@ -108,7 +110,7 @@ def _beside(path: Path) -> dict[str, Any]:
     }
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, path: Path) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, where: str) -> None:
     expected = model.state_dict()
     faults = {
         "missing": [name for name in expected if name not in tensors],
@@ -121,4 +123,4 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, path: Path) -> No
     }
     found = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
     if found:
-        raise UserError(f"{path} does not fit its configuration: {found}")
+        raise UserError(f"{where} does not fit its configuration: {found}")
