@@ -60,7 +60,7 @@ class Loader:
     ) -> None:
         if not 0 < batch_size <= len(source):
             raise UserError(
-                f"{source.name} has {len(source)} examples: give a batch size from 1 to that, not {batch_size}"
+                f"{source.name} has {len(source)} examples: a batch takes 1 to all of them, not {batch_size}"
             )
         self.skipped: Counter[str] = Counter()
         self._source, self._batch_size, self._max_skipped = source, batch_size, max_skipped

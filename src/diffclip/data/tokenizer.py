@@ -2,7 +2,9 @@
 
 Where the time goes, and what is done about it:
 
-- Cleaning. `ftfy` looks for damage that plain ASCII cannot have, so plain text skips it (`_NOT_PLAIN`).
+- Repairing and splitting. Most captions are plain ASCII, in which nothing needs repair (`_NOT_PLAIN`) and
+  letters are found without Unicode's tables (`_PLAIN_WORDS`); in most others only quotes are to be made
+  straight (`_TAME`).
 - Merging. Words repeat, so the ids of a word are kept; a new word is merged by the Rust library `tokenizers`.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import gzip
 import html
 import importlib.util
+import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,22 +31,36 @@ WORD_END = "</w>"
 MERGES = 49152 - 256 - 2  # as many lines of the vocabulary file as CLIP uses
 REMEMBERED_WORDS = 1 << 17
 
-# Anything but these characters sends a text through ftfy and HTML unescaping: tab, newline, form feed,
-# carriage return, and printable ASCII without "&". In text of these alone ftfy finds nothing to fix and there
-# is no HTML reference. Vertical tab and the other control characters are not among them because ftfy deletes
-# them.
-_NOT_PLAIN = regex.compile(r"[^\t\n\f\r -%'-~]")
+# Anything but these characters sends a text to be repaired: tab, newline, form feed, carriage return, and
+# printable ASCII without "&". In text of these alone ftfy finds nothing to fix and there is no HTML
+# reference. Vertical tab and the other control characters are missing because ftfy deletes them.
+_PLAIN = r"\t\n\f\r -%'-~"
+_NOT_PLAIN = re.compile(rf"[^{_PLAIN}]")
 
-_WORDS = regex.compile(
-    rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
-)
+# Accented Latin letters, signs and typographic punctuation, each between plain characters: ftfy suspects a
+# wrong encoding only where such characters meet, or of those left out here (Â, Ã, Œ, œ, the soft hyphen), and
+# of the rest it changes curly quotes alone (and ligatures, which are left out too).
+_QUOTES = dict.fromkeys(range(0x2018, 0x201C), "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
+_TAME_CHARACTERS = "¡-¬®-ÁÄ-ıĴ-ňŊ-őŔ-ž‐-―‘-‟•…‹›€™"
+_TAME = re.compile(rf"[{_PLAIN}]*(?:[{_TAME_CHARACTERS}][{_PLAIN}]+)*[{_TAME_CHARACTERS}]?")
+
+# What a word is. Case is ignored for the sake of "ſ", the only character that equals one of the letters here
+# and is not made one by lower().
+_SPECIAL = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d"
+_WORDS = regex.compile(rf"[\p{{L}}]+|[\p{{N}}]|{_SPECIAL}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
+_PLAIN_WORDS = re.compile(rf"[a-z]+|[0-9]|{_SPECIAL}|[^\sa-z0-9]+")  # the same for plain text in lower case
 
 
-def clean(text: str) -> str:
-    """Repair and unescape the text, make every run of white space one space, lower the case."""
-    if _NOT_PLAIN.search(text):
+def _words(text: str) -> list[str]:
+    """The words of the repaired, unescaped text in lower case."""
+    if not _NOT_PLAIN.search(text):
+        return _PLAIN_WORDS.findall(text.lower())
+    if _TAME.fullmatch(text):
+        text = text.translate(_QUOTES)
+    else:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    words: list[str] = _WORDS.findall(" ".join(text.split()).lower())
+    return words
 
 
 def _byte_characters() -> list[str]:
@@ -99,7 +116,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of one text of any length, without start and end."""
         ids: list[int] = []
-        for word in _WORDS.findall(clean(text)):
+        for word in _words(text):
             ids += self._ids_of_word(word)
         return ids
 
@@ -109,10 +126,11 @@ class Tokenizer:
             texts = [texts]
         length = context_length or self.context_length
         rows = np.zeros((len(texts), length), dtype=np.int64)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [self.sot_token_id, *self.encode(text)[: length - 1], self.eot_token_id][:length]
-            ids[-1] = self.eot_token_id
-            row[: len(ids)] = ids
+        for row, text in enumerate(texts):
+            ids = [self.sot_token_id, *self.encode(text), self.eot_token_id]
+            if len(ids) > length:
+                ids[length - 1 :] = [self.eot_token_id]
+            rows[row, : len(ids)] = ids
         return torch.from_numpy(rows)
 
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
