@@ -1,0 +1,164 @@
+"""Results on disk: one JSON line a result, with the keys of the LAION CLIP benchmark, so its tools read ours.
+
+`results.jsonl` holds the numbers. What each test example adds to each metric, which a paired comparison
+needs, lies beside it in `examples/`, one safetensors file a result.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffclip.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model on one data set and task; metrics are fractions."""
+
+    dataset: str
+    model: str
+    pretrained: str
+    task: str
+    metrics: Mapping[str, float]
+    language: str = "en"
+
+    @property
+    def key(self) -> Key:
+        """What a later result replaces."""
+        return (self.dataset, self.model, self.pretrained, self.task)
+
+
+def append(path: Path, result: Result) -> None:
+    """Add a line, in one write, so that processes may share a file. Raises ValueError for NaN."""
+    line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a crash cut the last line short: end it, so that ours stands alone
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read(path: Path) -> list[Result]:
+    """Every result of a file, the last line of each key, in the order in which keys first appear.
+
+    A file that does not exist has none. A line that is not JSON, which only a crash leaves, is skipped with a
+    warning; a line with other keys raises UserError.
+    """
+    if not path.exists():
+        return []
+    results = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            table = json.loads(line)
+        except json.JSONDecodeError:
+            log.warning("%s line %d is not JSON and was skipped: a write was cut short", path, number)
+            continue
+        expected = [field.name for field in fields(Result)]
+        if not isinstance(table, dict) or sorted(table) != sorted(expected):
+            found = ", ".join(table) if isinstance(table, dict) else type(table).__name__
+            raise UserError(f"{path} line {number}: expected the keys {', '.join(expected)}, found {found}")
+        results.append(Result(**table))
+    return merge(results)
+
+
+def merge(results: Iterable[Result]) -> list[Result]:
+    """Of results with the same key only the last, in the order in which keys first appear."""
+    return list({result.key: result for result in results}.values())
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What each test example adds to each metric of a result, and what a guess would score."""
+
+    indices: Tensor
+    """(N,) int64: which examples of the data set; two results compare pair by pair where these are equal."""
+    values: Mapping[str, Tensor]
+    """metric → (N,) float; NaN where the example has no part in it. The mean of the others is the metric."""
+    chance: Mapping[str, float]
+    """metric → what guessing at random scores."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics, as fractions."""
+        return {name: values.double().nanmean().item() for name, values in self.values.items()}
+
+
+def save_examples(results: Path, key: Key, examples: Examples, fingerprint: str) -> None:
+    """Write the file that belongs to a result of `results` (a results.jsonl), under a temporary name first.
+
+    fingerprint: of the weights and the data that the result came from, see `fingerprint`.
+    """
+    path = examples_path(results, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    tensors = {f"value/{name}": values.float().contiguous() for name, values in examples.values.items()}
+    metadata = {"chance": json.dumps(dict(examples.chance)), "fingerprint": fingerprint}
+    save_file({"indices": examples.indices, **tensors}, unfinished, metadata)
+    os.replace(unfinished, path)
+
+
+def load_examples(results: Path, key: Key) -> Examples | None:
+    """The examples of a result; None where there are none, as for results that another program wrote."""
+    path = examples_path(results, key)
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        chance = json.loads(file.metadata()["chance"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    values = {name.removeprefix("value/"): values for name, values in tensors.items() if name != "indices"}
+    return Examples(tensors["indices"], values, chance)
+
+
+def stored_fingerprint(results: Path, key: Key) -> str | None:
+    """What the examples of a result came from; None where there are none."""
+    path = examples_path(results, key)
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        found: str = file.metadata()["fingerprint"]
+        return found
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and evaluate again") from None
+
+
+def examples_path(results: Path, key: Key) -> Path:
+    """Readable, and distinct even where two keys read alike."""
+    readable = re.sub(r"[^\w.-]+", "_", "-".join((key[0], key[3], key[1])))[:80]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
+    return results.parent / "examples" / f"{readable}-{digest}.safetensors"
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model's weights and of its config, where it has one."""
+    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+import csv
+from collections import Counter
+
+import pytest
+import torch
+
+from diffclip.errors import UserError
+from diffclip.evaluation import fine_grained
+from diffclip.evaluation.features import ImageFeatures
+from diffclip.evaluation.fine_grained import FilePair, MMVPSource, PairImages
+
+
+def unit(*shape, seed=0):
+    features = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(features, dim=-1)
+
+
+def test_right_equals_the_rule_written_out():
+    images, texts = unit(200, 2, 8), unit(200, 2, 8, seed=1)
+    for found, image, text in zip(
+        fine_grained.right(images, texts).tolist(), images.double(), texts.double(), strict=True
+    ):
+        first_picks_first = image[0] @ text[0] > image[1] @ text[0]
+        second_picks_second = image[1] @ text[1] > image[0] @ text[1]
+        assert found == bool(first_picks_first and second_picks_second)
+    assert 0.15 < fine_grained.right(images, texts).float().mean() < 0.35  # chance is a quarter
+
+
+def test_a_model_that_sees_no_difference_scores_nothing():
+    same = unit(1, 1, 8)
+    assert not fine_grained.right(same.expand(5, 2, 8), unit(5, 2, 8)).any()
+    assert not fine_grained.right(unit(5, 2, 8), same.expand(5, 2, 8)).any()
+
+
+class Pairs:
+    name = "pairs"
+    patterns = ("Color", "Color", "Color", "State and Condition", "Count")
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return FilePair(self.patterns[index], (b"", b""), ("one", "other"))
+
+
+def test_the_score_is_the_mean_over_patterns():
+    texts = torch.eye(2).repeat(5, 1)
+    images = texts.clone()
+    images[[2, 3]] = images[[3, 2]]  # pair 1 (Color) is the wrong way round
+    images[8] = images[9]  # pair 4 (Count) shows one thing twice
+    features = ImageFeatures(images, torch.arange(10), torch.full((10,), -1), ((),) * 10, Counter())
+    found = fine_grained.examples(Pairs(), features, texts)
+    assert found.metrics == pytest.approx(
+        {
+            "pair_accuracy": (2 / 3 + 1 + 0) / 3,
+            "pair_accuracy/color": 2 / 3,
+            "pair_accuracy/state_and_condition": 1,
+            "pair_accuracy/count": 0,
+        }
+    )
+    assert set(found.chance.values()) == {0.25}
+    # A pair with an unreadable image is left out: image 0, so pair 0, and the others stay what they were.
+    features = ImageFeatures(
+        images[1:], torch.arange(1, 10), torch.full((9,), -1), ((),) * 9, Counter(truncated=1)
+    )
+    found = fine_grained.examples(Pairs(), features, texts[1:])
+    assert found.indices.tolist() == [1, 2, 3, 4]
+    assert found.metrics["pair_accuracy/color"] == 1 / 2
+
+
+def write_mmvp(folder, rows):
+    with (folder / "Questions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("Question ID", "Type", "Statement"), *rows])
+    for number, pattern, _ in rows:
+        (folder / "MLLM_VLM Images" / pattern).mkdir(parents=True, exist_ok=True)
+        (folder / "MLLM_VLM Images" / pattern / f"{number}.jpg").write_bytes(f"image {number}".encode())
+    return folder
+
+
+ROWS = [
+    (1, "Color", "a red, ripe apple"),
+    (2, "Color", "a green apple"),
+    (3, "Count", "one dog"),
+    (4, "Count", "two dogs"),
+]
+
+
+def test_reads_the_benchmark_s_folder(tmp_path):
+    source = MMVPSource(write_mmvp(tmp_path, ROWS))
+    assert len(source) == 2
+    assert source[0] == FilePair(
+        "Color", (b"image 1", b"image 2"), ("a photo of a red, ripe apple", "a photo of a green apple")
+    )
+    images = PairImages(source)
+    assert len(images) == 4
+    assert (images[3].image, images[3].captions) == (b"image 4", ("a photo of two dogs",))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS[:3], "has 3 statements; expected two for each pair"),
+        ([], "has 0 statements"),
+        ([ROWS[0], ROWS[2]], "1 and 3 are a pair, but of two types, 'Color' and 'Count'"),
+        ([(1, "Color", "a", "b"), ROWS[1]], "line 2: expected id, type and statement, found 4 columns"),
+    ],
+)
+def test_a_wrong_table_is_told(tmp_path, rows, message):
+    write_mmvp(tmp_path, [row[:3] for row in rows])
+    with (tmp_path / "Questions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("Question ID", "Type", "Statement"), *rows])
+    with pytest.raises(UserError, match=message):
+        MMVPSource(tmp_path)
+
+
+def test_a_missing_table_or_image_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*Questions.csv: No such file"):
+        MMVPSource(tmp_path)
+    source = MMVPSource(write_mmvp(tmp_path, ROWS))
+    (tmp_path / "MLLM_VLM Images" / "Count" / "4.jpg").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*Count/4.jpg: No such file"):
+        source[1]

@@ -1,0 +1,255 @@
+"""Features and the suite, on small image sources and tiny models."""
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffclip.data.images import BadImage
+from diffclip.data.sources import Example
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.errors import UserError
+from diffclip.evaluation import results, suite
+from diffclip.evaluation.features import image_features, text_features
+from diffclip.evaluation.fine_grained import FilePair, PairImages
+from diffclip.evaluation.suite import DataSet, NamedModel
+from diffclip.models.clip import create_model
+
+NAMES = ("red", "green", "blue", "white", "black", "grey")
+
+
+def tiny(kind="diffclip", seed=0, **changes):
+    torch.manual_seed(seed)
+    vision = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2}
+    text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
+    return create_model(f"{kind}_vit_t16", **({"embed_dim": 16} | vision | text | changes))
+
+
+class Squares:
+    """Noisy images with a label and one to three captions; some cannot be read. Counts its readings."""
+
+    name, classnames, templates = "squares", NAMES, ("a {c} square", "{c}")
+
+    def __init__(self, count=20, bad=(), captions=True):
+        self.count, self.bad, self.captions, self.read = count, bad, captions, Counter()
+
+    def __len__(self):
+        return self.count
+
+    def image(self, index):
+        return np.random.default_rng(index).integers(0, 255, (20, 16 + index % 9, 3), dtype=np.uint8)
+
+    def __getitem__(self, index):
+        self.read[index] += 1
+        if index in self.bad:
+            raise BadImage("truncated")
+        captions = (
+            tuple(f"{NAMES[index % 6]} number {index} {n}" for n in range(1 + index % 3))
+            if self.captions
+            else ()
+        )
+        return Example(self.image(index), captions, index % 6)
+
+
+class Pairs:
+    name = "pairs"
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        images = []
+        for i in range(2):
+            file = io.BytesIO()
+            Image.fromarray(Squares().image(2 * index + i)).save(file, "PNG")
+            images.append(file.getvalue())
+        return FilePair(("Color", "Count")[index % 2], tuple(images), (f"{index} one", f"{index} other"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_features_are_those_of_one_image_at_a_time(workers):
+    model, source = tiny().train(), Squares(bad=(3, 11))
+    progress = []
+    found = image_features(model, source, batch_size=7, num_workers=workers, on_progress=progress.append)
+    assert model.training
+    assert progress == [7, 14, 20]
+    assert found.skipped == {"truncated": 2}
+    assert found.indices.tolist() == [i for i in range(20) if i not in (3, 11)]
+    assert found.labels.tolist() == [i % 6 for i in found.indices.tolist()]
+    assert found.captions[1] == ("green number 1 0", "green number 1 1")
+    assert found.features.dtype == torch.float32
+    model.eval()
+    for row, index in enumerate(found.indices.tolist()):
+        pixels = EvalTransform(16)(source.image(index))[None]
+        with torch.no_grad():
+            feature = model.encode_image(normalise(pixels, model.config.image_mean, model.config.image_std))[
+                0
+            ]
+        torch.testing.assert_close(found.features[row], feature / feature.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_config_decides_how_images_are_resized():
+    source = Squares()
+    squashed = image_features(tiny(resize="squash"), source).features
+    assert not torch.allclose(squashed, image_features(tiny(), source).features, atol=1e-3)
+
+
+def test_text_features_keep_the_order_and_repeat_exactly():
+    model, tokenizer = tiny(), get_tokenizer()
+    texts = ["a red square", "x", "a much longer text about a red square", "x", "blue", "a red square"]
+    found = text_features(model, tokenizer, texts, batch_size=2)
+    assert torch.equal(found[1], found[3])
+    assert torch.equal(found[0], found[5])
+    for row, text in zip(found, texts, strict=True):
+        with torch.no_grad():
+            feature = model.encode_text(tokenizer([text]))[0]
+        torch.testing.assert_close(row, feature / feature.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_broken_model_and_unreadable_data_are_told():
+    with pytest.raises(UserError, match=r"squares: no image could be read: 20 truncated"):
+        image_features(tiny(), Squares(bad=range(20)))
+    model = tiny()
+    with torch.no_grad():
+        model.image_projection.fill_(torch.nan)
+    with pytest.raises(UserError, match="20 of 20 image features of squares are not finite"):
+        image_features(model, Squares())
+
+
+def by_hand(model, source, indices):
+    """Every metric with plain loops, from features one at a time, in float64."""
+    model = model.double().eval()
+    tokenizer = get_tokenizer()
+
+    def unit(vector):
+        return vector / np.linalg.norm(vector)
+
+    def text(words):
+        return unit(model.encode_text(tokenizer([words]))[0].numpy())
+
+    with torch.no_grad():
+        pixels = [
+            normalise(
+                EvalTransform(16)(source.image(i))[None], model.config.image_mean, model.config.image_std
+            )
+            for i in indices
+        ]
+        images = [unit(model.encode_image(p.double())[0].numpy()) for p in pixels]
+        classes = [unit(sum(text(t.format(c=name)) for t in source.templates)) for name in NAMES]
+        captions = [(row, text(c)) for row, i in enumerate(indices) for c in source[i].captions]
+    ranked = [sorted(range(6), key=lambda c: -(image @ classes[c])) for image in images]
+    hits = {k: [i % 6 in order[:k] for i, order in zip(indices, ranked, strict=True)] for k in (1, 5)}
+    recalls = [np.mean([h for i, h in zip(indices, hits[1], strict=True) if i % 6 == c]) for c in range(6)]
+    found = {"acc1": np.mean(hits[1]), "acc5": np.mean(hits[5]), "mean_per_class_recall": np.mean(recalls)}
+    for k in (1, 5, 10):
+        by_text = [
+            row in sorted(range(len(images)), key=lambda r: -(images[r] @ t))[:k] for row, t in captions
+        ]
+        by_image = []
+        for row, image in enumerate(images):
+            order = sorted(captions, key=lambda caption: -(caption[1] @ image))
+            by_image.append(row in [owner for owner, _ in order[:k]])
+        found[f"image_retrieval_recall@{k}"] = np.mean(by_text)
+        found[f"text_retrieval_recall@{k}"] = np.mean(by_image)
+    return found
+
+
+def run(models, data, path, **options):
+    return list(suite.evaluate(models, data, path, batch_size=8, **options))
+
+
+def test_every_number_by_hand_and_one_line_a_result(tmp_path):
+    model, source, path = tiny(seed=3), Squares(30, bad=(4, 7)), tmp_path / "results.jsonl"
+    data = [
+        DataSet("my squares", source, ("zero_shot", "retrieval")),
+        DataSet("my pairs", PairImages(Pairs()), ("fine_grained",)),
+    ]
+    outcomes = run([NamedModel("tiny", "runs/a", model)], data, path)
+    assert [o.fresh for o in outcomes] == [True] * 3
+    assert outcomes[0].skipped == {"truncated": 2}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [
+        (line["dataset"], line["task"], line["model"], line["pretrained"], line["language"]) for line in lines
+    ] == [
+        ("my squares", "zeroshot_classification", "tiny", "runs/a", "en"),
+        ("my squares", "zeroshot_retrieval", "tiny", "runs/a", "en"),
+        ("my pairs", "fine_grained", "tiny", "runs/a", "en"),
+    ]
+    expected = by_hand(tiny(seed=3), source, [i for i in range(30) if i not in (4, 7)])
+    assert lines[0]["metrics"] | lines[1]["metrics"] == pytest.approx(expected)
+    assert set(lines[2]["metrics"]) == {"pair_accuracy", "pair_accuracy/color", "pair_accuracy/count"}
+    for outcome in outcomes:  # what is kept of each example adds up to the metrics
+        kept = results.load_examples(path, outcome.result.key)
+        assert kept.metrics == pytest.approx(dict(outcome.result.metrics))
+        assert set(kept.chance) == set(kept.values)
+
+
+def test_images_are_read_once_for_all_tasks_and_not_at_all_when_nothing_changed(tmp_path):
+    path, source = tmp_path / "results.jsonl", Squares()
+    data = [DataSet("squares", source, ("zero_shot", "retrieval"))]
+    first = run([NamedModel("tiny", "runs/a", tiny())], data, path)
+    assert max(source.read[i] for i in range(1, 20)) == 1
+    source.read.clear()
+    again = run([NamedModel("tiny", "runs/a", tiny())], data, path)
+    assert [o.fresh for o in again] == [False, False]
+    assert [o.result for o in again] == [o.result for o in first]
+    assert not source.read
+    assert len(path.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("change", ["weights", "data", "force"])
+def test_a_result_is_redone_when_it_is_out_of_date(tmp_path, change):
+    path = tmp_path / "results.jsonl"
+    run([NamedModel("tiny", "runs/a", tiny())], [DataSet("squares", Squares(), ("zero_shot",))], path)
+    model = tiny(seed=1 if change == "weights" else 0)
+    source = Squares(24 if change == "data" else 20)
+    (outcome,) = run(
+        [NamedModel("tiny", "runs/a", model)],
+        [DataSet("squares", source, ("zero_shot",))],
+        path,
+        force=change == "force",
+    )
+    assert outcome.fresh
+    assert results.read(path) == [outcome.result]
+
+
+def test_a_crash_keeps_what_was_done(tmp_path):
+    path = tmp_path / "results.jsonl"
+    good = DataSet("good", Squares(), ("zero_shot",))
+    bad = DataSet("bad", Squares(captions=False), ("retrieval",))
+    with pytest.raises(
+        UserError, match=r"squares cannot serve retrieval: it needs captions; it can serve zero_shot"
+    ):
+        run([NamedModel("tiny", "runs/a", tiny())], [good, bad], path)
+    assert [r.dataset for r in results.read(path)] == ["good"]
+
+
+def test_tasks_of():
+    assert suite.tasks_of(Squares()) == ("zero_shot", "retrieval")
+    assert suite.tasks_of(Squares(captions=False, bad=(0, 1))) == ("zero_shot",)
+    assert suite.tasks_of(Squares(bad=range(20))) == ()
+    assert suite.tasks_of(PairImages(Pairs())) == ("fine_grained",)
+
+
+def test_a_crash_between_line_and_examples_leaves_no_stale_result(tmp_path, monkeypatch):
+    path, data = tmp_path / "results.jsonl", [DataSet("squares", Squares(), ("zero_shot",))]
+    run([NamedModel("tiny", "runs/a", tiny())], data, path)
+
+    class Crash(Exception):
+        pass
+
+    def crash(*arguments):
+        raise Crash
+
+    retrained = [NamedModel("tiny", "runs/a", tiny(seed=1))]
+    for step in ("append", "save_examples"):
+        with monkeypatch.context() as patch:
+            patch.setattr(results, step, crash)
+            with pytest.raises(Crash):
+                run(retrained, data, path)
+    assert [outcome.fresh for outcome in run(retrained, data, path)] == [True]
