@@ -1,0 +1,5 @@
+"""What the attention does: relevance maps, how well they find the object, and λ over layers and time."""
+
+from diffclip.analysis.attention_maps import relevance
+
+__all__ = ["relevance"]

@@ -1,0 +1,55 @@
+"""The numbers that a training run wrote down, as curves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffclip.errors import UserError
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number over training: steps (T,) int64, values (T,) or, for one number a layer, (T, layers)."""
+
+    steps: NDArray[np.int64]
+    values: FloatArray
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """Every number of a run directory's metrics.jsonl, by name.
+
+    Of two lines of one step, which a resumed run may have, the later wins. A last line that a crash cut short
+    is left out. Raises UserError where there is no such file, no line in it, or another line that is not a
+    JSON object.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; is {run} the directory of a training run?"
+        ) from None
+    records: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records[int(record["step"])] = record
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise UserError(f"{path} line {number}: not a record with a step: {line[:60]!r}") from None
+    if not records:
+        raise UserError(f"{path} has no records: the run has not logged a step yet")
+    ordered = [records[step] for step in sorted(records)]
+    curves = {}
+    for name in dict.fromkeys(name for record in ordered for name in record):
+        with_it = [record for record in ordered if isinstance(record.get(name), int | float | list)]
+        if name != "step" and with_it:
+            steps = np.array([record["step"] for record in with_it], dtype=np.int64)
+            curves[name] = Curve(steps, np.array([record[name] for record in with_it], dtype=np.float64))
+    return curves
