@@ -1,0 +1,1 @@
+"""Results and runs as tables, figures and one HTML file. Nothing else imports this package."""

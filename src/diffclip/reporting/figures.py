@@ -1,0 +1,178 @@
+"""Figures of a comparison: curves of both runs, λ by layer over time, relevance maps on their image.
+
+Built with matplotlib's objects, so no state is shared and no display is needed. As SVG they take the colour
+of the text around them, so one figure serves a light and a dark page.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffclip.analysis.curves import Curve
+
+# Baseline blue, candidate pink, as in the paper's Figure 1; both readable on white and on black, and told
+# apart by colour-blind readers, for whom the candidate is also the thicker line.
+COLOURS = ("#3b82f6", "#e0399a")
+LAYERS = LinearSegmentedColormap.from_list("layers", ["#f59e0b", "#ef4478", "#8b5cf6", "#22a6c8"])
+HEAT = matplotlib.colormaps["inferno"]
+# Stands for "the colour of the text around the figure" until the SVG is written.
+INK = "#808182"
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "grid.color": INK,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "diffclip",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+PANEL = (4.2, 2.7)
+# A curve is averaged down to this many points: more cannot be seen, and only make the file larger.
+POINTS = 300
+
+Pixels = NDArray[np.uint8]
+Map = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class AttentionPanel:
+    """Where two models look in one image, for each of some queries."""
+
+    image: Pixels
+    """(H, W, 3)"""
+    queries: tuple[str, ...]
+    baseline: tuple[Map, ...]
+    """A relevance map (rows, columns) ≥ 0 for each query."""
+    candidate: tuple[Map, ...]
+
+
+def curve_figure(curves: Mapping[str, Curve], *, title: str, percent: bool = False) -> Figure:
+    """One number of two runs over their steps; label → curve, baseline first; percent: of fractions."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title)
+        for (label, curve), colour, width in zip(curves.items(), COLOURS, (1.4, 2.0), strict=False):
+            thin = thinned(curve)
+            axes.plot(thin.steps, thin.values, color=colour, linewidth=width, label=label)
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.legend()
+    return figure
+
+
+def lambda_figure(curve: Curve, *, title: str) -> Figure:
+    """λ of each layer over the steps of a run; layers are counted from 1 at the input."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title)
+        thin = thinned(curve)
+        layers = thin.values.shape[1]
+        for layer in range(layers):
+            colour = LAYERS(layer / max(1, layers - 1))
+            axes.plot(thin.steps, thin.values[:, layer], color=colour, linewidth=1.6, label=str(layer + 1))
+        axes.legend(title="layer", loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + layers // 13)
+        axes.set_ylabel("λ")
+    return figure
+
+
+def attention_figure(panels: Sequence[AttentionPanel], *, baseline: str, candidate: str) -> Figure:
+    """Image and both models' maps for each query, one image a row: the paper's Figure 2."""
+    queries = len(panels[0].queries)
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(1.7 * (1 + 2 * queries), 1.95 * len(panels)), layout="constrained")
+        grid = figure.subplots(len(panels), 1 + 2 * queries, squeeze=False)
+        for row, panel in zip(grid, panels, strict=True):
+            _show(row[0], panel.image, "image")
+            for query, text in enumerate(panel.queries):
+                pair = ((baseline, panel.baseline[query]), (candidate, panel.candidate[query]))
+                for column, (label, relevance) in enumerate(pair):
+                    _show(
+                        row[1 + 2 * query + column],
+                        overlay(panel.image, relevance),
+                        f"{label}\n{textwrap.fill(text, 26)}",
+                    )
+    return figure
+
+
+def overlay(image: Pixels, relevance: Map, *, size: int = 256) -> Pixels:
+    """A relevance map as heat over its dimmed image: (h, w, 3) uint8, the longer edge `size`.
+
+    Each map is scaled to its own range, so colours compare places in one map, not two maps. A map that is the
+    same everywhere has nothing to show, and stays dark.
+    """
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    edges = (max(1, round(width * scale)), max(1, round(height * scale)))
+    base = np.asarray(Image.fromarray(image).resize(edges, Image.Resampling.BICUBIC), dtype=np.float64) / 255
+    spread = relevance.max() - relevance.min()
+    unit = (relevance - relevance.min()) / spread if spread > 0 else np.zeros_like(relevance)
+    smooth = Image.fromarray(unit.astype(np.float32)).resize(edges, Image.Resampling.BICUBIC)
+    strength = np.clip(np.asarray(smooth, dtype=np.float64), 0, 1)[..., None]  # (h, w, 1)
+    heat = HEAT(0.15 + 0.85 * strength[..., 0])[..., :3]
+    dimmed = 0.2 * base.mean(axis=2, keepdims=True) + 0.45 * base
+    mixed = dimmed * (1 - 0.8 * strength) + heat * 0.8 * strength
+    pixels: Pixels = np.rint(mixed * 255).astype(np.uint8)
+    return pixels
+
+
+def thinned(curve: Curve, points: int = POINTS) -> Curve:
+    """A curve of at most about `points` points, each the mean of its stretch."""
+    stretch = -(-len(curve.steps) // points)
+    starts = np.arange(0, len(curve.steps), stretch)
+    counts = np.diff(np.append(starts, len(curve.steps)))
+    means = (np.add.reduceat(curve.values, starts, axis=0).T / counts).T
+    return Curve(np.add.reduceat(curve.steps, starts) // counts, means)
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG element to be put into a page, drawn in the page's colours."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+
+def to_png(pixels: Pixels) -> bytes:
+    """(h, w, 3) uint8 as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as its suffix says: png, pdf or svg."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def _panel(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    return figure, axes
+
+
+def _show(axes: Axes, pixels: Pixels, title: str) -> None:
+    axes.imshow(pixels)
+    axes.set_title(title, fontsize=7)
+    axes.set_axis_off()

@@ -1,0 +1,84 @@
+import io
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffclip.analysis.curves import Curve
+from diffclip.reporting import figures
+from diffclip.reporting.figures import AttentionPanel
+
+
+def curve(points=50, layers=None):
+    steps = np.arange(points) * 10
+    values = (
+        np.linspace(2, 1, points)
+        if layers is None
+        else np.linspace(0.8, 1, points * layers).reshape(points, -1)
+    )
+    return Curve(steps, values)
+
+
+def test_svg_follows_the_page_s_colour_and_asks_for_nothing_outside():
+    svg = figures.to_svg(figures.curve_figure({"CLIP": curve(), "Diff & <CLIP>": curve(30)}, title="Loss"))
+    ET.fromstring(svg)
+    assert "currentColor" in svg
+    assert figures.INK not in svg
+    assert all(colour in svg for colour in figures.COLOURS)
+    assert "Diff &amp; &lt;CLIP&gt;" in svg
+    assert "@import" not in svg
+    assert 'href="http' not in svg
+
+
+def test_same_curves_same_svg():
+    one, two = (figures.to_svg(figures.curve_figure({"CLIP": curve()}, title="Loss")) for _ in range(2))
+    assert one == two
+
+
+def test_lambda_figure_has_a_line_and_a_label_for_each_layer():
+    axes = figures.lambda_figure(curve(layers=5), title="λ").axes[0]
+    assert len(axes.lines) == 5
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1", "2", "3", "4", "5"]
+    assert axes.lines[4].get_ydata()[-1] == pytest.approx(1)
+
+
+def test_thinned_averages_each_stretch():
+    thin = figures.thinned(
+        Curve(np.arange(7), np.array([[0.0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [20, 21]])), 3
+    )
+    assert thin.steps.tolist() == [1, 4, 6]
+    assert thin.values.tolist() == [[2, 3], [8, 9], [20, 21]]
+    short = figures.thinned(curve(5), 300)
+    assert short.values.tolist() == curve(5).values.tolist()
+
+
+def test_overlay_is_brightest_where_the_map_is_largest():
+    relevance = np.zeros((4, 4))
+    relevance[1, 2] = 3.0
+    pixels = figures.overlay(np.full((64, 64, 3), 100, np.uint8), relevance, size=128)
+    assert pixels.shape == (128, 128, 3)
+    brightness = pixels.astype(int).sum(axis=2)
+    row, column = np.unravel_index(brightness.argmax(), brightness.shape)
+    assert 32 <= row < 64
+    assert 64 <= column < 96
+    scaled = figures.overlay(np.full((64, 64, 3), 100, np.uint8), 1e-6 * relevance, size=128)
+    assert np.array_equal(scaled, pixels)  # each map has its own range
+    wide = figures.overlay(np.zeros((30, 60, 3), np.uint8), np.zeros((3, 6)), size=100)
+    assert wide.shape == (50, 100, 3)
+    assert len(np.unique(wide.reshape(-1, 3), axis=0)) == 1  # nothing to see in a flat map
+
+
+def test_attention_figure_and_png(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    maps = tuple(np.random.default_rng(i).random((4, 4)) for i in range(2))
+    panel = AttentionPanel(image, ("a red star", "two blue rings on a striped ground"), maps, maps)
+    figure = figures.attention_figure([panel, panel], baseline="CLIP", candidate="DiffCLIP")
+    assert len(figure.axes) == 2 * 5
+    titles = [axes.get_title() for axes in figure.axes[:5]]
+    assert titles[:3] == ["image", "CLIP\na red star", "DiffCLIP\na red star"]
+    figures.save(figure, tmp_path / "new" / "panel.png")
+    with Image.open(tmp_path / "new" / "panel.png") as opened:
+        assert opened.width > opened.height
+    with Image.open(io.BytesIO(figures.to_png(image))) as opened:
+        assert np.array_equal(np.asarray(opened), image)
