@@ -1,1 +1,64 @@
-"""CLIP with differential attention: models, training, evaluation, analysis. Importing this does not import torch."""
+"""CLIP with differential attention: models, training, evaluation, analysis.
+
+Importing this does not import torch: each public name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffclip import analysis, data, evaluation, models, reporting, training
+    from diffclip.data.tokenizer import get_tokenizer
+    from diffclip.errors import UserError
+    from diffclip.models.attention import DifferentialAttention
+    from diffclip.models.attention_ops import differential_attention
+    from diffclip.models.clip import CLIP, create_model
+    from diffclip.models.presets import ModelConfig, list_models
+    from diffclip.models.weights import load, save
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CLIP": "diffclip.models.clip",
+    "DifferentialAttention": "diffclip.models.attention",
+    "ModelConfig": "diffclip.models.presets",
+    "UserError": "diffclip.errors",
+    "create_model": "diffclip.models.clip",
+    "differential_attention": "diffclip.models.attention_ops",
+    "get_tokenizer": "diffclip.data.tokenizer",
+    "list_models": "diffclip.models.presets",
+    "load": "diffclip.models.weights",
+    "save": "diffclip.models.weights",
+}
+_PACKAGES = ("analysis", "data", "evaluation", "models", "reporting", "training")
+
+__all__ = [
+    "CLIP",
+    "DifferentialAttention",
+    "ModelConfig",
+    "UserError",
+    "analysis",
+    "create_model",
+    "data",
+    "differential_attention",
+    "evaluation",
+    "get_tokenizer",
+    "list_models",
+    "load",
+    "models",
+    "reporting",
+    "save",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"diffclip.{name}")
+    raise AttributeError(f"module 'diffclip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

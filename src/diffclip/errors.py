@@ -1,4 +1,4 @@
-"""The one exception that means: the input is wrong, and here is the line that says how."""
+"""The exceptions that a person is meant to read: one line each, never a traceback."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one line: what is wrong, where, what was expected or found, what to do.
     The command line prints it without a traceback and exits with status 1.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has saved itself. The message says how to go on; the command line exits with 130."""

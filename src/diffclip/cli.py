@@ -1,0 +1,122 @@
+"""The `diffclip` command: parse and call, nothing else."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagConversionOff, Positional, arg
+
+from diffclip.config import Recipe, load_recipe, revalidate
+from diffclip.errors import Stopped, UserError
+
+
+def train_command(settings: Recipe) -> Callable[..., None]:
+    """The `train` command whose settings default to those of a recipe that is already read."""
+
+    def train(
+        recipe: Positional[Path],
+        /,
+        *,
+        out: Path | None = None,
+        resume: bool = False,
+        dry_run: bool = False,
+        settings: Annotated[FlagConversionOff[Recipe], arg(name="")] = settings,
+    ) -> None:
+        """Train a model by a recipe. Any setting of the recipe can be replaced: --section.key value.
+
+        Args:
+            recipe: The recipe, a TOML file.
+            out: The run directory; by default runs/NAME, NAME being the recipe's file name.
+            resume: Go on from the newest checkpoint of the run directory.
+            dry_run: Print shapes, parameters, steps, schedule and memory, and stop.
+        """
+        from diffclip import commands
+
+        final = revalidate(settings)
+        if dry_run:
+            commands.print_dry_run(final)
+        else:
+            commands.train(final, out or Path("runs") / recipe.stem, resume=resume)
+
+    return train
+
+
+def evaluate(
+    models: Positional[tuple[str, ...]],
+    /,
+    *,
+    data: tuple[str, ...],
+    out: Path,
+    tasks: tuple[Literal["zero_shot", "retrieval", "fine_grained"], ...] = ("zero_shot",),
+    batch_size: int = 256,
+    workers: int = 2,
+) -> None:
+    """Evaluate models on data sets; results go to OUT/results.jsonl, a line each.
+
+    Args:
+        models: Run directories, .safetensors files, released checkpoints or hub ids.
+        data: NAME=PATH of each data set; PATH is a folder, a file, shards, or scenes:SPLIT.
+        out: Where results.jsonl is written.
+        tasks: What is measured.
+        batch_size: Images encoded at a time.
+        workers: Processes that decode images.
+    """
+    from diffclip import commands
+
+    commands.evaluate(models, data, tasks, out, batch_size=batch_size, workers=workers)
+
+
+def quickstart(*, out: Path = Path("runs/quickstart"), minutes: float = 9.0, seed: int = 0) -> None:
+    """Train CLIP and DiffCLIP on drawn scenes, compare them, and write report.html.
+
+    Args:
+        out: Where both runs, results.jsonl and report.html go.
+        minutes: The whole budget. Fewer minutes mean fewer training steps, the same number for both models.
+        seed: Of the weights and of the order of the data, the same for both.
+    """
+    from diffclip.quickstart import run
+
+    run(out, minutes, seed)
+
+
+def models() -> None:
+    """List the presets with their sizes."""
+    from diffclip import commands
+
+    commands.print_models()
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "train": train_command(Recipe()),
+    "eval": evaluate,
+    "models": models,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 wrong input, 2 wrong arguments, 130 stopped and resumable."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        available = dict(COMMANDS)
+        if arguments[:1] == ["train"]:
+            # The recipe gives the defaults of the options, so it is read before they are parsed.
+            recipe = next((a for a in arguments[1:] if a.endswith(".toml")), None)
+            if recipe is not None:
+                available["train"] = train_command(load_recipe(recipe))
+        tyro.extras.subcommand_cli_from_dict(available, prog="diffclip", args=arguments or ["--help"])
+    except UserError as error:
+        sys.exit(f"diffclip: {error}")
+    except Stopped as stopped:
+        print(f"diffclip: {stopped}", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

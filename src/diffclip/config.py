@@ -1,0 +1,228 @@
+"""The recipe of a run: dataclasses, read from TOML, validated, written back to TOML.
+
+Every number of a training run is a field here, with the paper's value as its default. A recipe file states only what
+differs. `docs/recipes.md` is the reference; `diffclip train RECIPE.toml --help` prints the same from these docstrings.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from diffclip.errors import UserError
+from diffclip.models.presets import ModelConfig, model_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# An unknown key is an error, not a silent default: a typo in a recipe must not change an experiment.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model: a preset, and what differs from it."""
+
+    __pydantic_config__ = STRICT
+
+    preset: str = "diffclip_vit_b16"
+    """A name that `diffclip models` lists."""
+    overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Fields of ModelConfig that differ from the preset, such as `lambda_init = 0.5`."""
+
+    def resolve(self) -> ModelConfig:
+        return model_config(self.preset, **self.overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One data set: where it lies and how it is read. The fields are those of `diffclip.data.sources.open_source`."""
+
+    __pydantic_config__ = STRICT
+
+    path: str = ""
+    """A folder, a file, a pattern of shards, or `scenes:SPLIT`."""
+    format: Literal["auto", "parquet", "tar", "csv", "folder", "scenes"] = "auto"
+    split: str | None = None
+    """Which part of a folder that holds several, such as `train`."""
+    image_key: str | None = None
+    """Column or extension of the image; found by itself when there is no choice."""
+    caption_key: str | None = None
+    label_key: str | None = None
+    classnames: tuple[str, ...] | None = None
+    """Names of the classes of labelled data, in label order; by default the data set's own."""
+    templates: tuple[str, ...] | None = None
+    """Prompts that turn a class name into a caption, `{c}` being the name."""
+    holdout: Count = 0
+    """How many examples, a fixed random choice, `part = "train"` leaves out and `part = "holdout"` is made of."""
+    part: Literal["all", "train", "holdout"] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Training data, the order they come in, and their augmentation."""
+
+    __pydantic_config__ = STRICT
+
+    train: SourceConfig = field(default_factory=SourceConfig)
+    examples: Count = 0
+    """How many training examples there should be; another count is warned of, and a dry run without the data uses this.
+    0: not known."""
+    workers: Count = 2
+    """Processes that decode and augment. The batches are the same for any number."""
+    scale: tuple[Fraction, Fraction] = (0.5, 1.0)
+    """Share of the image's area that a random crop keeps."""
+    ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    """Aspect ratio of a random crop."""
+    flip: Fraction = 0.0
+    """Probability of a horizontal flip. The paper's recipe has none."""
+    max_skipped: Fraction = 0.1
+    """Share of unreadable images above which the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The symmetric contrastive loss."""
+
+    __pydantic_config__ = STRICT
+
+    shared_captions: bool = False
+    """Equal captions in a batch share their images: none is a negative of the others. Labelled data need it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW and its schedule: linear warm-up, then a cosine, both updated every step."""
+
+    __pydantic_config__ = STRICT
+
+    lr: Positive = 5e-4
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.5
+    """On matrices only: biases, norms, λ, positions of one dimension and the temperature are left alone."""
+    warmup_epochs: NonNegative = 1.0
+    warmup_lr: NonNegative = 1e-6
+    """Where the warm-up starts."""
+    final_lr: NonNegative = 1e-5
+    """Where the cosine ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long, in what precision, and what is written down meanwhile."""
+
+    __pydantic_config__ = STRICT
+
+    epochs: Positive = 40.0
+    """Passes over the training data; a fraction is allowed."""
+    batch_size: PositiveInt = 4096
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """`auto`: bfloat16 autocast where the processor computes in it, else float32."""
+    log_every: PositiveInt = 20
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints stay."""
+    monitor_every: PositiveInt = 200
+    """Steps between two measurements of the attention's entropy."""
+    evaluate_every: NonNegative = 0.0
+    """Epochs between two evaluations during training; 0: only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One data set that the model is judged on while and after it trains."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    """The data set's name in results and curves."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+    """Without a path: another split or part of the training data."""
+    tasks: tuple[Literal["zero_shot", "retrieval"], ...] = ("zero_shot",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run."""
+
+    __pydantic_config__ = STRICT
+
+    seed: Count = 0
+    """Of the initial weights, the data's order and the augmentation."""
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    evaluation: tuple[Evaluation, ...] = ()
+
+
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe. Raises UserError where the file is missing, is not TOML, or holds a wrong key or value."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
+        raise UserError(f"cannot read the recipe {path}: {reason}") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    return validate(table, where=str(path))
+
+
+def validate(table: Mapping[str, Any], where: str) -> Recipe:
+    """A Recipe from plain tables; `where` names their origin in the error."""
+    try:
+        recipe = _RECIPE.validate_python(table)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_describe(e) for e in error.errors())) from None
+    recipe.model.resolve()
+    return recipe
+
+
+def revalidate(recipe: Recipe) -> Recipe:
+    """Check a recipe whose fields were replaced on the command line."""
+    return validate(dataclasses.asdict(recipe), where="command line")
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as TOML that `load_recipe` reads back to an equal one."""
+    return tomli_w.dumps(_plain(dataclasses.asdict(recipe)))
+
+
+def _plain(value: Any) -> Any:
+    """TOML has no null and no tuple: a field that is None is left out, which means its default, None."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{place}: no such key"
+    message = str(error["msg"])
+    return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r}"

@@ -1,0 +1,165 @@
+"""The quickstart: train CLIP and DiffCLIP on the embedded scenes, compare them, write one report."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from diffclip.analysis.attention_maps import relevance
+from diffclip.commands import run_suite
+from diffclip.config import Recipe, load_recipe
+from diffclip.data.images import decode
+from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import normalise
+from diffclip.errors import UserError
+from diffclip.evaluation.fine_grained import PairImages
+from diffclip.evaluation.suite import DataSet, NamedModel
+from diffclip.models.clip import CLIP
+from diffclip.models.weights import load
+from diffclip.reporting import tables
+from diffclip.reporting.figures import AttentionPanel, Map, Pixels
+from diffclip.reporting.html import write_report
+from diffclip.reporting.tables import ModelName
+from diffclip.training import trainer
+
+# Baseline first: label, preset.
+MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}
+
+EVALUATION_MINUTES = 1.0
+"""What evaluation and the report take on two CPU cores, kept free of the budget."""
+TIMED_STEPS = 6
+TEST_IMAGES, SHIFTED_IMAGES, PANELS = 1000, 500, 4
+
+
+def run(out: Path, minutes: float, seed: int) -> Path:
+    """Train both models in at most `minutes`, evaluate and compare them; returns the report, OUT/report.html.
+
+    Both have the same seed, data, order and number of steps. Where OUT holds the runs already, finished or not, they
+    are gone on with. Raises UserError where OUT holds runs of another seed, or the budget is too small.
+    """
+    began = time.monotonic()
+    console = Console()
+    recipes = _recipes(out, minutes, seed, console)
+    for label, recipe in recipes.items():
+        run_directory = out / label.lower()
+        if not (run_directory / "model.safetensors").exists():
+            trainer.train(recipe, run_directory, resume=(run_directory / "recipe.toml").exists())
+    console.print("Comparing both on test, shifted and fine-grained scenes")
+    models = [
+        NamedModel(preset, str(out / label.lower()), load(out / label.lower(), device=trainer.default_device())[0])
+        for label, preset in MODELS.items()
+    ]
+    run_suite(models, test_data(), out / "results.jsonl", console)
+    names = [ModelName(label, model.name, model.pretrained) for label, model in zip(MODELS, models, strict=True)]
+    comparison = tables.compare(out / "results.jsonl", *names)
+    console.print(tables.to_rich(comparison))
+    console.print(tables.headline(comparison))
+    recipe = recipes["DiffCLIP"]
+    report = out / "report.html"
+    write_report(
+        report,
+        title="CLIP and DiffCLIP, side by side",
+        introduction=(
+            "Two small models that differ in their attention alone, "
+            "trained with the same seed on the same drawn scenes in the same order."
+        ),
+        comparison=comparison,
+        runs={label: out / label.lower() for label in MODELS},
+        panels=[_panel(index, models) for index in _telling_scenes(PANELS)],
+        facts={
+            "command": f"diffclip quickstart --out {out} --minutes {minutes:g} --seed {seed}",
+            "models": ", ".join(MODELS.values()),
+            "training": f"{trainer.Schedule.of(recipe, len(trainer.training_source(recipe))).steps} steps of "
+            f"{recipe.training.batch_size} images, seed {seed}",
+            "took": f"{(time.monotonic() - began) / 60:.1f} minutes on {torch.get_num_threads()} threads",
+            "versions": ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "timm")),
+        },
+    )
+    console.print(f"Report: {report}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
+    return report
+
+
+def test_data() -> list[DataSet]:
+    """Scenes' test set, its four shifts and the fine-grained pairs. The test set comes first: headlines speak of it."""
+    shifted = [split for split in SPLITS if split not in ("train", "test")]
+    return [
+        DataSet("scenes/test", SceneSource("test", length=TEST_IMAGES), ("zero_shot", "retrieval")),
+        *(DataSet(f"scenes/{split}", SceneSource(split, length=SHIFTED_IMAGES), ("zero_shot",)) for split in shifted),
+        DataSet("scenes/finegrained", PairImages(FineGrainedSource()), ("fine_grained",)),
+    ]
+
+
+def _recipes(out: Path, minutes: float, seed: int, console: Console) -> dict[str, Recipe]:
+    """The recipe of each model: that of OUT where there is one, else as many epochs as the budget allows."""
+    found = [path for label in MODELS if (path := out / label.lower() / "recipe.toml").exists()]
+    if found:
+        recipe = load_recipe(found[0])
+        if recipe.seed != seed:
+            raise UserError(f"{out} holds runs of seed {recipe.seed}, not {seed}: give another --out")
+        console.print(f"Going on with the runs in {out}", highlight=False)
+    else:
+        with files("diffclip").joinpath("recipes/quickstart.toml").open("rb") as file:
+            recipe = dataclasses.replace(load_recipe(file.name), seed=seed)
+        recipe = _fitted(recipe, minutes, console)
+    return {
+        label: dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset))
+        for label, preset in MODELS.items()
+    }
+
+
+def _fitted(recipe: Recipe, minutes: float, console: Console) -> Recipe:
+    """The recipe, shortened if need be so that training both models fits into the budget."""
+    source = trainer.training_source(recipe)
+    schedule = trainer.Schedule.of(recipe, len(source))
+    seconds = 0.0  # of one step of both
+    for preset in MODELS.values():
+        one = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset))
+        candidate = trainer.Trainer(one, schedule)
+        batches = trainer.training_loader(one, source).epoch(0)
+        candidate.step(0, next(batches))  # the first step also allocates
+        began = time.monotonic()
+        for step in range(1, TIMED_STEPS + 1):
+            candidate.step(step, next(batches))
+        seconds += (time.monotonic() - began) / TIMED_STEPS
+    affordable = int((minutes - EVALUATION_MINUTES) * 60 / seconds)
+    if affordable < schedule.warmup_steps + 1:
+        raise UserError(
+            f"--minutes {minutes:g} is too short: this machine needs {seconds:.1f} s for a step of both models"
+        )
+    steps = min(schedule.steps, affordable)
+    shorter = "" if steps == schedule.steps else f", of {schedule.steps} in the whole recipe"
+    console.print(
+        f"Training {' and '.join(MODELS)} for {steps} steps each{shorter}: about {steps * seconds / 60:.0f} minutes",
+        highlight=False,
+    )
+    epochs = steps / schedule.steps_per_epoch
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=epochs))
+
+
+def _telling_scenes(count: int) -> list[int]:
+    """The first test scenes that show two kinds of things or more, so that two queries can be asked of each."""
+    source = SceneSource("test", length=TEST_IMAGES)
+    return [index for index in range(len(source)) if len(source.masks(index)) >= 2][:count]
+
+
+def _panel(index: int, models: Sequence[NamedModel]) -> AttentionPanel:
+    source = SceneSource("test", length=TEST_IMAGES)
+    image = decode(source[index].image)
+    queries = tuple(phrase for phrase, _ in source.masks(index)[:2])
+    baseline, candidate = (_maps(named.model, image, queries) for named in models)
+    return AttentionPanel(image, queries, baseline, candidate)
+
+
+def _maps(model: CLIP, image: Pixels, queries: Sequence[str]) -> tuple[Map, ...]:
+    config = model.config
+    device = next(model.parameters()).device
+    pixels = torch.from_numpy(image).permute(2, 0, 1).expand(len(queries), -1, -1, -1)  # (queries, 3, S, S)
+    pixels = normalise(pixels.to(device), config.image_mean, config.image_std)
+    tokens = get_tokenizer(config.context_length)(queries).to(device)
+    return tuple(relevance(model, pixels, tokens).cpu().numpy())

@@ -1,0 +1,125 @@
+"""What a recipe would do, without doing it: shapes, parameters, steps, schedule, memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffclip.config import Recipe
+from diffclip.data.sources import open_source
+from diffclip.errors import UserError
+from diffclip.models.clip import CLIP, count_parameters
+from diffclip.training.loss import contrastive_loss
+from diffclip.training.optimizer import learning_rate
+from diffclip.training.trainer import Schedule, autocast_dtype, default_device, new_model
+
+GIB = 2**30
+# Weight, gradient and AdamW's two moments, each float32.
+BYTES_PER_PARAMETER = 16
+
+
+@dataclass
+class SavedBytes:
+    """Bytes that a forward pass keeps for its backward pass; a storage that is kept twice counts once."""
+
+    storages: dict[int, int] = field(default_factory=dict)
+    _alive: list[Tensor] = field(default_factory=list)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.storages[storage._cdata] = storage.nbytes()
+        self._alive.append(tensor)  # a freed storage's address could be given to another
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(self.storages.values())
+
+
+@contextmanager
+def saved_bytes() -> Iterator[SavedBytes]:
+    counter = SavedBytes()
+    with torch.autograd.graph.saved_tensors_hooks(counter.keep, lambda tensor: tensor):
+        yield counter
+
+
+def activation_bytes(recipe: Recipe, batch_size: int) -> int:
+    """Bytes of activations kept for the backward pass of one step, found by running it on shapes alone.
+
+    Captions are taken at their full length, so this is an upper bound for the text tower.
+    """
+    config = recipe.model.resolve()
+    dtype = autocast_dtype(recipe.training.precision, default_device())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = CLIP(config)
+        owned = {p.untyped_storage()._cdata for p in model.parameters()}
+        pixels = torch.empty(batch_size, 3, config.image_size, config.image_size)
+        tokens = torch.zeros(batch_size, config.context_length, dtype=torch.long)
+        with saved_bytes() as saved, torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            image = model.encode_image(pixels, normalize=True)
+            text = model.encode_full_text(tokens, normalize=True)
+            contrastive_loss(image, text, model.logit_scale.exp())
+    return sum(size for address, size in saved.storages.items() if address not in owned)
+
+
+def describe(recipe: Recipe) -> list[tuple[str, str]]:
+    """(what, value) rows for a person to read. Raises UserError as training itself would, but for absent data when
+    the recipe states `data.examples`."""
+    config = recipe.model.resolve()
+    model = new_model(recipe)
+    counts = count_parameters(model)
+    examples, where = _examples(recipe)
+    schedule = Schedule.of(recipe, examples)
+    batch = recipe.training.batch_size
+    # Two small batches give the part that grows with the batch; the B×B logits are counted apart.
+    small, large = (activation_bytes(recipe, size) for size in (2, 4))
+    activations = (large - small) // 2 * batch + 3 * 4 * batch * batch
+    parameters = counts["total"]
+    rows = [
+        ("model", recipe.model.preset + "".join(f" {k}={v}" for k, v in recipe.model.overrides.items())),
+        ("images", f"({batch}, 3, {config.image_size}, {config.image_size}), patches of {config.patch_size}"),
+        ("captions", f"({batch}, at most {config.context_length})"),
+        ("features", f"({batch}, {config.embed_dim}) each; logits ({batch}, {batch})"),
+        ("parameters", f"{parameters:,}"),
+    ]
+    if counts["lambda"]:
+        share = (counts["lambda"] + counts["head_norm"]) / parameters
+        rows.append(("of them λ, head norms", f"{counts['lambda']:,} + {counts['head_norm']:,} ({share:.4%} of all)"))
+    rows += [
+        ("examples", f"{examples:,} {where}"),
+        ("steps", f"{schedule.steps:,} = {recipe.training.epochs:g} epochs × {schedule.steps_per_epoch:,}"),
+        ("learning rate", "; ".join(_rates(recipe, schedule))),
+        (
+            "precision",
+            "bfloat16 autocast" if autocast_dtype(recipe.training.precision, default_device()) else "float32",
+        ),
+        ("memory, weights and optimizer", f"{parameters * BYTES_PER_PARAMETER / GIB:.2f} GiB"),
+        ("memory, activations", f"{activations / GIB:.2f} GiB at most, in one process"),
+    ]
+    return rows
+
+
+def _examples(recipe: Recipe) -> tuple[int, str]:
+    if recipe.data.train.path:
+        try:
+            return len(open_source(**vars(recipe.data.train))), f"in {recipe.data.train.path}"
+        except UserError:
+            if not recipe.data.examples:
+                raise
+    if not recipe.data.examples:
+        raise UserError("the recipe names no training data: set data.train.path, or data.examples for a dry run")
+    return recipe.data.examples, "as the recipe states; the data are not here"
+
+
+def _rates(recipe: Recipe, schedule: Schedule) -> Iterator[str]:
+    for step in sorted({0, schedule.warmup_steps, schedule.steps // 2, schedule.steps - 1}):
+        rate = learning_rate(
+            min(step, schedule.steps - 1),
+            steps=schedule.steps,
+            warmup_steps=schedule.warmup_steps,
+            config=recipe.optimizer,
+        )
+        yield f"{rate:.2e} at step {step:,}"

@@ -1,0 +1,57 @@
+"""The command as a person runs it: exit status, error lines, help."""
+
+import subprocess
+import sys
+
+import pytest
+
+from diffclip import cli
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "diffclip.cli", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def main(capsys, *arguments: str) -> tuple[object, str, str]:
+    """(exit status or message, stdout, stderr) of a command run in this process."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out, captured.err
+
+
+def test_help_does_not_load_torch():
+    program = (
+        "import sys, diffclip.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout
+    assert "quickstart" in output
+    assert output.splitlines()[-1] == "False"
+
+
+def test_a_wrong_recipe_is_one_line(capsys, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[optimizer]\nlr = 'fast'\n")
+    status, _, _ = main(capsys, "train", str(recipe))
+    assert str(status) == f"diffclip: {recipe}: optimizer.lr: input should be a valid number, found 'fast'"
+
+
+def test_training_without_data_says_what_to_set(capsys, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[model]\npreset = 'clip_vit_quickstart'\n")
+    status, _, _ = main(capsys, "train", str(recipe), "--out", str(tmp_path / "run"))
+    assert "data.train.path" in str(status)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_the_recipe_are_options(capsys, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[model]\npreset = 'diffclip_vit_quickstart'\n[data]\nexamples = 1000\n")
+    cli.main(["train", str(recipe), "--dry-run", "--training.batch_size", "10", "--training.epochs", "3"])
+    output = capsys.readouterr().out
+    assert "300 = 3 epochs × 100" in output
+    status, _, err = main(capsys, "train", str(recipe), "--dry-run", "--training.batch_size", "ten")
+    assert status == 2
+    assert "batch" in err

@@ -1,0 +1,60 @@
+"""The loss against its formula in float64 with loops, and against open_clip's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+
+from diffclip.training.loss import contrastive_loss
+
+
+def features(count: int, dim: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = torch.randn(2, count, dim, generator=generator, dtype=torch.float64)
+    return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+
+
+def by_hand(image, text, scale, groups) -> float:
+    """Both directions, one row at a time: the mean over the row's answers of −log of their softmax."""
+    image, text, total = image.tolist(), text.tolist(), 0.0
+    for queries, keys in ((image, text), (text, image)):
+        for i, query in enumerate(queries):
+            scores = [scale * math.fsum(a * b for a, b in zip(query, key, strict=True)) for key in keys]
+            everything = math.log(math.fsum(math.exp(s) for s in scores))
+            answers = [everything - s for s, group in zip(scores, groups, strict=True) if group == groups[i]]
+            total += math.fsum(answers) / len(answers)
+    return total / (2 * len(image))
+
+
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5], [0, 0, 1, 2, 1, 0], [7] * 6])
+def test_equals_the_formula(groups):
+    image, text = features(6)
+    loss = contrastive_loss(image, text, torch.tensor(14.3), torch.tensor(groups))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(by_hand(image, text, 14.3, groups), rel=1e-5, abs=1e-6)
+
+
+def test_without_groups_it_is_open_clips():
+    image, text = (x.float() for x in features(9))
+    ours = contrastive_loss(image, text, torch.tensor(100.0))
+    assert ours.item() == pytest.approx(ClipLoss()(image, text, torch.tensor(100.0)).item(), rel=1e-6)
+
+
+def test_an_image_does_not_push_away_the_caption_it_shares():
+    image, text = features(4)
+    image.requires_grad_()
+    for groups, repelled in ((None, True), (torch.tensor([0, 0, 1, 2]), False)):
+        loss = contrastive_loss(image, text, torch.tensor(5.0, dtype=torch.float64), groups)
+        (gradient,) = torch.autograd.grad(loss, image)
+        # Image 0's gradient is a sum over the captions it is compared with; solve for the share of caption 1.
+        share = torch.linalg.lstsq(text.T, gradient[0][:, None]).solution[1].item()
+        assert (share > 0) == repelled
+
+
+def test_is_computed_in_float32_under_autocast():
+    image, text = (x.bfloat16() for x in features(64, 32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = contrastive_loss(image, text, torch.tensor(100.0))
+    assert inside.item() == contrastive_loss(image.float(), text.float(), torch.tensor(100.0)).item()

@@ -1,0 +1,178 @@
+"""Whole runs, made small: they learn, stop, resume to the same bits, and refuse what they should."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import diffclip
+from diffclip.config import validate
+from diffclip.errors import Stopped, UserError
+from diffclip.training import checkpoint, trainer
+from diffclip.training.trainer import Schedule, train
+
+SMALL = {
+    "image_size": 16,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_depth": 2,
+    "vision_heads": 4,
+    "text_width": 32,
+    "text_depth": 2,
+    "text_heads": 4,
+    "embed_dim": 16,
+    "patch_dropout": 0.25,
+}
+
+
+def recipe(**training):
+    return validate(
+        {
+            "model": {"preset": "diffclip_vit_quickstart", "overrides": SMALL},
+            "data": {"train": {"path": "scenes:train?size=16&length=64"}, "workers": 0},
+            "optimizer": {"lr": 1e-3, "warmup_epochs": 0.5},
+            "training": {
+                "epochs": 2,
+                "batch_size": 8,
+                "log_every": 2,
+                "checkpoint_every": 3,
+                "monitor_every": 4,
+                "precision": "float32",
+            }
+            | training,
+        },
+        where="test",
+    )
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never interrupted."""
+    return train(recipe(), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_a_run_leaves_what_is_documented(finished):
+    records = lines(finished)
+    assert [r["step"] for r in records] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert records[-1]["epoch"] == 2
+    assert {"loss", "lr", "logit_scale", "images_per_s", "data_wait", "seconds"} <= set(records[0])
+    assert len(records[0]["lambda_visual"]) == len(records[0]["lambda_text"]) == 2
+    assert all(0 <= value <= 1 for value in records[1]["entropy_visual"] + records[1]["entropy_text"])
+    assert [p.name for p in checkpoint.found(finished)] == ["step_00000015", "step_00000016"]
+    model, _preprocess, tokenizer = diffclip.load(str(finished))
+    final = load_file(checkpoint.found(finished)[-1] / "model.safetensors")
+    assert all(torch.equal(value, final[name]) for name, value in model.state_dict().items())
+    assert tokenizer(["a dog"]).shape == (1, model.config.context_length)
+
+
+@pytest.mark.parametrize("stop_after", [3, 7, 11])
+def test_an_interrupted_run_ends_in_the_same_bits(finished, tmp_path, stop_after, monkeypatch):
+    run = tmp_path / "run"
+    step = trainer.Trainer.step
+
+    def interrupted(self, number, batch):
+        if number + 1 == stop_after and not run.joinpath("stopped").exists():
+            run.joinpath("stopped").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "step", interrupted)
+    with pytest.raises(Stopped, match=f"step {stop_after} of 16 .* --resume"):
+        train(recipe(), run)
+    train(recipe(), run, resume=True)
+    for name in ("model.safetensors", "checkpoints/step_00000016/optimizer.safetensors"):
+        whole, resumed = load_file(finished / name), load_file(run / name)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    timings = {"images_per_s", "data_wait", "seconds"}
+    assert [{k: v for k, v in r.items() if k not in timings} for r in lines(run)] == [
+        {k: v for k, v in r.items() if k not in timings} for r in lines(finished)
+    ]
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, monkeypatch, caplog):
+    run = tmp_path / "run"
+    train(recipe(), run)
+    newest = checkpoint.found(run)[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"\0" * 20)
+    train(recipe(), run, resume=True)
+    assert "step_00000016 cannot be read" in caplog.text
+    whole, resumed = load_file(finished / "model.safetensors"), load_file(run / "model.safetensors")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_a_run_directory_is_not_overwritten(finished):
+    with pytest.raises(UserError, match="holds a run already: give --resume"):
+        train(recipe(), finished)
+    with pytest.raises(UserError, match="a run of another recipe"):
+        train(recipe(epochs=3), finished, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "contrastive_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(UserError, match="the loss is nan at step 1"):
+        train(recipe(), tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "not_finite_step_00000001.json").read_text())
+    assert len(saved["indices"]) == 8
+    assert checkpoint.found(tmp_path / "run") == []
+
+
+def test_evaluators_run_when_the_recipe_says(tmp_path):
+    calls = []
+
+    def evaluator(model):
+        calls.append(model.training)
+        return {"acc1": 0.5}
+
+    train(recipe(evaluate_every=1.0), tmp_path / "run", evaluators={"cifar10": evaluator})
+    assert calls == [False, False]
+    assert [r["step"] for r in lines(tmp_path / "run") if "cifar10/acc1" in r] == [8, 16]
+
+
+def test_fewer_examples_than_a_batch():
+    with pytest.raises(UserError, match="has 7 examples, fewer than one batch of 8"):
+        Schedule.of(recipe(), 7)
+
+
+def test_labelled_batches_give_the_gradients_of_encoding_every_caption(finished):
+    shared = recipe()
+    shared = dataclasses.replace(shared, loss=dataclasses.replace(shared.loss, shared_captions=True))
+    schedule = Schedule.of(shared, 64)
+    batch = next(trainer.training_loader(shared, trainer.training_source(shared)).epoch(0))
+    batch = dataclasses.replace(
+        batch, tokens=batch.tokens[[0, 0, 2, 3, 2, 5, 6, 7]], groups=torch.tensor([0, 0, 2, 3, 2, 5, 6, 7])
+    )
+    gradients = []
+    for distinct in (True, False):
+        one = trainer.Trainer(shared, schedule)
+        one.optimizer.step = lambda: None
+        if not distinct:
+            unique = torch.unique
+            torch.unique = lambda x, **_: (x, torch.arange(len(x)))
+        try:
+            one.step(0, batch)
+        finally:
+            if not distinct:
+                torch.unique = unique
+        gradients.append([p.grad for p in one.model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_second_signal_is_the_systems_own():
+    with trainer._stop_signal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stop.requested
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert threading.current_thread() is threading.main_thread()
