@@ -64,7 +64,7 @@ def decode(image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> ND
             with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
                 if opened.width * opened.height > max_pixels:
                     raise BadImage("too_many_pixels")
-                return _to_rgb(opened)
+                return to_rgb(opened)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise BadImage("too_many_pixels") from None
         except UnidentifiedImageError:
@@ -75,7 +75,12 @@ def decode(image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> ND
             raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from error
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A Pillow image of any mode as a writable uint8 array (H, W, 3), converted as is said above.
+
+    Raises:
+        BadImage: "unsupported_mode"; and whatever Pillow raises when it reads the pixels of a broken file.
+    """
     image.load()
     if image.mode.startswith("I"):
         return _deep_grey_to_rgb(np.asarray(image))
@@ -86,6 +91,9 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode != "RGB":
         image = image.convert("RGB")
     return np.array(image)
+
+
+_to_rgb = to_rgb
 
 
 def _deep_grey_to_rgb(grey: NDArray[np.generic]) -> NDArray[np.uint8]:

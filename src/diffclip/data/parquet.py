@@ -34,7 +34,6 @@ class ParquetSource:
 
     def __init__(self, files: Sequence[Path], options: Options) -> None:
         self.name, self.templates = options.name, options.templates
-        self._files = list(files)
         metadata = [_metadata(file) for file in files]
         schema = metadata[0].schema.to_arrow_schema()
         where = str(files[0])
@@ -47,41 +46,36 @@ class ParquetSource:
         for file, data in zip(files, metadata, strict=True):
             for column in filter(None, (self._image, self._caption, label)):
                 columns.find(column, (), data.schema.to_arrow_schema().names, str(file))
-        nested = pa.types.is_struct(schema.field(self._image).type)
-        self._columns = [f"{self._image}.bytes" if nested else self._image]
-        if self._caption:
-            self._columns.append(self._caption)
 
-        self._groups = [
-            (file, g) for file, data in zip(files, metadata, strict=True) for g in range(data.num_row_groups)
+        groups = [
+            (file, g, data.row_group(g))
+            for file, data in zip(files, metadata, strict=True)
+            for g in range(data.num_row_groups)
         ]
-        rows = [data.row_group(g).num_rows for data in metadata for g in range(data.num_row_groups)]
-        self._starts = np.cumsum([0, *rows])
+        self._groups = [(file, g) for file, g, _ in groups]
+        self._starts = np.cumsum([0, *(group.num_rows for _, _, group in groups)])
         if not len(self):
-            raise UserError(
-                f"{where} holds no rows" if len(files) == 1 else f"{where} and the files like it hold no rows"
-            )
+            raise UserError(f"{where} holds no rows")
         self.classnames, self._labels = options.classnames, None
         if label:
-            names = options.classnames or features.get(label, {}).get("names")
-            values = [pq.read_table(file, columns=[label])[label] for file in files]
-            chunks = pa.chunked_array([chunk for column in values for chunk in column.chunks])
-            self._labels = columns.Labels(chunks, tuple(names) if names else None, where)
+            names = options.classnames or tuple(features.get(label, {}).get("names") or ()) or None
+            chunks = [chunk for file, g in self._groups for chunk in _read(file, g, [label])[label].chunks]
+            self._labels = columns.Labels(pa.chunked_array(chunks), names, where)
             self.classnames = self._labels.classnames
 
         self._kept: OrderedDict[int, tuple[pa.ChunkedArray, ...]] = OrderedDict()
         self._kept_bytes = 0
-        size = sum(data.row_group(g).total_byte_size for data in metadata for g in range(data.num_row_groups))
+        size = sum(group.total_byte_size for _, _, group in groups)
         if size <= KEPT_IN_MEMORY:
-            for group in range(len(self._groups)):
-                self._columns_of(group)
+            for number in range(len(groups)):
+                self._columns_of(number)
         else:
             logger.warning(
                 "%s: %.1f GiB in %d row groups. In random order most examples cost the reading of a whole "
                 "group: to train on so much, convert it to tar shards.",
                 self.name,
                 size / 2**30,
-                len(self._groups),
+                len(groups),
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,20 +99,25 @@ class ParquetSource:
         if group in self._kept:
             self._kept.move_to_end(group)
             return self._kept[group]
-        file, number = self._groups[group]
-        try:
-            table = pq.ParquetFile(file).read_row_group(number, self._columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{file}: row group {number} cannot be read: {_one_line(error)}") from None
+        wanted = [self._image, self._caption] if self._caption else [self._image]
+        table = _read(*self._groups[group], wanted)
         images = table[self._image]
         if pa.types.is_struct(images.type):
             images = pc.struct_field(images, "bytes")
         self._kept[group] = (images, table[self._caption]) if self._caption else (images,)
-        self._kept_bytes += table.nbytes
+        self._kept_bytes += sum(column.nbytes for column in self._kept[group])
         while self._kept_bytes > KEPT_IN_MEMORY and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._kept_bytes -= sum(column.nbytes for column in dropped)
         return self._kept[group]
+
+
+def _read(file: Path, group: int, wanted: list[str]) -> pa.Table:
+    """Columns of a row group. Opened anew each time, so that no file is shared by forked processes."""
+    try:
+        return pq.ParquetFile(file).read_row_group(group, wanted, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: row group {group} cannot be read: {_one_line(error)}") from None
 
 
 def _metadata(file: Path) -> pq.FileMetaData:
