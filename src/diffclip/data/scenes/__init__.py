@@ -1,0 +1,7 @@
+"""The embedded data set: drawn scenes with captions, labels and masks, none on disk. See docs/scenes.md."""
+
+from diffclip.data.scenes.sample import SPLITS
+from diffclip.data.scenes.source import SceneSource
+from diffclip.data.scenes.vocabulary import CLASSNAMES, HELD_OUT, TEMPLATES
+
+__all__ = ["CLASSNAMES", "HELD_OUT", "SPLITS", "TEMPLATES", "SceneSource"]
