@@ -18,11 +18,7 @@ def by_the_paper(q, k, v, lam, is_causal=False, allowed=None):
     for b in range(batch):
         for pair in range(heads // 2):
             for i in range(length):
-                keys = [
-                    j
-                    for j in range(length)
-                    if (j <= i or not is_causal) and (allowed is None or allowed[i][j])
-                ]
+                keys = [j for j in range(length) if (j <= i or not is_causal) and (allowed is None or allowed[i][j])]
                 for group, sign in ((0, 1.0), (1, -lam)):
                     head = 2 * pair + group
                     logits = [sum(q[b, head, i, c] * k[b, head, j, c] for c in range(width)) for j in keys]
@@ -144,8 +140,7 @@ def test_lambda_is_not_rounded_to_the_inputs_precision(backend):
     assert lams.bfloat16().unique().numel() == 1
     with torch.no_grad():
         low, high = (
-            differential_attention(q, k, torch.ones_like(v), lam, backend=backend).double().mean()
-            for lam in lams
+            differential_attention(q, k, torch.ones_like(v), lam, backend=backend).double().mean() for lam in lams
         )
     assert (low - high).item() == pytest.approx(0.0008, rel=0.25)
 

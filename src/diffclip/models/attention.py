@@ -72,9 +72,7 @@ class DifferentialAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads, differential=True, where="DifferentialAttention")
         if qk_norm or scale_norm:
-            raise UserError(
-                "DifferentialAttention has no qk_norm and no scale_norm: its heads are normalised already"
-            )
+            raise UserError("DifferentialAttention has no qk_norm and no scale_norm: its heads are normalised already")
         if not 0 <= lambda_init < 1:
             raise UserError(f"lambda_init = {lambda_init}: give a number in [0, 1)")
         self.num_heads = num_heads
@@ -111,9 +109,7 @@ class DifferentialAttention(nn.Module):
         lam = self.lam()
         dropout = self.attn_drop if self.training else 0.0
         if self.recorded is None:
-            heads = differential_attention(
-                q, k, v, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout
-            )
+            heads = differential_attention(q, k, v, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout)
         else:
             maps = differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout)
             self.recorded.append(maps)

@@ -138,10 +138,8 @@ def _eager(
     attn_mask: Tensor | None,
     dropout_p: float,
 ) -> Tensor:
-    return (
-        differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout_p).combined
-        @ v
-    )
+    maps = differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout_p)
+    return maps.combined @ v
 
 
 def _sdpa(
@@ -157,9 +155,8 @@ def _sdpa(
         F.scaled_dot_product_attention(q_, k_, v, attn_mask, dropout_p, is_causal)
         for q_, k_ in zip(_pairs(q), _pairs(k), strict=True)
     )
-    lam = torch.as_tensor(lam, device=v.device).reshape(
-        1
-    )  # one dimension: now its dtype counts in the arithmetic
+    if isinstance(lam, Tensor):
+        lam = lam.reshape(1)  # a tensor without dimensions would be rounded to the dtype of `second`
     return (first - lam * second).to(v.dtype)
 
 

@@ -106,9 +106,7 @@ def _configuration(path: Path, inside: str | None) -> dict[str, Any] | None:
         return written if isinstance(written, dict) else None
     config: dict[str, Any] = json.loads(inside)
     if isinstance(written, dict) and written != config:
-        differing = sorted(
-            key for key in config.keys() | written.keys() if config.get(key) != written.get(key)
-        )
+        differing = sorted(key for key in config.keys() | written.keys() if config.get(key) != written.get(key))
         raise UserError(
             f"{beside} and {path.name} disagree: "
             + ", ".join(f"{key} is {written.get(key)!r} and {config.get(key)!r}" for key in differing)
@@ -141,7 +139,5 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
     others = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
     if others:
-        raise UserError(
-            f"{path} holds no dictionary of tensors: {others[0]} is a {type(tensors[others[0]]).__name__}"
-        )
+        raise UserError(f"{path} holds no dictionary of tensors: {others[0]} is a {type(tensors[others[0]]).__name__}")
     return tensors

@@ -62,9 +62,7 @@ def _draw(values: Tensor, name: str, owner: nn.Module, config: ModelConfig, gene
         _draw_text(values, name, owner, config, generator)
 
 
-def _draw_vision(
-    values: Tensor, name: str, owner: nn.Module, config: ModelConfig, generator: Generator
-) -> None:
+def _draw_vision(values: Tensor, name: str, owner: nn.Module, config: ModelConfig, generator: Generator) -> None:
     rebuilt = config.init == "released" and config.vision_attention == "differential"
     if name == "visual.cls_token":
         values.normal_(std=1e-6, generator=generator)
@@ -78,9 +76,7 @@ def _draw_vision(
         values.normal_(std=0.02, generator=generator)
 
 
-def _draw_text(
-    values: Tensor, name: str, owner: nn.Module, config: ModelConfig, generator: Generator
-) -> None:
+def _draw_text(values: Tensor, name: str, owner: nn.Module, config: ModelConfig, generator: Generator) -> None:
     width, depth = config.text_width, config.text_depth
     if name == "text.token_embedding.weight":
         values.normal_(std=0.02, generator=generator)

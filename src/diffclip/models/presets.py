@@ -93,9 +93,7 @@ class ModelConfig:
         for name in ("image_mean", "image_std"):  # lists when read from JSON or TOML
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if len(getattr(self, name)) != 3:
-                raise UserError(
-                    f"{name} = {getattr(self, name)}: give three numbers, for red, green and blue"
-                )
+                raise UserError(f"{name} = {getattr(self, name)}: give three numbers, for red, green and blue")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
@@ -112,9 +110,7 @@ class ModelConfig:
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             check_heads(width, heads, getattr(self, f"{tower}_attention") == "differential", tower)
         if not 0 <= self.lambda_init < 1:
-            raise UserError(
-                f"lambda_init = {self.lambda_init}: give a number in [0, 1); 1 would multiply heads by 0"
-            )
+            raise UserError(f"lambda_init = {self.lambda_init}: give a number in [0, 1); 1 would multiply heads by 0")
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout = {self.patch_dropout}: give a number in [0, 1)")
         for name in ("mlp_ratio", "vision_norm_eps", "text_norm_eps"):
@@ -139,9 +135,7 @@ class ModelConfig:
 def check_heads(width: int, heads: int, differential: bool, where: str) -> None:
     """Raise UserError, with the numbers, if `heads` attention heads cannot share `width` channels."""
     if width % heads:
-        raise UserError(
-            f"{where}: width {width} is not a multiple of its {heads} heads (remainder {width % heads})"
-        )
+        raise UserError(f"{where}: width {width} is not a multiple of its {heads} heads (remainder {width % heads})")
     if differential and heads % 2:
         raise UserError(
             f"{where}: differential attention pairs its heads, so their number must be even, not {heads}; "
@@ -221,9 +215,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     Raises UserError for a name that is no preset, a field that does not exist, or numbers that do not fit.
     """
     if name not in PRESETS:
-        raise UserError(
-            f"there is no model {name!r}{_suggest(name, PRESETS)}; diffclip.list_models() has all names"
-        )
+        raise UserError(f"there is no model {name!r}{_suggest(name, PRESETS)}; diffclip.list_models() has all names")
     return override(PRESETS[name], overrides)
 
 

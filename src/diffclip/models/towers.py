@@ -73,10 +73,9 @@ class TextTower(nn.Module):
     def token_features(self, tokens: Tensor) -> Tensor:
         """(B, L) int64 → (B, L, width), the features of every token, each seeing itself and those before."""
         length = tokens.shape[1]
-        if length > len(self.positional_embedding):
-            raise UserError(
-                f"tokens {tuple(tokens.shape)}: the context holds {len(self.positional_embedding)} at most"
-            )
+        longest = len(self.positional_embedding)
+        if length > longest:
+            raise UserError(f"tokens {tuple(tokens.shape)}: this model reads at most {longest} tokens a text")
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
         for block in self.blocks:
             x = block(x, is_causal=True)
@@ -86,9 +85,7 @@ class TextTower(nn.Module):
     def find_ends(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one."""
         if tokens.ndim != 2:
-            raise UserError(
-                f"tokens must be (batch, tokens), as the tokenizer makes, not {tuple(tokens.shape)}"
-            )
+            raise UserError(f"tokens must be (batch, tokens), as the tokenizer makes, not {tuple(tokens.shape)}")
         is_end = tokens == self.end_of_text
         endless = (~is_end.any(1)).nonzero()
         if len(endless):
