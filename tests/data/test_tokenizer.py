@@ -88,9 +88,7 @@ strings = st.one_of(
     st.text(st.characters(max_codepoint=127)),
     st.text(st.sampled_from(" 'aſst<>&;#x1")),
     st.text(st.characters(min_codepoint=32, max_codepoint=383)),
-    st.lists(st.one_of(st.sampled_from("¡´ÁÇéıőſ–‘’“”…€ "), st.sampled_from(["a", " b", "C. "]))).map(
-        "".join
-    ),
+    st.lists(st.one_of(st.sampled_from("¡´ÁÇéıőſ–‘’“”…€ "), st.sampled_from(["a", " b", "C. "]))).map("".join),
     st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(any_character, max_size=3))).map("".join),
 )
 
@@ -197,9 +195,7 @@ def test_ftfy_straightens_quotes_and_nothing_else_in_tame_text():
     company = ["a", "Z", "5", " ", "  ", ".", "-", "'", "<", "\t", "\n", ". ", "a ", " a"]
     for between in company:
         for shift in range(0, len(tame), 30):  # neighbours at several distances in the list
-            text = between.join(
-                a + between + b for a, b in zip(tame, tame[shift:] + tame[:shift], strict=True)
-            )
+            text = between.join(a + between + b for a, b in zip(tame, tame[shift:] + tame[:shift], strict=True))
             for whole in (text, between + text, text + between):
                 assert module._TAME.fullmatch(whole)
                 assert ftfy.fix_text(whole) == whole.translate(module._QUOTES)

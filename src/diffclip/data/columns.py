@@ -69,9 +69,7 @@ class Labels:
             number = {name: i for i, name in enumerate(self.classnames)}
             unknown = [name for name in distinct if name not in number]
             if unknown:
-                raise UserError(
-                    f"{where}: the label {unknown[0]!r} is not among the {len(number)} class names given"
-                )
+                raise UserError(f"{where}: the label {unknown[0]!r} is not among the {len(number)} class names given")
         self._numbers = np.array([number.get(name, -1) for name in names], dtype=np.int64)
 
     def __getitem__(self, row: int) -> int | None:

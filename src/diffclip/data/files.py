@@ -41,9 +41,7 @@ class TableSource:
         names = tables[0].column_names
         image = columns.find(options.image_key, columns.PATHS, names, where)
         if image is None:
-            raise UserError(
-                f"{where}: no column of image paths among {columns.listed(names)}; name it with image_key"
-            )
+            raise UserError(f"{where}: no column of image paths among {columns.listed(names)}; name it with image_key")
         caption = columns.find(options.caption_key, columns.CAPTIONS, names, where)
         label = columns.find(options.label_key, columns.LABELS, names, where)
         if caption is None and label is None:
@@ -52,9 +50,7 @@ class TableSource:
             for column in filter(None, (image, caption, label)):
                 columns.find(column, (), table.column_names, str(file))
 
-        paths = pa.chunked_array(
-            [_full_paths(file, table[image]) for file, table in zip(files, tables, strict=True)]
-        )
+        paths = pa.chunked_array([_full_paths(file, table[image]) for file, table in zip(files, tables, strict=True)])
         if not len(paths):
             raise UserError(f"{where} holds a heading and no rows")
         # Example i is the i-th distinct path; its rows are self._rows[self._starts[i] : self._starts[i + 1]].
@@ -93,9 +89,7 @@ def _table(file: Path) -> pa.Table:
         delimiter = "\t" if tabs else ","
         names = next(csv.reader([heading], delimiter=delimiter), [])
         if len(set(names)) < len(names) or not names:
-            raise UserError(
-                f"{file}: the first line must name the columns, each once; it is {heading.strip()[:80]!r}"
-            )
+            raise UserError(f"{file}: the first line must name the columns, each once; it is {heading.strip()[:80]!r}")
         return pyarrow.csv.read_csv(
             file,
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
@@ -117,24 +111,16 @@ class FolderSource:
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.name, self.templates = options.name, options.templates
-        classes = sorted(
-            entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        )
-        found = [
-            sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes
-        ]
+        classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        found = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes]
         classes = [entry for entry, files in zip(classes, found, strict=True) if files]
         found = [files for files in found if files]
         if not classes:
-            raise UserError(
-                f"{folder} holds no parquet, tar, csv or tsv files, and no class folders of images"
-            )
+            raise UserError(f"{folder} holds no parquet, tar, csv or tsv files, and no class folders of images")
         names = options.classnames or tuple(entry.name.replace("_", " ") for entry in classes)
         self.classnames: tuple[str, ...] | None = names
         if len(names) != len(classes):
-            raise UserError(
-                f"{folder} has {len(classes)} class folders, but {len(names)} class names are given"
-            )
+            raise UserError(f"{folder} has {len(classes)} class folders, but {len(names)} class names are given")
         self._files = [str(file) for files in found for file in files]
         self._numbers = np.repeat(np.arange(len(found)), [len(files) for files in found])
 

@@ -93,9 +93,6 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-_to_rgb = to_rgb
-
-
 def _deep_grey_to_rgb(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     """16-bit grey, which some versions of Pillow hand over as 32-bit integers."""
     wide = grey.astype(np.int64)

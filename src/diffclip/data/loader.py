@@ -30,9 +30,7 @@ class Batch:
 
     pixels: torch.Tensor  # (B, 3, S, S) uint8
     tokens: torch.Tensor  # (B, L) int64
-    groups: (
-        torch.Tensor
-    )  # (B,) int64: the label where the caption was made from it, else a negative hash of the tokens
+    groups: torch.Tensor  # (B,) int64: the label where the caption was made from it, else a negative hash of the tokens
     indices: torch.Tensor  # (B,) int64
 
 
@@ -138,9 +136,7 @@ class _Order(Sampler[_Request]):
 # The last number of a seed: what is drawn from it. (numpy takes [a, b] and [a, b, 0] for the same seed.)
 _ORDER, _EXAMPLE = 1, 2
 
-_Made = (
-    tuple[Batch, Counter[str]] | UserError
-)  # an error raised in a worker would reach the user as a traceback
+_Made = tuple[Batch, Counter[str]] | UserError  # an error raised in a worker would reach the user as a traceback
 
 
 class _BatchMaker(Dataset[_Made]):
@@ -157,9 +153,7 @@ class _BatchMaker(Dataset[_Made]):
         skipped: Counter[str] = Counter()
         examples = [self._example(epoch, int(index), skipped) for index in indices]
         captions = [example.caption for example in examples]
-        distinct = {
-            caption: row for row, caption in enumerate(dict.fromkeys(captions))
-        }  # labelled data have few
+        distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}  # labelled data have few
         tokens = self._tokenizer(list(distinct))
         tokens = tokens[:, : int((tokens != 0).any(dim=0).sum())]
         hashes = [_negative_hash(row) for row in tokens]
@@ -189,9 +183,7 @@ class _BatchMaker(Dataset[_Made]):
             except BadImage as bad:
                 skipped[bad.reason] += 1
                 index = int(rng.integers(len(self._source)))
-        raise UserError(
-            f"{self._source.name}: {REPLACEMENTS} examples in a row could not be used: {_counts(skipped)}"
-        )
+        raise UserError(f"{self._source.name}: {REPLACEMENTS} examples in a row could not be used: {_counts(skipped)}")
 
 
 @dataclass

@@ -168,9 +168,7 @@ def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: s
             raise UserError(f"{where}: column {key!r} holds {schema.field(key).type}, not encoded images")
         return key
     declared = [name for name in possible if features.get(name, {}).get("_type") == "Image"]
-    found = columns.find(None, columns.IMAGES, declared or possible, where) or next(
-        iter(declared or possible), None
-    )
+    found = columns.find(None, columns.IMAGES, declared or possible, where) or next(iter(declared or possible), None)
     if found is None:
         raise UserError(f"{where}: no column holds encoded images; it has {_with_types(schema)}")
     return found
@@ -185,12 +183,8 @@ def _caption_column(schema: pa.Schema, key: str | None, where: str) -> str | Non
     return columns.find(key, columns.CAPTIONS, possible, where)
 
 
-def _label_column(
-    schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str
-) -> str | None:
+def _label_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str) -> str | None:
     declared = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     if key is None and len(declared) > 1 and "label" not in declared:
-        raise UserError(
-            f"{where} has several label columns ({columns.listed(declared)}): choose one with label_key"
-        )
+        raise UserError(f"{where} has several label columns ({columns.listed(declared)}): choose one with label_key")
     return columns.find(key, columns.LABELS, schema.names, where) or next(iter(declared), None)

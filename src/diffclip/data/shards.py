@@ -12,8 +12,9 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -101,21 +102,16 @@ def _walk(path: Path, descriptor: int) -> Iterator[Member]:
     long_name, pax = "", dict[str, str]()
     while True:
         header = os.pread(descriptor, BLOCK, at)
-        if not header.strip(b"\0"):  # the end: a block of zeros, or nothing at all
+        if not header:
+            logger.warning("shard %s ends without an end mark: perhaps it was cut short between two members", path)
+            return
+        if not header.strip(b"\0"):
             return
         if len(header) < BLOCK or not _checksum_holds(header):
-            raise UserError(
-                f"shard {path} is not a whole, uncompressed tar archive: no valid header at byte {at}"
-            )
+            raise UserError(f"shard {path} is not a whole, uncompressed tar archive: no valid header at byte {at}")
         kind = header[156:157]
         try:
-            size = (
-                0
-                if kind in _WITHOUT_DATA
-                else int(pax["size"])
-                if "size" in pax
-                else _number(header[124:136])
-            )
+            size = 0 if kind in _WITHOUT_DATA else int(pax["size"]) if "size" in pax else _number(header[124:136])
         except ValueError:
             raise UserError(f"shard {path}: the header at byte {at} states no readable size") from None
         data = at + BLOCK
@@ -135,9 +131,7 @@ def _walk(path: Path, descriptor: int) -> Iterator[Member]:
                 try:
                     pax = _pax_records(content)
                 except ValueError:
-                    raise UserError(
-                        f"shard {path}: the pax header at byte {data - BLOCK} is damaged"
-                    ) from None
+                    raise UserError(f"shard {path}: the pax header at byte {data - BLOCK} is damaged") from None
             continue
         if kind in _REGULAR:
             prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
@@ -189,20 +183,19 @@ class TarSource:
     def __init__(self, files: Sequence[Path], options: Options) -> None:
         self.name = options.name
         self._files = list(files)
-        self._caption, self._label = _texts_of(self._files[0], options)
+        first = list(examples(self._files[0]))
+        self._caption, self._label = _texts_of(self._files[0], first, options)
         self._suffixes = list(dict.fromkeys(["image", *filter(None, (self._caption[0], self._label[0]))]))
         index, without_image = [], 0
-        for file in files:
-            spans, missing = _spans(file, self._suffixes)
+        for groups, file in zip(chain([first], map(examples, files[1:])), files, strict=True):
+            spans, missing = _spans(groups, self._suffixes)
             if not len(spans):
                 raise UserError(f"shard {file} holds no images ({missing} entries without one)")
             index.append(spans)
             without_image += missing
         if without_image:
             logger.warning("%s: %d entries without an image are left out", self.name, without_image)
-        self._spans = np.concatenate(
-            index
-        )  # (examples, suffixes, 2): offset and size, size 0 where it is missing
+        self._spans = np.concatenate(index)  # (examples, suffixes, 2): offset and size, size 0 where it is missing
         self._starts = np.cumsum([0, *map(len, index)])
         self.classnames, self.templates = options.classnames, options.templates
         if self._label[0]:
@@ -221,15 +214,13 @@ class TarSource:
             contents = dict(zip(self._suffixes, read(self._files[shard], spans), strict=True))
         except OSError:
             raise BadImage("missing") from None
-        return Example(
-            contents["image"], _captions(contents, self._caption), _number_of_class(contents, self._label)
-        )
+        return Example(contents["image"], _captions(contents, self._caption), _number_of_class(contents, self._label))
 
 
-def _spans(file: Path, suffixes: Sequence[str]) -> tuple[np.ndarray, int]:
+def _spans(groups: Iterable[dict[str, Member]], suffixes: Sequence[str]) -> tuple[np.ndarray, int]:
     """Offsets and sizes (examples, suffixes, 2) of the entries with an image, and how many have none."""
     rows, without_image = [], 0
-    for group in examples(file):
+    for group in groups:
         if "image" not in group:
             without_image += 1
             continue
@@ -238,14 +229,11 @@ def _spans(file: Path, suffixes: Sequence[str]) -> tuple[np.ndarray, int]:
     return np.array(rows, dtype=np.int64).reshape(-1, len(suffixes), 2), without_image
 
 
-_Text = tuple[
-    str | None, str
-]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
+_Text = tuple[str | None, str]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
 
 
-def _texts_of(file: Path, options: Options) -> tuple[_Text, _Text]:
-    """Where captions and labels are, decided by the first shard."""
-    entries = list(examples(file))
+def _texts_of(file: Path, entries: list[dict[str, Member]], options: Options) -> tuple[_Text, _Text]:
+    """Where captions and labels are, decided by the entries of the first shard."""
     suffixes = Counter(suffix for group in entries for suffix in group)
     if "image" not in suffixes:
         raise UserError(f"shard {file} holds no images; its members end in {columns.listed(suffixes)}")
@@ -287,12 +275,8 @@ def _captions(contents: dict[str, bytes], where: _Text) -> tuple[str, ...]:
         return ()
     if suffix == "json":
         value = _json(contents[suffix]).get(key)
-        return columns.captions(
-            [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
-        )
-    return columns.captions(
-        [line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines()]
-    )
+        return columns.captions([v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)])
+    return columns.captions([line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines()])
 
 
 def _number_of_class(contents: dict[str, bytes], where: _Text) -> int | None:
@@ -302,7 +286,7 @@ def _number_of_class(contents: dict[str, bytes], where: _Text) -> int | None:
     value = _json(contents[suffix]).get(key) if suffix == "json" else contents[suffix]
     try:
         number = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # not a number, or JSON's Infinity
         raise BadImage("bad_label") from None
     return number if number >= 0 else None
 
@@ -310,7 +294,5 @@ def _number_of_class(contents: dict[str, bytes], where: _Text) -> int | None:
 def _lines_near(folder: Path, name: str) -> tuple[str, ...] | None:
     for file in (folder / name, folder.parent / name):
         if file.is_file():
-            return tuple(
-                line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
-            )
+            return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     return None

@@ -56,9 +56,7 @@ def captions_of(source: Source, example: Example) -> tuple[str, ...]:
     if source.classnames is None:
         raise UserError(f"{source.name} has labels but no class names to make captions of: give classnames")
     if example.label >= len(source.classnames):
-        raise UserError(
-            f"{source.name} has the label {example.label}, but only {len(source.classnames)} class names"
-        )
+        raise UserError(f"{source.name} has the label {example.label}, but only {len(source.classnames)} class names")
     return _prompts(source.classnames[example.label], source.templates or TEMPLATES)
 
 
@@ -139,9 +137,7 @@ def _check_template(template: str) -> None:
     except (KeyError, IndexError, ValueError):
         filled = ""
     if "\0" not in filled:
-        raise UserError(
-            f"template {template!r} must have {{c}} where the class name goes, and no other braces"
-        )
+        raise UserError(f"template {template!r} must have {{c}} where the class name goes, and no other braces")
 
 
 def _scenes(path: str, split: str | None) -> Source:
@@ -185,9 +181,7 @@ def _matching(path: str) -> list[Path]:
         missing = next((file for file in found if not Path(file).is_file()), None)
         if missing is not None or not found:
             where = Path(missing or name)
-            around = (
-                sorted(entry.name for entry in where.parent.iterdir())[:8] if where.parent.is_dir() else []
-            )
+            around = sorted(entry.name for entry in where.parent.iterdir())[:8] if where.parent.is_dir() else []
             raise UserError(f"there is no file {where}; {where.parent} has {listed(around)}")
     return files
 
@@ -215,9 +209,7 @@ def _data_files(root: Path, format: str) -> list[Path]:
     """
     wanted = [f for f in ("tar", "parquet", "csv") if format in ("auto", f)]
     for pattern in ("*", "*/*"):
-        here = sorted(
-            file for file in root.glob(pattern) if file.suffix.lower() in _FORMAT_OF and file.is_file()
-        )
+        here = sorted(file for file in root.glob(pattern) if file.suffix.lower() in _FORMAT_OF and file.is_file())
         for kind in wanted:
             files = [file for file in here if _FORMAT_OF[file.suffix.lower()] == kind and file.name[0] != "."]
             if files:

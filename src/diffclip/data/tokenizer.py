@@ -55,12 +55,14 @@ def _words(text: str) -> list[str]:
     """The words of the repaired, unescaped text in lower case."""
     if not _NOT_PLAIN.search(text):
         return _PLAIN_WORDS.findall(text.lower())
-    if _TAME.fullmatch(text):
-        text = text.translate(_QUOTES)
-    else:
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    words: list[str] = _WORDS.findall(" ".join(text.split()).lower())
+    words: list[str] = _WORDS.findall(" ".join(_repaired(text).split()).lower())
     return words
+
+
+def _repaired(text: str) -> str:
+    if _TAME.fullmatch(text):
+        return text.translate(_QUOTES)
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def _byte_characters() -> list[str]:

@@ -98,7 +98,7 @@ def normalise(
 ) -> torch.Tensor:
     """uint8 (…, 3, H, W) → (value / 255 − mean) / std per channel, computed in float32, given in `dtype`."""
     scale = 255.0 * torch.tensor(std, device=pixels.device).view(3, 1, 1)
-    shift = torch.tensor(mean, device=pixels.device).view(3, 1, 1) / torch.tensor(
-        std, device=pixels.device
-    ).view(3, 1, 1)
+    shift = torch.tensor(mean, device=pixels.device).view(3, 1, 1) / torch.tensor(std, device=pixels.device).view(
+        3, 1, 1
+    )
     return (pixels.float() / scale - shift).to(dtype)
