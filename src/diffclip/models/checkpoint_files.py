@@ -120,8 +120,8 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:class|operand|global)[: ]+(\S+)", str(error))
-        what = f"asks for {wanted[1] or wanted[2]}" if wanted else "is no pickle of tensors"
+        wanted = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
+        what = f"asks for {wanted[1]}" if wanted else "is no pickle of tensors"
         raise UserError(
             f"{path} {what}; only tensors and argparse.Namespace are ever read from a pickle, "
             "so that loading runs no code: ask for the weights as safetensors"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import diffclip
-from diffclip.data.images import _to_rgb
+from diffclip.data.images import to_rgb
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
@@ -38,7 +38,7 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A Pillow image of any mode and size → (3, image_size, image_size) float32."""
-        pixels = EvalTransform(self.config.image_size, self.config.resize)(_to_rgb(image))
+        pixels = EvalTransform(self.config.image_size, self.config.resize)(to_rgb(image))
         return normalise(pixels, self.config.image_mean, self.config.image_std)
 
 
