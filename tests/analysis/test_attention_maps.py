@@ -18,9 +18,7 @@ def tiny(kind, **changes):
         {"standard": "clip_vit_t16", "differential": "diffclip_vit_t16"}[kind], **(TINY | changes)
     ).double()
     with torch.no_grad():
-        for (
-            parameter
-        ) in model.parameters():  # far from initialisation: maps that are not flat, gradients of both signs
+        for parameter in model.parameters():  # far from initialisation: maps that are not flat, gradients of both signs
             parameter += 0.5 * torch.randn_like(parameter)
     return model
 
@@ -53,9 +51,7 @@ def attention(x, layer, nudge):
     q, k, v = np.split(linear(x, layer.qkv), 3, axis=-1)
     width = layer.head_dim
     parts = range(layer.num_heads)
-    maps = [
-        softmax(q[:, h * width :][:, :width] @ k[:, h * width :][:, :width].T / width**0.5) for h in parts
-    ]
+    maps = [softmax(q[:, h * width :][:, :width] @ k[:, h * width :][:, :width].T / width**0.5) for h in parts]
     if hasattr(layer, "lambda_q1"):
         q1, k1, q2, k2 = (getattr(layer, f"lambda_{n}").detach().numpy() for n in ("q1", "k1", "q2", "k2"))
         lam = np.exp(q1 @ k1) - np.exp(q2 @ k2) + layer.lambda_init
@@ -79,9 +75,7 @@ def score(model, pixels, text, nudges):
         update, found = attention(layer_norm(x, block.norm1), block.attn, nudge)
         maps.append(found)
         x = x + update
-        hidden = torch.nn.functional.gelu(
-            torch.from_numpy(linear(layer_norm(x, block.norm2), block.mlp.fc1))
-        ).numpy()
+        hidden = torch.nn.functional.gelu(torch.from_numpy(linear(layer_norm(x, block.norm2), block.mlp.fc1))).numpy()
         x = x + linear(hidden, block.mlp.fc2)
     image = layer_norm(x, tower.norm)[0] @ model.image_projection.detach().numpy()
     return image @ text / np.linalg.norm(image) / np.linalg.norm(text), maps
@@ -147,9 +141,7 @@ def test_leaves_the_model_as_it_was():
     assert not first.requires_grad
     assert not pixels.requires_grad
     model.requires_grad_(False).eval()
-    torch.testing.assert_close(
-        relevance(model, pixels, tokens), first
-    )  # no dropout, and frozen weights do not matter
+    torch.testing.assert_close(relevance(model, pixels, tokens), first)  # no dropout, and frozen weights do not matter
 
 
 def test_rows_and_columns_are_where_the_patches_are():

@@ -15,11 +15,7 @@ def plain_bootstrap(values, resamples, seed):
 @pytest.mark.parametrize("kind", ["answers", "continuous"])
 def test_equals_the_textbook_form(kind):
     generator = np.random.default_rng(1)
-    values = (
-        generator.choice([-1.0, 0.0, 1.0], 300, p=[0.1, 0.7, 0.2])
-        if kind == "answers"
-        else generator.random(300)
-    )
+    values = generator.choice([-1.0, 0.0, 1.0], 300, p=[0.1, 0.7, 0.2]) if kind == "answers" else generator.random(300)
     found = mean_interval(values, resamples=20_000)
     low, high = plain_bootstrap(values, 20_000, seed=2)
     spread = values.std() / np.sqrt(300)
@@ -32,9 +28,7 @@ def test_covers_the_truth_about_95_times_of_100():
     generator = np.random.default_rng(3)
     covered = 0
     for trial in range(400):
-        interval = mean_interval(
-            generator.choice([-1.0, 0.0, 1.0], 200, p=[0.1, 0.7, 0.2]), resamples=500, seed=trial
-        )
+        interval = mean_interval(generator.choice([-1.0, 0.0, 1.0], 200, p=[0.1, 0.7, 0.2]), resamples=500, seed=trial)
         covered += interval.low <= 0.1 <= interval.high
     assert 0.90 <= covered / 400 <= 0.98
 

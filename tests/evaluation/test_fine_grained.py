@@ -60,9 +60,7 @@ def test_the_score_is_the_mean_over_patterns():
     )
     assert set(found.chance.values()) == {0.25}
     # A pair with an unreadable image is left out: image 0, so pair 0, and the others stay what they were.
-    features = ImageFeatures(
-        images[1:], torch.arange(1, 10), torch.full((9,), -1), ((),) * 9, Counter(truncated=1)
-    )
+    features = ImageFeatures(images[1:], torch.arange(1, 10), torch.full((9,), -1), ((),) * 9, Counter(truncated=1))
     found = fine_grained.examples(Pairs(), features, texts[1:])
     assert found.indices.tolist() == [1, 2, 3, 4]
     assert found.metrics["pair_accuracy/color"] == 1 / 2

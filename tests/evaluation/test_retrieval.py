@@ -30,9 +30,7 @@ def test_equals_brute_force(captions, monkeypatch):
     owner = torch.tensor([i for i, count in enumerate(captions) for _ in range(count)])
     owner = owner[torch.randperm(len(owner), generator=torch.Generator().manual_seed(3))]
     image_features = unit(images, 12)
-    text_features = torch.nn.functional.normalize(
-        image_features[owner] + 0.9 * unit(len(owner), 12, seed=1), dim=-1
-    )
+    text_features = torch.nn.functional.normalize(image_features[owner] + 0.9 * unit(len(owner), 12, seed=1), dim=-1)
     monkeypatch.setattr(retrieval, "BLOCK", 100)  # many blocks, the last one shorter
     found = retrieval.recall(image_features, text_features, owner, ks=(1, 3, 10))
     for k in (1, 3, 10):
@@ -62,9 +60,7 @@ def test_ties_are_the_mean_over_all_orders(k):
     hits = []
     for order in itertools.permutations(range(5)):
         for image in (0, 1):
-            best = sorted(order, key=lambda t: -scores[image, t])[
-                :k
-            ]  # stable: ties stay in the order of `order`
+            best = sorted(order, key=lambda t: -scores[image, t])[:k]  # stable: ties stay in the order of `order`
             hits.append(any(owner[t] == image for t in best))
     found = retrieval.recall(image_features, text_features, owner, ks=(k,))
     # The best positive of image 0 is tied twice over: one of its two texts suffices.
@@ -75,9 +71,19 @@ def test_duplicates_of_a_caption_share_the_hit():
     image_features = torch.eye(3)
     text_features = torch.eye(3)[[0, 0, 2]]
     found = retrieval.recall(image_features, text_features, torch.arange(3), ks=(1,))
-    assert found["text_retrieval_recall@1"] == pytest.approx(
-        (0.5 + 1 / 3 + 1) / 3
-    )  # image 1: three texts at score 0
+    assert found["text_retrieval_recall@1"] == pytest.approx((0.5 + 1 / 3 + 1) / 3)  # image 1: three texts at score 0
+
+
+def test_chance_of_data_where_an_image_has_no_text():
+    found = retrieval.chance(4, torch.tensor([0, 0, 2]), ks=(1, 2))
+    assert found == pytest.approx(
+        {
+            "image_retrieval_recall@1": 1 / 4,
+            "image_retrieval_recall@2": 2 / 4,
+            "text_retrieval_recall@1": (2 / 3 + 1 / 3) / 2,
+            "text_retrieval_recall@2": (1 + 2 / 3) / 2,
+        }
+    )
 
 
 def test_wrong_input_is_refused():

@@ -49,9 +49,7 @@ class Squares:
         if index in self.bad:
             raise BadImage("truncated")
         captions = (
-            tuple(f"{NAMES[index % 6]} number {index} {n}" for n in range(1 + index % 3))
-            if self.captions
-            else ()
+            tuple(f"{NAMES[index % 6]} number {index} {n}" for n in range(1 + index % 3)) if self.captions else ()
         )
         return Example(self.image(index), captions, index % 6)
 
@@ -87,9 +85,7 @@ def test_image_features_are_those_of_one_image_at_a_time(workers):
     for row, index in enumerate(found.indices.tolist()):
         pixels = EvalTransform(16)(source.image(index))[None]
         with torch.no_grad():
-            feature = model.encode_image(normalise(pixels, model.config.image_mean, model.config.image_std))[
-                0
-            ]
+            feature = model.encode_image(normalise(pixels, model.config.image_mean, model.config.image_std))[0]
         torch.testing.assert_close(found.features[row], feature / feature.norm(), rtol=1e-4, atol=1e-5)
 
 
@@ -99,10 +95,13 @@ def test_the_config_decides_how_images_are_resized():
     assert not torch.allclose(squashed, image_features(tiny(), source).features, atol=1e-3)
 
 
-def test_text_features_keep_the_order_and_repeat_exactly():
+def test_text_features_keep_the_order_and_encode_each_text_once(monkeypatch):
     model, tokenizer = tiny(), get_tokenizer()
+    encode, rows = model.encode_text, []
+    monkeypatch.setattr(model, "encode_text", lambda t, normalize=False: rows.append(len(t)) or encode(t, normalize))
     texts = ["a red square", "x", "a much longer text about a red square", "x", "blue", "a red square"]
     found = text_features(model, tokenizer, texts, batch_size=2)
+    assert rows == [2, 2]
     assert torch.equal(found[1], found[3])
     assert torch.equal(found[0], found[5])
     for row, text in zip(found, texts, strict=True):
@@ -134,9 +133,7 @@ def by_hand(model, source, indices):
 
     with torch.no_grad():
         pixels = [
-            normalise(
-                EvalTransform(16)(source.image(i))[None], model.config.image_mean, model.config.image_std
-            )
+            normalise(EvalTransform(16)(source.image(i))[None], model.config.image_mean, model.config.image_std)
             for i in indices
         ]
         images = [unit(model.encode_image(p.double())[0].numpy()) for p in pixels]
@@ -147,9 +144,7 @@ def by_hand(model, source, indices):
     recalls = [np.mean([h for i, h in zip(indices, hits[1], strict=True) if i % 6 == c]) for c in range(6)]
     found = {"acc1": np.mean(hits[1]), "acc5": np.mean(hits[5]), "mean_per_class_recall": np.mean(recalls)}
     for k in (1, 5, 10):
-        by_text = [
-            row in sorted(range(len(images)), key=lambda r: -(images[r] @ t))[:k] for row, t in captions
-        ]
+        by_text = [row in sorted(range(len(images)), key=lambda r: -(images[r] @ t))[:k] for row, t in captions]
         by_image = []
         for row, image in enumerate(images):
             order = sorted(captions, key=lambda caption: -(caption[1] @ image))
@@ -173,9 +168,7 @@ def test_every_number_by_hand_and_one_line_a_result(tmp_path):
     assert [o.fresh for o in outcomes] == [True] * 3
     assert outcomes[0].skipped == {"truncated": 2}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [
-        (line["dataset"], line["task"], line["model"], line["pretrained"], line["language"]) for line in lines
-    ] == [
+    assert [(line["dataset"], line["task"], line["model"], line["pretrained"], line["language"]) for line in lines] == [
         ("my squares", "zeroshot_classification", "tiny", "runs/a", "en"),
         ("my squares", "zeroshot_retrieval", "tiny", "runs/a", "en"),
         ("my pairs", "fine_grained", "tiny", "runs/a", "en"),
@@ -222,9 +215,7 @@ def test_a_crash_keeps_what_was_done(tmp_path):
     path = tmp_path / "results.jsonl"
     good = DataSet("good", Squares(), ("zero_shot",))
     bad = DataSet("bad", Squares(captions=False), ("retrieval",))
-    with pytest.raises(
-        UserError, match=r"squares cannot serve retrieval: it needs captions; it can serve zero_shot"
-    ):
+    with pytest.raises(UserError, match=r"squares cannot serve retrieval: it needs captions; it can serve zero_shot"):
         run([NamedModel("tiny", "runs/a", tiny())], [good, bad], path)
     assert [r.dataset for r in results.read(path)] == ["good"]
 

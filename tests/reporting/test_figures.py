@@ -12,11 +12,7 @@ from diffclip.reporting.figures import AttentionPanel
 
 def curve(points=50, layers=None):
     steps = np.arange(points) * 10
-    values = (
-        np.linspace(2, 1, points)
-        if layers is None
-        else np.linspace(0.8, 1, points * layers).reshape(points, -1)
-    )
+    values = np.linspace(2, 1, points) if layers is None else np.linspace(0.8, 1, points * layers).reshape(points, -1)
     return Curve(steps, values)
 
 

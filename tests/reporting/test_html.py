@@ -45,7 +45,9 @@ def make_run(path, *, differential):
     for step in range(10, 110, 10):
         record = {"step": step, "epoch": 1, "loss": 5 / step, "logit_scale": 14.0, "lr": 1e-3}
         if step % 50 == 0:
-            record["scenes/acc1"] = step / 200
+            record |= {"scenes/test/acc1": step / 200, "scenes/test/acc5": step / 150}
+        if step == 100:
+            record["other/acc1"] = 0.5
         if differential:
             record |= {"lambda_visual": [0.8, 0.7, 0.6], "lambda_text": [0.8, 0.9]}
         lines.append(json.dumps(record))
@@ -98,7 +100,7 @@ def test_report_is_whole_and_opens_offline(report):
     assert set(re.findall(r"https?://([\w.]+)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org"}
     assert re.findall(r"url\((?!#)", text) == []
     assert checker.seen.count("img") == 1 + 2 * 2
-    # loss, temperature, one evaluation; λ of two towers
+    # loss, temperature, one metric of the evaluation that was repeated; λ of two towers
     assert checker.seen.count("svg") == 3 + 2
 
 
@@ -107,7 +109,15 @@ def test_report_says_what_came_out(report):
     words = " ".join(" ".join(checker.text).split())
     assert "On scenes, top-1 accuracy is 61.0 % for CLIP and 66.0 % for DiffCLIP: +5.0 points" in words
     assert "(95 % interval +2.0 to +8.0), significant for this pair of training runs." in words
-    for part in ("DiffCLIP higher", "not significant", "from one seed", "text recall@1", "a red star", "–"):
+    for part in (
+        "scenes/test, top-1 accuracy",
+        "DiffCLIP higher",
+        "not significant",
+        "from one seed",
+        "text recall@1",
+        "a red star",
+        "–",
+    ):
         assert part in words
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text

@@ -85,9 +85,7 @@ def test_mean_per_class_recall_shows_only_where_it_says_more(path):
 
 def test_a_model_without_results_is_an_error_that_names_what_there_is(path):
     put(path, CLIP, "scenes", {"acc1": [1]})
-    with pytest.raises(
-        UserError, match=r"no result of diffclip_vit_quickstart \(runs/diffclip\), it has clip_vit_q"
-    ):
+    with pytest.raises(UserError, match=r"no result of diffclip_vit_quickstart \(runs/diffclip\), it has clip_vit_q"):
         tables.compare(path, CLIP, DIFFCLIP)
 
 

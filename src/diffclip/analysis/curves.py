@@ -32,9 +32,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; is {run} the directory of a training run?"
-        ) from None
+        raise UserError(f"cannot read {path}: {error.strerror}; is {run} the directory of a training run?") from None
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:

@@ -44,9 +44,7 @@ def mean_interval(values: ArrayLike, *, resamples: int = 10_000, seed: int = 0) 
     rows = max(1, BLOCK // len(distinct))
     means = np.concatenate(
         [
-            generator.multinomial(len(values), share, size=min(rows, resamples - start))
-            @ distinct
-            / len(values)
+            generator.multinomial(len(values), share, size=min(rows, resamples - start)) @ distinct / len(values)
             for start in range(0, resamples, rows)
         ]
     )

@@ -73,17 +73,14 @@ class MMVPSource:
             raise UserError(f"cannot read {table}: {error.strerror}; expected MMVP-VLM's folder") from None
         for number, row in enumerate(rows, start=2):
             if len(row) != 3:
-                raise UserError(
-                    f"{table} line {number}: expected id, type and statement, found {len(row)} columns"
-                )
+                raise UserError(f"{table} line {number}: expected id, type and statement, found {len(row)} columns")
         if not rows or len(rows) % 2:
             raise UserError(f"{table} has {len(rows)} statements; expected two for each pair")
         self._pairs = list(zip(rows[::2], rows[1::2], strict=True))
         for (first, pattern, _), (second, other, _) in self._pairs:
             if pattern != other:
                 raise UserError(
-                    f"{table}: statements {first} and {second} are a pair, but of two types, "
-                    f"{pattern!r} and {other!r}"
+                    f"{table}: statements {first} and {second} are a pair, but of two types, {pattern!r} and {other!r}"
                 )
 
     def __len__(self) -> int:

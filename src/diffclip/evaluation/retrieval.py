@@ -45,9 +45,7 @@ def scores(
     if len(image_of_text) != texts or texts == 0:
         raise ValueError(f"{texts} texts, but image_of_text names the image of {len(image_of_text)}")
     if not 0 <= int(image_of_text.min()) <= int(image_of_text.max()) < images:
-        raise ValueError(
-            f"image_of_text runs from {image_of_text.min()} to {image_of_text.max()} for {images} images"
-        )
+        raise ValueError(f"image_of_text runs from {image_of_text.min()} to {image_of_text.max()} for {images} images")
     check_finite("image features", image_features)
     check_finite("text features", text_features)
     image_of_text = image_of_text.to(text_features.device)
@@ -57,16 +55,10 @@ def scores(
         "image": _places(text_features, image_features, all_texts, image_of_text),
         "text": _places(image_features, text_features, image_of_text[by_image], by_image),
     }
-    return {
-        f"{wanted}_retrieval_recall@{k}": _hits(*found, k).cpu()
-        for wanted, found in places.items()
-        for k in ks
-    }
+    return {f"{wanted}_retrieval_recall@{k}": _hits(*found, k).cpu() for wanted, found in places.items() for k in ks}
 
 
-def _places(
-    queries: Tensor, candidates: Tensor, query: Tensor, candidate: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _places(queries: Tensor, candidates: Tensor, query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where each query's best positive stands; `query` (ascending) and `candidate` (T,) list all pairs.
 
     Returns three (queries,) int64: candidates that score higher than it, candidates that score the same
@@ -76,9 +68,7 @@ def _places(
     rows = max(1, BLOCK // len(candidates))
     for start in range(0, len(queries), rows):
         score = queries[start : start + rows] @ candidates.T  # (rows, candidates)
-        first, last = torch.searchsorted(
-            query, torch.tensor([start, start + len(score)], device=query.device)
-        ).tolist()
+        first, last = torch.searchsorted(query, torch.tensor([start, start + len(score)], device=query.device)).tolist()
         row, column = query[first:last] - start, candidate[first:last]
         positive = score[row, column]  # (pairs of the block,)
         best = score.new_full((len(score),), -math.inf).scatter_reduce(0, row, positive, "amax")

@@ -84,9 +84,7 @@ def evaluate(
         weights = results.fingerprint(model.model)
         for dataset in data:
             fingerprint = _fingerprint(weights, dataset)
-            keys = {
-                task: (dataset.name, model.name, model.pretrained, TASK_NAMES[task]) for task in dataset.tasks
-            }
+            keys = {task: (dataset.name, model.name, model.pretrained, TASK_NAMES[task]) for task in dataset.tasks}
             known = {result.key: result for result in results.read(path)}
             done = {
                 task: known[key]
@@ -138,12 +136,8 @@ def measure(
     able = tasks_of(source)
     for task in tasks:
         if able and task not in able:
-            raise UserError(
-                f"{source.name} cannot serve {task}: {_NEEDS[task]}; it can serve {', '.join(able)}"
-            )
-    images = image_features(
-        model, source, batch_size=batch_size, num_workers=num_workers, on_progress=on_progress
-    )
+            raise UserError(f"{source.name} cannot serve {task}: {_NEEDS[task]}; it can serve {', '.join(able)}")
+    images = image_features(model, source, batch_size=batch_size, num_workers=num_workers, on_progress=on_progress)
     found: dict[Task, Examples] = {}
     for task in tasks:
         if task == "zero_shot":
@@ -198,9 +192,7 @@ def _zero_shot(model: CLIP, source: Source, images: ImageFeatures) -> Examples:
     labelled = images.labels >= 0
     labels = images.labels[labelled]
     if int(labels.max()) >= len(classnames):
-        raise UserError(
-            f"{source.name} has the label {int(labels.max())}, but only {len(classnames)} class names"
-        )
+        raise UserError(f"{source.name} has the label {int(labels.max())}, but only {len(classnames)} class names")
     tokenizer = get_tokenizer(model.config.context_length)
     embeddings = zero_shot.class_embeddings(model, tokenizer, classnames, source.templates or TEMPLATES)
     values = zero_shot.scores(images.features[labelled], labels, embeddings)

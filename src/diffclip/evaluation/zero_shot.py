@@ -26,8 +26,7 @@ def class_embeddings(
     """
     if not classnames or not templates:
         raise UserError(
-            "zero-shot classification needs class names and templates, "
-            f"found {len(classnames)} and {len(templates)}"
+            f"zero-shot classification needs class names and templates, found {len(classnames)} and {len(templates)}"
         )
     prompts = [fill(template, name) for name in classnames for template in templates]
     features = text_features(model, tokenizer, prompts)  # (classes × templates, embed_dim)
@@ -54,10 +53,7 @@ def metrics(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) ->
     another gets the share of one class, which is far above 1 / classes where one class dominates;
     mean_per_class_recall then is not.
     """
-    return {
-        name: values.mean().item()
-        for name, values in scores(image_features, labels, class_embeddings).items()
-    }
+    return {name: values.mean().item() for name, values in scores(image_features, labels, class_embeddings).items()}
 
 
 def scores(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from diffclip.reporting import figures, tables
 from diffclip.reporting.figures import AttentionPanel
 from diffclip.reporting.tables import Comparison, Row
 
+# Of what is measured during training, one number a task.
+DRAWN_METRICS = ("acc1", "image_retrieval_recall@1", "text_retrieval_recall@1", "pair_accuracy")
 TOWERS = {"visual": "image tower", "text": "text tower"}
 
 
@@ -58,9 +60,7 @@ def write_report(
 def _stylesheet() -> str:
     colours = dict(zip(("--baseline", "--candidate"), figures.COLOURS, strict=True))
     root = "".join(f"{name}: {value}; " for name, value in colours.items())
-    return f":root {{ {root}}}\n" + files("diffclip.reporting").joinpath("report.css").read_text(
-        encoding="utf-8"
-    )
+    return f":root {{ {root}}}\n" + files("diffclip.reporting").joinpath("report.css").read_text(encoding="utf-8")
 
 
 def _head(title: str, introduction: str, comparison: Comparison) -> str:
@@ -106,11 +106,12 @@ def _table_row(comparison: Comparison, row: Row) -> str:
 def _training_figures(runs: Mapping[str, Path]) -> list[str]:
     curves = {label: read_curves(run) for label, run in runs.items()}
     names = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
-    # Evaluations during training are logged as "data set/metric".
-    measured = dict.fromkeys(name for run in curves.values() for name in run if "/" in name)
-    names |= {
-        name: f"{name.split('/')[0]}, {tables.METRICS.get(name.split('/')[1], name)}" for name in measured
-    }
+    # Evaluations during training are logged as "data set/metric"; the one after the last step alone is no curve.
+    for metric in DRAWN_METRICS:
+        for name in dict.fromkeys(name for run in curves.values() for name in run if name.endswith(f"/{metric}")):
+            if max(len(run[name].steps) for run in curves.values() if name in run) > 1:
+                title = tables.METRICS.get(metric, metric.replace("_retrieval_", " "))
+                names[name] = f"{name.removesuffix(metric).strip('/')}, {title}"
     shown = []
     for name, title in names.items():
         having = {label: run[name] for label, run in curves.items() if name in run}
@@ -157,9 +158,7 @@ def _panel(panel: AttentionPanel, comparison: Comparison) -> str:
     return f'<article class="panel">\n{"".join(parts)}</article>\n'
 
 
-def _picture(
-    pixels: figures.Pixels, caption: str, alternative: str, *, kind: str = "", pixelated: bool = False
-) -> str:
+def _picture(pixels: figures.Pixels, caption: str, alternative: str, *, kind: str = "", pixelated: bool = False) -> str:
     data = base64.b64encode(figures.to_png(pixels)).decode("ascii")
     style = ' class="pixelated"' if pixelated else ""
     return (

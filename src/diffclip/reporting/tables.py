@@ -25,12 +25,15 @@ TASKS = {
     "zeroshot_classification": "zero-shot classification",
     "zeroshot_retrieval": "retrieval",
     "fine_grained": "fine-grained pairs",
+    "grounding": "where the model looks",
 }
 METRICS = {
     "acc1": "top-1 accuracy",
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
     "pair_accuracy": "pairs right, mean of patterns",
+    "pointing_game": "most relevant patch in the mask",
+    "energy_in_mask": "relevance in the mask",
 }
 
 
@@ -204,9 +207,7 @@ def to_rich(comparison: Comparison, *, title: str | None = None) -> Table:
 
     A head line for each data set and task; the note is the caption.
     """
-    table = Table(
-        title=title, title_justify="left", caption=NOTE, caption_justify="left", box=box.SIMPLE_HEAD
-    )
+    table = Table(title=title, title_justify="left", caption=NOTE, caption_justify="left", box=box.SIMPLE_HEAD)
     shown_columns = [i for i, name in enumerate(columns(comparison)) if i >= 2 and name != "95 % interval"]
     for name in (columns(comparison)[i] for i in shown_columns):
         wide = name in ("metric", "verdict")

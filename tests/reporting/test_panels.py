@@ -1,0 +1,59 @@
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffclip.analysis import relevance
+from diffclip.data.sources import Example
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.models.clip import create_model
+from diffclip.reporting.panels import attention_panel, scene_panels
+
+
+def tiny(kind):
+    torch.manual_seed(0)
+    vision = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 2, "vision_heads": 2}
+    text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
+    return create_model(f"{kind}_vit_t16", embed_dim=16, **vision, **text).eval()
+
+
+def picture(seed=0, height=30, width=50):
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_panel_holds_each_model_s_maps_and_the_part_they_see():
+    clip, diffclip = tiny("clip"), tiny("diffclip")
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, "PNG")
+    panel = attention_panel(clip, diffclip, file.getvalue(), ["a red star", "a ring"])
+    assert panel.queries == ("a red star", "a ring")
+    assert np.array_equal(panel.image, picture()[:, 10:40])  # the centre, at the picture's own resolution
+    for model, maps in ((clip, panel.baseline), (diffclip, panel.candidate)):
+        pixels = normalise(EvalTransform(16)(picture())[None], model.config.image_mean, model.config.image_std)
+        for query, found in zip(panel.queries, maps, strict=True):
+            expected = relevance(model, pixels, get_tokenizer()([query]))[0]
+            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-7)
+
+
+class Named:
+    name = "named"
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        return Example(picture(index, 16, 16))
+
+    def masks(self, index):
+        return [(f"thing {n} of {index}", np.ones((16, 16), bool)) for n in range(index % 4)]
+
+
+def test_the_first_scenes_that_name_enough_are_shown():
+    clip, diffclip = tiny("clip"), tiny("diffclip")
+    panels = scene_panels(clip, diffclip, Named(), count=3)
+    names = [("thing 0 of 2", "thing 1 of 2"), ("thing 0 of 3", "thing 1 of 3"), ("thing 0 of 6", "thing 1 of 6")]
+    assert [panel.queries for panel in panels] == names
+    assert np.array_equal(panels[2].image, picture(6, 16, 16))
+    assert len(scene_panels(clip, diffclip, Named(), count=99)) == 4
