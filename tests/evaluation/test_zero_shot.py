@@ -1,9 +1,12 @@
 import pytest
 import torch
+from open_clip import build_zero_shot_classifier
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
+from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
 from diffclip.evaluation import zero_shot
+from diffclip.models.clip import create_model
 
 
 def unit(*shape, seed=0):
@@ -96,6 +99,18 @@ def test_class_embedding_is_the_normalised_mean_of_normalised_prompts():
             total += feature / feature.norm()
         torch.testing.assert_close(row.double(), total / total.norm(), rtol=1e-5, atol=1e-6)
     assert not found.requires_grad
+
+
+def test_class_embeddings_equal_open_clip_s():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "text_width": 32, "text_depth": 2, "text_heads": 2}
+    model = create_model("diffclip_vit_t16", vision_width=32, vision_depth=1, vision_heads=2, **sizes).eval()
+    names, templates = ("cat", "polar bear", "ox"), ("a photo of a {c}.", "{c}", "one {c}, seen from far away")
+    found = zero_shot.class_embeddings(model, get_tokenizer(), names, templates)
+    functions = [lambda name, template=template: template.format(c=name) for template in templates]
+    with torch.no_grad():
+        expected = build_zero_shot_classifier(model, get_tokenizer(), names, functions)
+    torch.testing.assert_close(found, expected.T, rtol=1e-4, atol=1e-5)
 
 
 def test_templates_must_hold_the_class_name_and_nothing_else():
