@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from diffclip.errors import UserError
 
@@ -59,18 +60,23 @@ class Labels:
         self.classnames = classnames
         if pa.types.is_integer(column.type):
             self._numbers = pc.fill_null(column, -1).to_numpy().astype(np.int64)
-            return
-        names = column.cast(pa.string()).to_pylist()
+        else:
+            self._numbers = self._numbered(column.cast(pa.string()).to_pylist(), where)
+        highest = self._numbers.max(initial=-1)
+        if self.classnames and highest >= len(self.classnames):
+            raise UserError(f"{where} has labels up to {highest}, but there are {len(self.classnames)} class names")
+
+    def _numbered(self, names: list[str | None], where: str) -> NDArray[np.int64]:
         distinct = sorted({name for name in names if name})
         if all(name.removeprefix("-").isdecimal() for name in distinct):
             number = {name: int(name) for name in distinct}
         else:
-            self.classnames = classnames or tuple(distinct)
+            self.classnames = self.classnames or tuple(distinct)
             number = {name: i for i, name in enumerate(self.classnames)}
             unknown = [name for name in distinct if name not in number]
             if unknown:
                 raise UserError(f"{where}: the label {unknown[0]!r} is not among the {len(number)} class names given")
-        self._numbers = np.array([number.get(name, -1) for name in names], dtype=np.int64)
+        return np.array([number.get(name, -1) if name else -1 for name in names], dtype=np.int64)
 
     def __getitem__(self, row: int) -> int | None:
         number = int(self._numbers[row])

@@ -23,7 +23,7 @@ LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is 
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # a path in a table may hold a null byte
         raise BadImage("missing") from None
 
 
@@ -112,17 +112,20 @@ class FolderSource:
     def __init__(self, folder: Path, options: Options) -> None:
         self.name, self.templates = options.name, options.templates
         classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        found = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes]
-        classes = [entry for entry, files in zip(classes, found, strict=True) if files]
-        found = [files for files in found if files]
+        images = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes]
+        classes = [entry for entry, files in zip(classes, images, strict=True) if files]
+        images = [files for files in images if files]
         if not classes:
-            raise UserError(f"{folder} holds no parquet, tar, csv or tsv files, and no class folders of images")
+            found = columns.listed(sorted(entry.name for entry in folder.iterdir())[:8])
+            raise UserError(
+                f"{folder} holds no parquet, tar, csv or tsv files and no class folders of images, but {found}"
+            )
         names = options.classnames or tuple(entry.name.replace("_", " ") for entry in classes)
         self.classnames: tuple[str, ...] | None = names
         if len(names) != len(classes):
             raise UserError(f"{folder} has {len(classes)} class folders, but {len(names)} class names are given")
-        self._files = [str(file) for files in found for file in files]
-        self._numbers = np.repeat(np.arange(len(found)), [len(files) for files in found])
+        self._files = [str(file) for files in images for file in files]
+        self._numbers = np.repeat(np.arange(len(images)), [len(files) for files in images])
 
     def __len__(self) -> int:
         return len(self._files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import signal
 from collections import Counter
@@ -39,8 +40,7 @@ class Loader:
 
     The order of epoch e is a permutation drawn from (seed, e); what happens to example i in it (its crop, its
     caption, what replaces it if it is bad) is drawn from (seed, e, i). Nothing else matters, so that
-    `epoch(e, start=k)` goes on exactly where a run stopped. The last, incomplete batch is dropped. Workers
-    are kept between epochs.
+    `epoch(e, start=k)` goes on exactly where a run stopped. The last, incomplete batch is dropped.
 
     After or during an epoch, `skipped` counts by reason the bad examples of the batches handed out in it.
     """
@@ -61,36 +61,36 @@ class Loader:
                 f"{source.name} has {len(source)} examples: a batch takes 1 to all of them, not {batch_size}"
             )
         self.skipped: Counter[str] = Counter()
-        self._source, self._batch_size, self._max_skipped = source, batch_size, max_skipped
-        self._order = _Order(len(source), batch_size, seed)
-        self._batches: DataLoader[_Made] = DataLoader(
-            _BatchMaker(source, transform, tokenizer, seed),
-            sampler=self._order,
-            batch_size=None,  # an item is a whole batch, one message between processes
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # or starting an epoch would draw from the global one
-        )
+        self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._num_workers, self._max_skipped = num_workers, max_skipped
+        self._maker = _BatchMaker(source, transform, tokenizer, seed)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._source) // self._batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, … of an epoch. A new iterator ends the one before.
+        """Batches `start`, `start` + 1, … of an epoch.
 
         Raises:
-            UserError: more than `max_skipped` of the examples so far (at least 100, or all of the epoch) had
-            to be
+            UserError: more than `max_skipped` of the examples so far (at least 100, or all of the epoch) had to be
                 skipped, or the source cannot be read.
         """
         self.skipped.clear()
-        self._order.epoch, self._order.start = epoch, start
+        batches = DataLoader(
+            self._maker,
+            sampler=_Order(len(self._source), self._batch_size, self._seed, epoch, start),
+            batch_size=None,  # an item is a whole batch, one message between processes
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # with no batch size it gets an item, not a list
+            num_workers=self._num_workers,  # not persistent: at exit, torch would wait 5 s for each
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # or starting an epoch would draw from the global one
+        )
         good = 0
-        for made in self._batches:
+        for made in batches:
             if isinstance(made, UserError):
-                raise made
+                # A new one: an exception that its own frame refers to would keep the workers alive with the frame.
+                raise UserError(*made.args)
             batch, skipped = made
             self.skipped.update(skipped)
             good += len(batch.indices)
@@ -112,25 +112,29 @@ def _counts(skipped: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in skipped.most_common())
 
 
-def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal. The main one finishes its step and saves, and needs its
-    # workers.
+def _as_it_is(made: _Made) -> _Made:
+    # The default one rebuilds every container with update(), which adds a Counter to itself.
+    return made
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal. The main one finishes its step and saves, and needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is inherited stays as it is: collecting the main process's garbage here would copy memory and run finalizers.
+    gc.freeze()
 
 
 _Request = tuple[int, NDArray[np.int64]]  # the epoch, and the indices of a batch's examples
 
 
 class _Order(Sampler[_Request]):
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
-        self._length, self._batch_size, self._seed = length, batch_size, seed
-        self.epoch = self.start = 0
+    def __init__(self, length: int, batch_size: int, seed: int, epoch: int, start: int) -> None:
+        self._length, self._batch_size, self._seed, self._epoch, self._start = length, batch_size, seed, epoch, start
 
     def __iter__(self) -> Iterator[_Request]:
-        epoch = self.epoch
-        order = np.random.default_rng([self._seed, epoch, 0, _ORDER]).permutation(self._length)
-        for k in range(self.start, self._length // self._batch_size):
-            yield epoch, order[k * self._batch_size : (k + 1) * self._batch_size]
+        order = np.random.default_rng([self._seed, self._epoch, 0, _ORDER]).permutation(self._length)
+        for k in range(self._start, self._length // self._batch_size):
+            yield self._epoch, order[k * self._batch_size : (k + 1) * self._batch_size]
 
 
 # The last number of a seed: what is drawn from it. (numpy takes [a, b] and [a, b, 0] for the same seed.)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -96,9 +97,13 @@ def open_source(
     source: Source
     if format == "scenes" or (format == "auto" and re.fullmatch(r"scenes([:?].*)?", path)):
         source = _scenes(path, split)
+        source.classnames = tuple(classnames) if classnames else source.classnames
+        source.templates = tuple(templates) if templates else source.templates
     else:
+        path = os.path.expanduser(path)
+        root = Path(path)
         options = Options(
-            f"{Path(path).name or path}{f':{split}' if split else ''}",
+            f"{(root if root.exists() else root.parent).resolve().name}{f':{split}' if split else ''}",
             image_key,
             caption_key,
             label_key,
@@ -108,7 +113,7 @@ def open_source(
         source = _open_files(path, format, split, options)
         if source.classnames and not source.templates:
             source.templates = TEMPLATES
-    if part == "all":
+    if part == "all" or (part == "train" and holdout == 0):
         return source
     if not 0 < holdout < len(source):
         raise UserError(f"holdout must be between 1 and {len(source) - 1} for {source.name}, not {holdout}")
@@ -182,7 +187,7 @@ def _matching(path: str) -> list[Path]:
         if missing is not None or not found:
             where = Path(missing or name)
             around = sorted(entry.name for entry in where.parent.iterdir())[:8] if where.parent.is_dir() else []
-            raise UserError(f"there is no file {where}; {where.parent} has {listed(around)}")
+            raise UserError(f"there is no {where}; {where.parent} has {listed(around)}")
     return files
 
 

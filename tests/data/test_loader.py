@@ -1,0 +1,249 @@
+"""Batch k of epoch e is the same however it is made; bad examples are counted and replaced."""
+
+import functools
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffclip.data import loader as module
+from diffclip.data.images import BadImage
+from diffclip.data.loader import Loader
+from diffclip.data.sources import Example
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import TrainTransform
+from diffclip.errors import UserError
+
+
+class Pictures:
+    """`length` captioned pictures that show their own index; those in `bad` are damaged in some way."""
+
+    name, classnames, templates = "pictures", None, None
+
+    def __init__(self, length=50, bad=()):
+        self.length, self.bad = length, dict(bad)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        match self.bad.get(index):
+            case "missing":
+                raise BadImage("missing")
+            case "fatal":
+                raise UserError("the disk is gone")
+            case "no_caption":
+                return Example(self.png(index))
+            case "empty":
+                return Example(b"")
+        return Example(self.png(index), (f"picture {index}", f"the {index}th picture " + "of many " * (index % 7)))
+
+    @staticmethod
+    def png(index):
+        file = io.BytesIO()
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+
+class Labelled:
+    """Examples with labels 0, 1, 2, 0, 1, 2, …"""
+
+    name, classnames, templates = "labelled", ("cat", "dog", "cow"), ("a {c}", "the {c}")
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return Example(np.full((8, 8, 3), index, np.uint8), label=index % 3)
+
+
+def loader(source=None, batch_size=8, seed=3, **options):
+    return Loader(source or Pictures(), TrainTransform(16, flip=0.5), get_tokenizer(), batch_size, seed=seed, **options)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+def all_same(a, b):
+    a, b = list(a), list(b)
+    return len(a) == len(b) and all(map(same, a, b))
+
+
+def test_a_batch():
+    batches = list(loader().epoch(0))
+    assert len(batches) == len(loader()) == 6
+    for batch in batches:
+        assert (batch.pixels.shape, batch.pixels.dtype) == ((8, 3, 16, 16), torch.uint8)
+        assert batch.tokens.dtype == batch.groups.dtype == batch.indices.dtype == torch.int64
+        assert batch.groups.shape == batch.indices.shape == (8,)
+        assert ((batch.tokens == 49407).sum(dim=1) == 1).all()
+        assert batch.tokens[:, -1].any()
+        for index, tokens in zip(batch.indices.tolist(), batch.tokens, strict=True):
+            captions = get_tokenizer()(Pictures()[index].captions, batch.tokens.shape[1])
+            assert any(torch.equal(tokens, caption) for caption in captions)
+
+
+def test_an_epoch_covers_everything_once_in_an_order_of_its_own():
+    source = Pictures(48)
+    orders = [
+        torch.cat([b.indices for b in loader(source, seed=s).epoch(e)]).tolist() for s, e in ((3, 0), (3, 1), (4, 0))
+    ]
+    for order in orders:
+        assert sorted(order) == list(range(48))
+        assert order != sorted(order)
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+    assert len(list(loader(Pictures(50), 16).epoch(0))) == 3
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_and_resuming_make_no_difference():
+    bad = {3: "missing", 17: "empty", 30: "no_caption"}
+    reference = {epoch: list(loader(Pictures(bad=bad)).epoch(epoch)) for epoch in (0, 1)}
+    for workers in (0, 1, 3):
+        other = loader(Pictures(bad=bad), num_workers=workers)
+        assert all_same(other.epoch(1, start=4), reference[1][4:])
+        assert all_same(other.epoch(0), reference[0])
+        unfinished = other.epoch(0)
+        next(unfinished)
+        assert all_same(other.epoch(1), reference[1])
+        assert not list(other.epoch(1, start=6))
+        assert other.skipped == Counter()
+
+
+def test_spawned_workers_make_no_difference(monkeypatch):
+    spawning = functools.partial(module.DataLoader, multiprocessing_context="spawn")
+    reference = list(loader().epoch(2))
+    monkeypatch.setattr(module, "DataLoader", spawning)
+    assert all_same(loader(num_workers=1).epoch(2), reference)
+
+
+def test_an_example_is_augmented_the_same_in_any_batch_and_anew_in_every_epoch():
+    def pixels(batch_size, epoch):
+        batches = loader(Pictures(48), batch_size).epoch(epoch)
+        return {i: p for b in batches for i, p in zip(b.indices.tolist(), b.pixels, strict=True)}
+
+    small, large, later = pixels(8, 0), pixels(24, 0), pixels(8, 1)
+    assert all(torch.equal(small[i], large[i]) for i in range(48))
+    assert sum(torch.equal(small[i], later[i]) for i in range(48)) < 5
+
+
+def test_the_global_generators_are_left_alone():
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    list(loader(num_workers=1).epoch(0))
+    list(loader().epoch(0))
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_groups_are_labels_or_else_equal_for_equal_captions():
+    seen = set()
+    for batch in loader(Labelled(), 20).epoch(0):
+        assert torch.equal(batch.groups, batch.indices % 3)
+        seen |= {(g, get_tokenizer().decode(t)) for g, t in zip(batch.groups.tolist(), batch.tokens, strict=True)}
+    assert seen == {(n, f"{word} {c}") for n, c in enumerate(Labelled.classnames) for word in ("a", "the")}
+
+    class Twins(Pictures):
+        """Captions that say the same in other letters, and labels that are not what they say."""
+
+        classnames = ("x", "y")
+
+        def __getitem__(self, index):
+            caption = ("A  Cat", "a cat", "a dog", "a longer caption of a cat")[index % 4]
+            return Example(self.png(index), (caption,), label=index % 2)
+
+    groups = {}
+    for batch in loader(Twins(), 5).epoch(0):
+        for index, group in zip(batch.indices.tolist(), batch.groups.tolist(), strict=True):
+            groups.setdefault(index % 4, set()).add(group)
+            assert group < 0
+    assert groups[0] == groups[1]
+    assert all(len(values) == 1 for values in groups.values())
+    assert len(groups[0] | groups[2] | groups[3]) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_examples_are_replaced_and_counted(workers):
+    bad = {3: "missing", 17: "empty", 30: "no_caption", 31: "empty"}
+    ours = loader(Pictures(bad=bad), 10, num_workers=workers)
+    batches = list(ours.epoch(0))
+    assert len(batches) == 5
+    indices = torch.cat([batch.indices for batch in batches])
+    assert len(indices) == 50
+    assert not set(indices.tolist()) & set(bad)
+    assert ours.skipped["missing"] >= 1
+    assert ours.skipped["empty"] >= 2
+    assert ours.skipped["no_caption"] >= 1
+    assert 4 <= ours.skipped.total() <= 5
+    first = dict(ours.skipped)
+    list(ours.epoch(0))
+    assert dict(ours.skipped) == first
+
+
+def test_too_many_bad_examples_stop_the_epoch():
+    bad = {i: "empty" if i % 20 else "missing" for i in range(0, 1000, 5)}
+    batches = loader(Pictures(1000, bad), 50).epoch(0)
+    next(batches)  # 50 examples are too few to judge by, 100 are not
+    with pytest.raises(
+        UserError, match=r"^pictures: \d+ of 1[12]\d examples could not be used, more than 10%: empty \d+, mi"
+    ):
+        next(batches)
+    tolerant = loader(Pictures(1000, bad), 50, max_skipped=0.3)
+    assert sum(len(batch.indices) for batch in tolerant.epoch(0)) == 1000
+    assert abs(tolerant.skipped.total() - 250) < 40
+    assert abs(tolerant.skipped["missing"] / tolerant.skipped.total() - 0.25) < 0.1
+
+
+def test_a_small_set_is_judged_at_the_end_of_the_epoch():
+    ours = loader(Pictures(30, dict.fromkeys(range(6), "empty")), 10)
+    with pytest.raises(UserError, match=r"pictures: (\d+) of \d+ .*: empty \1$"):
+        list(ours.epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_workers_are_one_line(workers):
+    for bad, message in (
+        (dict.fromkeys(range(50), "empty"), "pictures: 100 examples in a row could not be used: empty 100"),
+        (dict.fromkeys(range(50), "fatal"), "the disk is gone"),
+    ):
+        with pytest.raises(UserError) as caught:
+            list(loader(Pictures(bad=bad), num_workers=workers).epoch(0))
+        assert str(caught.value) == message
+
+
+def test_batch_sizes_that_cannot_be():
+    for size in (0, -1, 51):
+        with pytest.raises(UserError, match=f"pictures has 50 examples: .*, not {size}"):
+            loader(batch_size=size)
+
+
+def test_ctrl_c_leaves_the_workers_to_the_main_process(tmp_path):
+    """SIGINT goes to all processes of a terminal; one that handles it must still get its batches."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "import os, signal, test_loader\n"
+        "if __name__ == '__main__':\n"
+        "    seen = []\n"
+        "    signal.signal(signal.SIGINT, lambda *_: seen.append(1))\n"
+        "    count = 0\n"
+        "    for batch in test_loader.loader(num_workers=1).epoch(0):\n"
+        "        if count == 0: os.killpg(0, signal.SIGINT)\n"
+        "        count += 1\n"
+        "    print(count, len(seen))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, start_new_session=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["6", "1"], done.stderr
+    assert "Traceback" not in done.stderr
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
