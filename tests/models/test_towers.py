@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 import diffclip
+from diffclip import create_model
+from diffclip.errors import UserError
 from diffclip.models.attention import DifferentialAttention, StandardAttention
 from diffclip.models.towers import TextTower, VisionTower
 
@@ -139,3 +141,15 @@ def test_patch_dropout_leaves_patches_out_in_training_only():
     model.train().encode_image(pixels)
     model.eval().encode_image(pixels)
     assert seen == [1 + 2, 1 + 4]
+
+
+def test_a_stem_of_convolutions_gives_the_same_tokens_and_learns_from_all_its_weights():
+    small = {"image_size": 32, "patch_size": 8, "vision_width": 32, "vision_heads": 2, "vision_depth": 1}
+    model = create_model("diffclip_vit_b16", vision_stem="convolutions", **small)
+    stem = model.visual.patch_embed
+    assert (stem.num_patches, stem.grid_size) == (16, (4, 4))
+    assert stem(torch.randn(2, 3, 32, 32)).shape == (2, 16, 32)
+    model.encode_image(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stem.parameters())
+    with pytest.raises(UserError, match="patch_size = 12: a stem of convolutions needs a power of two"):
+        create_model("diffclip_vit_b16", vision_stem="convolutions", image_size=48, patch_size=12)

@@ -8,7 +8,7 @@ place.
 init = "matched" (the default) draws both kinds of model alike:
     vision: timm's rules: linear weights, and positions, normal with std 0.02 (timm's trunc_normal_, which
         cuts at ±2, so a hundred standard deviations away); linear biases 0; the class token normal with std
-        1e-6; the patch embedding, a convolution, keeps PyTorch's default, uniform in ±1/√fan_in, weight and
+        1e-6; the patch embedding, and a stem of convolutions, keep PyTorch's default, uniform in ±1/√fan_in, weight and
         bias.
     text: SLIP's (and OpenAI CLIP's) rules, normal throughout: token embedding std 0.02, positions 0.01, q, k
         and v d^-1/2, the projections that end a half-block d^-1/2 (2L)^-1/2, the first MLP layer (2d)^-1/2;
@@ -50,7 +50,7 @@ def _draw(values: Tensor, name: str, owner: nn.Module, config: ModelConfig, gene
     kind = name.rpartition(".")[2]
     if name == "logit_scale":
         values.fill_(INITIAL_LOGIT_SCALE)
-    elif isinstance(owner, nn.LayerNorm | nn.RMSNorm):
+    elif isinstance(owner, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
         values.fill_(1.0 if kind == "weight" else 0.0)
     elif isinstance(owner, DifferentialAttention):
         values.normal_(std=0.1, generator=generator)  # the λ vectors

@@ -27,6 +27,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "lambda_schedule": ("constant", "depth"),
     "init": ("matched", "released"),
     "resize": ("shortest", "squash"),
+    "vision_stem": ("patches", "convolutions"),
 }
 SIZES = (
     "embed_dim",
@@ -62,6 +63,9 @@ class ModelConfig:
     vision_heads: int = 12
     vision_attention: Attention = "standard"
     vision_activation: Activation = "gelu"
+    vision_stem: Literal["patches", "convolutions"] = "patches"
+    """How pixels become tokens: one linear map of each patch, or 3×3 convolutions of stride 2, which learn from far
+    fewer images (Xiao et al. 2021, arXiv 2106.14881); patch_size is then a power of two."""
     vision_pre_norm: bool = False
     """A LayerNorm before the first block and no bias in the patch embedding, as in open_clip."""
     vision_norm_eps: float | None = None
@@ -106,6 +110,8 @@ class ModelConfig:
                 f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size} "
                 f"(remainder {self.image_size % self.patch_size})"
             )
+        if self.vision_stem == "convolutions" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise UserError(f"patch_size = {self.patch_size}: a stem of convolutions needs a power of two")
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             check_heads(width, heads, getattr(self, f"{tower}_attention") == "differential", tower)
@@ -178,9 +184,10 @@ def _sizes() -> dict[str, ModelConfig]:
             embed_dim=128,
             image_size=64,
             patch_size=8,
-            vision_width=192,
-            vision_depth=6,
-            vision_heads=6,
+            vision_stem="convolutions",
+            vision_width=128,
+            vision_depth=4,
+            vision_heads=4,
             text_width=128,
             text_depth=4,
             text_heads=4,

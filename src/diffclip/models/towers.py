@@ -1,6 +1,7 @@
 """The two towers: timm's vision transformer, and a causal text transformer of timm's blocks."""
 
 from functools import partial
+from itertools import pairwise
 
 import timm.layers
 import torch
@@ -13,6 +14,38 @@ from diffclip.models.attention import ATTENTION, DifferentialAttention
 from diffclip.models.presets import ModelConfig
 
 ACTIVATION: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class ConvolutionStem(nn.Module):
+    """Pixels to tokens by 3×3 convolutions of stride 2 rather than one linear map of each patch.
+
+    A timm `embed_layer`. log2(patch_size) stages, each a convolution, a GroupNorm of one group (the same in training and
+    evaluation, unlike batch statistics) and a GELU; widths double up to embed_dim; a 1×1 convolution ends it.
+    """
+
+    def __init__(
+        self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, bias: bool = True, **_: object
+    ) -> None:
+        super().__init__()
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        stages = patch_size.bit_length() - 1
+        widths = [in_chans] + [max(8, embed_dim >> (stages - 1 - i)) for i in range(stages)]
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU())
+                for before, after in pairwise(widths)
+            )
+        )
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1, bias=bias)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, patches, embed_dim)."""
+        out: Tensor = self.proj(self.stages(pixels)).flatten(2).mT
+        return out
+
+
+STEM = {"patches": timm.layers.PatchEmbed, "convolutions": ConvolutionStem}
 
 
 class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
@@ -32,6 +65,7 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
             norm_layer=partial(timm.layers.LayerNorm, eps=config.resolved_vision_norm_eps),
             act_layer=ACTIVATION[config.vision_activation],
             attn_layer=ATTENTION[config.vision_attention],
+            embed_layer=STEM[config.vision_stem],
             weight_init="skip",
         )
         _set_lambda_init(self.blocks, config)

@@ -14,7 +14,7 @@ from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, count_parameters
 from diffclip.training.loss import contrastive_loss
 from diffclip.training.optimizer import learning_rate
-from diffclip.training.trainer import Schedule, autocast_dtype, default_device, new_model
+from diffclip.training.trainer import Schedule, autocast_dtype, default_device
 
 GIB = 2**30
 # Weight, gradient and AdamW's two moments, each float32.
@@ -53,8 +53,10 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
     """
     config = recipe.model.resolve()
     dtype = autocast_dtype(recipe.training.precision, default_device())
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.device("meta"):
         model = CLIP(config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
         owned = {p.untyped_storage()._cdata for p in model.parameters()}
         pixels = torch.empty(batch_size, 3, config.image_size, config.image_size)
         tokens = torch.zeros(batch_size, config.context_length, dtype=torch.long)
@@ -69,8 +71,8 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, value) rows for a person to read. Raises UserError as training itself would, but for absent data when
     the recipe states `data.examples`."""
     config = recipe.model.resolve()
-    model = new_model(recipe)
-    counts = count_parameters(model)
+    with torch.device("meta"):
+        counts = count_parameters(CLIP(config))
     examples, where = _examples(recipe)
     schedule = Schedule.of(recipe, examples)
     batch = recipe.training.batch_size

@@ -1,0 +1,44 @@
+"""What a dry run says, without data and without doing it."""
+
+import torch
+
+from diffclip.config import validate
+from diffclip.models.clip import create_model
+from diffclip.training.dry_run import activation_bytes, describe, saved_bytes
+from diffclip.training.loss import contrastive_loss
+
+SMALL = {"image_size": 32, "patch_size": 8, "vision_width": 64, "text_width": 32, "context_length": 16, "embed_dim": 8}
+
+
+def recipe(**model):
+    return validate(
+        {
+            "model": {"preset": "diffclip_vit_quickstart", "overrides": SMALL | model},
+            "data": {"examples": 1000},
+            "training": {"batch_size": 10, "epochs": 3, "precision": "float32"},
+        },
+        where="test",
+    )
+
+
+def test_rows_without_data():
+    rows = dict(describe(recipe()))
+    parameters = sum(p.numel() for p in create_model("diffclip_vit_quickstart", **SMALL).parameters())
+    assert rows["parameters"] == f"{parameters:,}"
+    assert rows["images"] == "(10, 3, 32, 32), patches of 8"
+    assert rows["steps"] == "300 = 3 epochs × 100"
+    assert rows["examples"].startswith("1,000 as the recipe states")
+    assert "5.00e-04 at step 100" in rows["learning rate"]
+    assert f"{parameters * 16 / 2**30:.2f} GiB" in rows["memory, weights and optimizer"]
+
+
+def test_activations_are_those_of_a_real_forward_pass():
+    model = create_model("diffclip_vit_quickstart", **SMALL)
+    owned = {p.untyped_storage()._cdata for p in model.parameters()}
+    tokens = torch.zeros(4, 16, dtype=torch.long)
+    with saved_bytes() as saved:
+        image = model.encode_image(torch.randn(4, 3, 32, 32), normalize=True)
+        text = model.encode_full_text(tokens, normalize=True)
+        contrastive_loss(image, text, model.logit_scale.exp())
+    real = sum(size for address, size in saved.storages.items() if address not in owned)
+    assert abs(activation_bytes(recipe(), 4) - real) < 0.1 * real
