@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from diffclip.data.scenes import shapes
 from diffclip.data.scenes.scene import Background, Bit, Scene, Thing
 from diffclip.data.scenes.shapes import Field
-from diffclip.data.scenes.vocabulary import RGB, luminance
+from diffclip.data.scenes.vocabulary import BOX, RGB
 
 PENCIL = 0.017  # half the width of a sketched line, in frames
 FINEST = 0.075  # the shortest period of a texture, in frames: what 64 pixels still show
+INK: RGB = (18, 18, 20)
 PIXELS = 32  # a pixelated picture has so many to a side
 
 
@@ -92,22 +93,15 @@ def _paint(canvas: Field, alpha: Field, rgb: RGB) -> None:
     canvas += alpha * (np.array(rgb, np.float32)[:, None, None] - canvas)
 
 
-def ink(rgb: RGB) -> RGB:
-    """What shows on a colour: near black on light ones, near white on dark ones."""
-    return (18, 18, 20) if luminance(rgb) > 84 else (244, 244, 240)
-
-
 def _outline(thing: Thing, u: Field, v: Field) -> Field:
-    if thing.shape == "box":
-        distance = shapes.BOXES[thing.open, thing.above](u, v)
-    else:
-        distance = shapes.OUTLINES[thing.shape](u, v)
+    outline = shapes.BOXES[thing.open, thing.above] if thing.shape == BOX else shapes.OUTLINES[thing.shape]
+    distance = outline(u, v)
     return np.maximum(distance, -shapes.crack(u, v)) if thing.broken else distance
 
 
 def _ink_of(thing: Thing, u: Field, v: Field) -> Field | None:
     """Distance to what is drawn on a thing in ink: a box's edges, a sign's letter, a dot."""
-    if thing.shape == "box":
+    if thing.shape == BOX:
         return shapes.box_ink(u, v, thing.open, thing.above)
     if thing.letter:
         return shapes.letter_ink(u, v, thing.letter)
@@ -139,13 +133,12 @@ def _draw_thing(canvas: Field, thing: Thing, size: int, style: str) -> None:
         first = np.array(thing.rgb, np.float32)[:, None, None]
         second = np.array(thing.second, np.float32)[:, None, None]
         if thing.texture == "outlined":
-            width = max(0.18, 0.025 / thing.radius)
-            share = _inside(-(distance + width) * pixels)
+            share = _inside((np.abs(distance + 0.27) - 0.09) * pixels)  # a line inside the edge: grounds are dark
         else:
             share = _inside(_texture(thing.texture, u, v, max(0.55, FINEST / thing.radius)) * pixels)
         patch += alpha * (first + share * (second - first) - patch)
     if details is not None:
-        _paint(patch, np.minimum(_inside(details * pixels), alpha), ink(thing.rgb))
+        _paint(patch, np.minimum(_inside(details * pixels), alpha), thing.second if thing.dot else INK)
 
 
 def _texture(texture: str, u: Field, v: Field, period: float) -> Field:

@@ -13,7 +13,7 @@ from random import Random
 
 from diffclip.data.scenes.sample import SOLID_MIDDLE, pick
 from diffclip.data.scenes.scene import Background, Group, Scene, Thing
-from diffclip.data.scenes.vocabulary import DIRECTIONS, NUMBERS, SIGN, TEXTURES, plural
+from diffclip.data.scenes.vocabulary import ARROW, BOX, DIRECTIONS, NUMBERS, SIGN, TEXTURES, plural
 
 BIG, SMALL = 0.19, 0.11  # radii from which, and up to which, a thing is called so
 APART = 0.1  # the least distance, in frames, of what is called left of, above, … another
@@ -105,7 +105,7 @@ def noun_phrase(group: Group, random: Random, detail: float) -> str:
 
 def _striking(kind: Thing, attribute: str) -> bool:
     if attribute == "condition":
-        return kind.broken or kind.shape == "box"
+        return kind.broken or kind.shape == BOX
     return kind.dot if attribute == "dot" else True
 
 
@@ -127,7 +127,7 @@ def _size(kind: Thing) -> str:
 
 
 def _condition(kind: Thing) -> str:
-    if kind.shape == "box":
+    if kind.shape == BOX:
         return "open" if kind.open else "closed"
     if kind.shape == SIGN or kind.texture != "solid":
         return ""
@@ -139,11 +139,13 @@ def _texture(kind: Thing) -> str:
 
 
 def _pose(kind: Thing) -> str:
-    if kind.shape == "arrow":
+    if kind.shape == ARROW:
         turn = min(DIRECTIONS, key=lambda word: 1 - math.cos(math.radians(kind.angle - DIRECTIONS[word])))
         return f" pointing {turn}"
-    if kind.shape == "box":
+    if kind.shape == BOX:
         return " seen from above" if kind.above else " seen from the side"
+    if kind.shape == "moon":
+        return " facing right" if math.cos(math.radians(kind.angle)) > 0 else " facing left"
     return f" with the letter {kind.letter}" if kind.shape == SIGN else ""
 
 
@@ -173,4 +175,4 @@ def _position(group: Group) -> str:
 
 def _ground(background: Background, random: Random) -> str:
     texture = background.texture if background.texture in TEXTURES and random.random() < 0.7 else ""
-    return f" on a {background.level} {texture} background".replace("  ", " ")
+    return f" on a {background.ground} {texture} background".replace("  ", " ")

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from diffclip.data.scenes.draw import ink
+from diffclip.data.scenes.draw import INK
 from diffclip.data.scenes.scene import Background, Bit, Group, Scene, Thing
 from diffclip.data.scenes.vocabulary import (
-    BACKGROUND_LEVELS,
-    BACKGROUND_TEXTURES,
+    ARROW,
+    BOX,
     CLASSES,
     COLOURS,
     DIRECTIONS,
+    GROUND_TEXTURES,
+    GROUNDS,
     LETTERS,
+    PROPS,
     RGB,
     SEEN,
     SIGN,
@@ -34,33 +37,40 @@ class Setting(NamedTuple):
     """What scenes of a split are like. Lengths are fractions of the frame, pairs are ranges."""
 
     held_out: bool = True  # may combine colour and shape as training never does
-    radius: tuple[float, float] = (0.19, 0.27)  # of the labelled thing
-    spread: float = 0.1  # how far from the middle it may lie, each way
-    several: float = 0.12  # share of scenes with two to four labelled things
+    radius: tuple[float, float] = (0.21, 0.28)  # of the labelled thing
+    spread: float = 0.07  # how far from the middle it may lie, each way
+    several: float = 0.05  # share of scenes with two to four labelled things
     others: tuple[int, int] = (0, 2)  # further groups
     other_radius: tuple[float, float] = (0.085, 0.125)
+    props: float = 0.4  # share of further groups that are an arrow, a box or a sign
     lookalikes: bool = False  # further groups share the colour or the shape of the labelled one
     bits: tuple[int, int] = (0, 5)
     bright_bits: bool = False  # clutter in the objects' own colours
     plain: bool = False  # no textures, no clutter
     busy: bool = False  # every background textured
+    grounds: tuple[str, ...] = ("black", "grey")
     styles: tuple[str, ...] = ("flat",)
 
 
 SPLITS: dict[str, Setting] = {
     "train": Setting(held_out=False),
     "test": Setting(),
-    "test_v2": Setting(radius=(0.14, 0.2), spread=0.25, several=0.3, others=(1, 3), bits=(2, 7)),
+    "test_v2": Setting(
+        radius=(0.18, 0.25), spread=0.12, several=0.1, others=(1, 2), bits=(2, 7), grounds=tuple(GROUNDS)
+    ),
     "test_rendition": Setting(styles=("pastel", "pixelated", "watercolour", "shaded")),
     "test_sketch": Setting(plain=True, styles=("sketch",)),
     "test_adversarial": Setting(
-        radius=(0.15, 0.21), others=(3, 3), lookalikes=True, bits=(8, 12), bright_bits=True, busy=True
+        radius=(0.19, 0.25), others=(3, 3), props=0.0, lookalikes=True, bits=(8, 12), bright_bits=True, busy=True
     ),
 }
 
-# Shapes whose turn carries no meaning may lie at any angle; the rest stay near upright.
-_TURNS = {"heart": 20.0, "bolt": 15.0, "box": 6.0, "triangle": 25.0, "moon": 40.0, SIGN: 5.0}
-SOLID_MIDDLE = ("circle", "square", "triangle", "star", "heart", "hexagon")  # those that can wear a dot
+# How far a shape may be turned either way; those not named look alike at any angle.
+_TURNS = dict.fromkeys(("square", "triangle", "star", "heart", "cross", "moon", "bolt", ARROW), 10.0) | {
+    BOX: 6.0,
+    SIGN: 5.0,
+}
+SOLID_MIDDLE = ("circle", "square", "triangle", "star", "heart")  # those that can wear a dot or an outline
 _MARGIN = 0.015
 
 
@@ -91,15 +101,16 @@ def sample(random: Random, setting: Setting, shape: str | None = None) -> Scene:
         colour, shape_ = _other(random, setting, CLASSES[label], index)
         if any(group.kind.colour == colour and group.kind.shape == shape_ for group in groups):
             continue
-        number = 1 if shape_ == SIGN or random.random() < 0.7 else whole(random, (2, 3))
-        radius = (0.12, 0.15) if shape_ == SIGN else setting.other_radius
-        if number > 1:
-            radius = (0.075, 0.09)
+        number, radius = 1, setting.other_radius
+        if shape_ in PROPS:
+            radius = (0.13, 0.16)
+        elif random.random() < 0.3:
+            number, radius = whole(random, (2, 3)), (0.075, 0.09)
         things = _group(random, setting, colour, shape_, radius, number, placed)
         if things:
             groups.append(Group(things))
             placed += things
-    background = _background(random, setting, [group.kind.colour for group in groups])
+    background = _background(random, setting)
     bits: tuple[Bit, ...] = ()
     if not setting.plain:
         number = whole(random, setting.bits)
@@ -113,8 +124,8 @@ def _labels(setting: Setting) -> Sequence[int]:
 
 def _other(random: Random, setting: Setting, main: tuple[str, str], index: int) -> tuple[str, str]:
     """Colour and shape of a further group: never both the labelled ones, no held-out pair in training."""
-    if not setting.lookalikes and random.random() < 0.12:
-        return pick(random, tuple(COLOURS)), SIGN
+    if random.random() < setting.props:
+        return pick(random, tuple(COLOURS)), pick(random, PROPS)
     while True:
         pair = CLASSES[pick(random, _labels(setting))]
         if setting.lookalikes and pair[index % 2] != main[index % 2]:
@@ -134,32 +145,51 @@ def _group(
 ) -> tuple[Thing, ...]:
     """Up to `count` equal things clear of those placed; none if there is no room."""
     radius = between(random, radii)
-    rgb = _jitter(random, COLOURS[colour])
-    texture = "solid"
-    textured = 0.0 if setting.plain or shape in ("box", SIGN) else 0.5 if radius > 0.13 else 0.25
-    if random.random() < textured:
-        texture = pick(random, TEXTURES[1:] if shape in SOLID_MIDDLE else TEXTURES[1:-1])  # no thin outlined shapes
-    second = ink(rgb) if texture == "outlined" else partner(rgb)
-    letter = pick(random, LETTERS) if shape == SIGN else ""
-    if shape == "arrow":
-        angle, turn = pick(random, tuple(DIRECTIONS.values())), 12.0
-    else:
-        angle, turn = 0.0, _TURNS.get(shape, 180.0)
-    broken = shape not in ("box", SIGN) and texture == "solid" and random.random() < 0.15
-    dot = not broken and shape in SOLID_MIDDLE and texture == "solid" and random.random() < 0.3
-    is_open = shape == "box" and random.random() < 0.5
-    above = shape == "box" and random.random() < 0.5
+    look = _look(random, setting, colour, shape, radius)
+    turn = _TURNS.get(shape, 180.0)
     things: tuple[Thing, ...] = ()
     for _ in range(count):
         where = _place(random, setting, radius, placed, first=not placed and count == 1)
         if where is None:
             break
-        tilt = angle + turn * (2 * random.random() - 1)
-        x, y = where
-        thing = Thing(shape, colour, rgb, second, texture, x, y, radius, tilt, dot, broken, is_open, above, letter)
+        angle = look.angle + turn * (2 * random.random() - 1)
+        thing = look._replace(x=where[0], y=where[1], angle=angle)
         things += (thing,)
         placed += (thing,)
     return things
+
+
+def _look(random: Random, setting: Setting, colour: str, shape: str, radius: float) -> Thing:
+    """What the things of a group have in common, at no place yet."""
+    rgb = _jitter(random, COLOURS[colour])
+    texture = "solid"
+    textured = 0.0 if setting.plain or shape in PROPS else 0.5 if radius > 0.13 else 0.25
+    if random.random() < textured:
+        texture = pick(random, TEXTURES[1:] if shape in SOLID_MIDDLE else TEXTURES[1:-1])  # no thin outlined shapes
+    angle = 0.0
+    if shape == ARROW:
+        angle = pick(random, tuple(DIRECTIONS.values()))
+    elif shape == "moon":
+        angle = 180.0 * (random.random() < 0.5)
+    plain = texture == "solid" and shape not in PROPS
+    broken = plain and random.random() < 0.15
+    dot = plain and not broken and shape in SOLID_MIDDLE and random.random() < 0.3
+    return Thing(
+        shape,
+        colour,
+        rgb,
+        INK if texture == "outlined" else partner(rgb, 0.95, 0.5) if dot else partner(rgb),
+        texture,
+        x=0.0,
+        y=0.0,
+        radius=radius,
+        angle=angle,
+        dot=dot,
+        broken=broken,
+        open=shape == BOX and random.random() < 0.5,
+        above=shape == BOX and random.random() < 0.5,
+        letter=pick(random, LETTERS) if shape == SIGN else "",
+    )
 
 
 def _place(
@@ -181,33 +211,23 @@ def _jitter(random: Random, rgb: RGB, by: float = 12.0) -> RGB:
     return red, green, blue
 
 
-def partner(rgb: RGB) -> RGB:
-    """The second colour of a texture: half as bright; light grey on white, and dark grey on black."""
-    if luminance(rgb) < 50:
-        return (64, 64, 70)
-    share = 0.77 if luminance(rgb) > 225 else 0.5
-    red, green, blue = (round(share * level) for level in rgb)
+def partner(rgb: RGB, lighten: float = 0.6, darken: float = 0.36) -> RGB:
+    """A texture's second colour: the first one lighter, or darker where it is light already."""
+    goal, share = (255, lighten) if luminance(rgb) < 140 else (0, darken)
+    red, green, blue = (round(level + share * (goal - level)) for level in rgb)
     return red, green, blue
 
 
-def _background(random: Random, setting: Setting, colours: list[str]) -> Background:
-    levels = [
-        level
-        for level in BACKGROUND_LEVELS
-        if not (level == "light" and ("white" in colours or "yellow" in colours))
-        and not (level == "dark" and "black" in colours)
-    ]
-    level = pick(random, levels)
-    grey = BACKGROUND_LEVELS[level]
-    texture = "plain" if setting.plain else pick(random, BACKGROUND_TEXTURES[setting.busy :])
-    grey += round(between(random, (-12.0, 12.0)))
-    rgb = _jitter(random, (grey, grey, grey), 9.0)
-    contrast = between(random, (28.0, 44.0))
+def _background(random: Random, setting: Setting) -> Background:
+    ground = pick(random, setting.grounds)
+    texture = "plain" if setting.plain else pick(random, GROUND_TEXTURES[setting.busy :])
+    rgb = _jitter(random, GROUNDS[ground], 4.0)
+    contrast = between(random, (18.0, 30.0))
     period, angle = between(random, (0.14, 0.24)), 180 * random.random()
     grid: tuple[float, ...] = ()
     if texture == "cloudy":
         grid = tuple(2 * random.random() - 1 for _ in range(25))
-    return Background(level, texture, rgb, contrast, period, angle, grid)
+    return Background(ground, texture, rgb, contrast, period, angle, grid)
 
 
 def _bit(random: Random, ground: RGB, bright: bool) -> Bit:
@@ -215,6 +235,6 @@ def _bit(random: Random, ground: RGB, bright: bool) -> Bit:
         rgb = pick(random, tuple(COLOURS.values()))
         length, width = between(random, (0.0, 0.12)), between(random, (0.02, 0.045))
     else:
-        rgb = _jitter(random, ground, 60.0)
+        rgb = _jitter(random, ground, 36.0)
         length, width = between(random, (0.0, 0.2)), between(random, (0.015, 0.035))
     return Bit(rgb, random.random(), random.random(), length, width, 180 * random.random())

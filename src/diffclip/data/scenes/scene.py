@@ -17,7 +17,7 @@ class Thing(NamedTuple):
     shape: str
     colour: str
     rgb: RGB
-    second: RGB  # the other colour of a striped, dotted or checkered thing
+    second: RGB  # of its texture, or of its dot
     texture: str
     x: float
     y: float
@@ -57,7 +57,7 @@ class Bit(NamedTuple):
 
 
 class Background(NamedTuple):
-    level: str
+    ground: str
     texture: str
     rgb: RGB
     contrast: float  # how much the texture's other half is brighter, in grey levels

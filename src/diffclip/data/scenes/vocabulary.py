@@ -1,45 +1,39 @@
 """What a scene can hold and what it is called: shapes, colours, textures, and the classes made of them.
 
 The vocabulary is small on purpose: a model with a million parameters has to learn it from 100,000 scenes.
-No colour's name starts with a vowel, so that the templates' "a {c}" is always English.
+No object's colour starts with a vowel, so that the templates' "a {c}" is always English.
 """
 
 from __future__ import annotations
 
 RGB = tuple[int, int, int]
 
-SHAPES = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "cross",
-    "ring",
-    "moon",
-    "arrow",
-    "hexagon",
-    "bolt",
-    "box",
-)
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon", "bolt")
+ARROW, BOX, SIGN = "arrow", "box", "sign"
+PROPS = (ARROW, BOX, SIGN)  # drawn beside the labelled shape, never labelled themselves
 COLOURS: dict[str, RGB] = {
-    "red": (214, 38, 42),
-    "yellow": (245, 208, 38),
-    "green": (44, 160, 62),
-    "blue": (40, 84, 214),
-    "purple": (130, 48, 176),
-    "pink": (246, 128, 184),
+    "red": (226, 44, 48),
+    "yellow": (246, 212, 44),
+    "green": (52, 186, 76),
+    "cyan": (56, 214, 222),
+    "blue": (52, 104, 238),
+    "purple": (152, 62, 208),
+    "pink": (250, 134, 192),
     "white": (246, 246, 244),
-    "black": (22, 22, 26),
+}
+# Grounds are darker than every colour: figure and ground differ alike in every scene, which small models learn soon.
+GROUNDS: dict[str, RGB] = {
+    "black": (22, 22, 24),
+    "grey": (58, 58, 58),
+    "brown": (66, 44, 28),
+    "navy": (26, 32, 68),
 }
 TEXTURES = ("solid", "striped", "dotted", "checkered", "outlined")
-BACKGROUND_LEVELS: dict[str, int] = {"dark": 52, "grey": 126, "light": 200}
-BACKGROUND_TEXTURES = ("plain", "striped", "dotted", "checkered", "cloudy", "shaded")
+GROUND_TEXTURES = ("plain", "striped", "dotted", "checkered", "cloudy", "shaded")
 LETTERS = ("A", "E", "L", "T", "V", "X")
 DIRECTIONS: dict[str, float] = {"right": 0.0, "down": 90.0, "left": 180.0, "up": 270.0}  # degrees, clockwise
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
-SIGN = "sign"  # carries a letter; never the labelled object
 CLASSES: tuple[tuple[str, str], ...] = tuple((colour, shape) for shape in SHAPES for colour in COLOURS)
 CLASSNAMES: tuple[str, ...] = tuple(f"{colour} {shape}" for colour, shape in CLASSES)
 CLASS_INDEX = {pair: index for index, pair in enumerate(CLASSES)}
