@@ -201,9 +201,17 @@ def _place(
         return between(random, (low, high)), between(random, (low, high))
     for _ in range(24):
         x, y = between(random, (edge, 1 - edge)), between(random, (edge, 1 - edge))
-        if all(math.hypot(x - thing.x, y - thing.y) > 0.95 * (radius + thing.radius) for thing in placed):
+        if clear(x, y, radius, placed):
             return x, y
     return None
+
+
+def clear(x: float, y: float, radius: float, placed: tuple[Thing, ...]) -> bool:
+    """Whether a thing at (x, y) lies in the frame and hides next to nothing of those placed."""
+    edge = radius + _MARGIN
+    return min(x, y, 1 - x, 1 - y) >= edge and all(
+        math.hypot(x - thing.x, y - thing.y) > 0.95 * (radius + thing.radius) for thing in placed
+    )
 
 
 def _jitter(random: Random, rgb: RGB, by: float = 12.0) -> RGB:
