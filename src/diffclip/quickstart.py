@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -10,22 +9,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from diffclip.analysis.attention_maps import relevance
+from diffclip.analysis import grounding
 from diffclip.commands import run_suite
 from diffclip.config import Recipe, load_recipe
-from diffclip.data.images import decode
 from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
-from diffclip.data.tokenizer import get_tokenizer
-from diffclip.data.transforms import normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.fine_grained import PairImages
-from diffclip.evaluation.suite import DataSet, NamedModel
-from diffclip.models.clip import CLIP
+from diffclip.evaluation.results import fingerprint
+from diffclip.evaluation.suite import DataSet, NamedModel, record
 from diffclip.models.weights import load
 from diffclip.reporting import tables
-from diffclip.reporting.figures import AttentionPanel, Map, Pixels
 from diffclip.reporting.html import write_report
-from diffclip.reporting.tables import ModelName
+from diffclip.reporting.panels import scene_panels
+from diffclip.reporting.tables import Comparison, ModelName
 from diffclip.training import trainer
 
 # Baseline first: label, preset.
@@ -34,7 +30,7 @@ MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}
 EVALUATION_MINUTES = 1.0
 """What evaluation and the report take on two CPU cores, kept free of the budget."""
 TIMED_STEPS = 6
-TEST_IMAGES, SHIFTED_IMAGES, PANELS = 1000, 500, 4
+TEST_IMAGES, SHIFTED_IMAGES, GROUNDED_IMAGES, PANELS = 1000, 500, 200, 4
 
 
 def run(out: Path, minutes: float, seed: int) -> Path:
@@ -46,18 +42,16 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     began = time.monotonic()
     console = Console()
     recipes = _recipes(out, minutes, seed, console)
+    runs = {label: out / label.lower() for label in MODELS}
     for label, recipe in recipes.items():
-        run_directory = out / label.lower()
-        if not (run_directory / "model.safetensors").exists():
-            trainer.train(recipe, run_directory, resume=(run_directory / "recipe.toml").exists())
+        if not (runs[label] / "model.safetensors").exists():
+            trainer.train(recipe, runs[label], resume=(runs[label] / "recipe.toml").exists())
     console.print("Comparing both on test, shifted and fine-grained scenes")
-    models = [
-        NamedModel(preset, str(out / label.lower()), load(out / label.lower(), device=trainer.default_device())[0])
+    clip, diffclip = (
+        NamedModel(preset, str(runs[label]), load(runs[label], device=trainer.default_device())[0])
         for label, preset in MODELS.items()
-    ]
-    run_suite(models, test_data(), out / "results.jsonl", console)
-    names = [ModelName(label, model.name, model.pretrained) for label, model in zip(MODELS, models, strict=True)]
-    comparison = tables.compare(out / "results.jsonl", *names)
+    )
+    comparison = _compare(clip, diffclip, out / "results.jsonl", console)
     console.print(tables.to_rich(comparison))
     console.print(tables.headline(comparison))
     recipe = recipes["DiffCLIP"]
@@ -70,8 +64,8 @@ def run(out: Path, minutes: float, seed: int) -> Path:
             "trained with the same seed on the same drawn scenes in the same order."
         ),
         comparison=comparison,
-        runs={label: out / label.lower() for label in MODELS},
-        panels=[_panel(index, models) for index in _telling_scenes(PANELS)],
+        runs=runs,
+        panels=scene_panels(clip.model, diffclip.model, SceneSource("test"), count=PANELS),
         facts={
             "command": f"diffclip quickstart --out {out} --minutes {minutes:g} --seed {seed}",
             "models": ", ".join(MODELS.values()),
@@ -83,6 +77,19 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     )
     console.print(f"Report: {report}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return report
+
+
+def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> Comparison:
+    """Both models on every test set, with the results in `path`, and on where they look."""
+    models = (clip, diffclip)
+    run_suite(models, test_data(), path, console)
+    for named in models:
+        grounded = grounding.measure(named.model, SceneSource("test"), images=GROUNDED_IMAGES)
+        key = ("scenes/test", named.name, named.pretrained, grounding.TASK)
+        record(path, key, grounded, fingerprint(named.model))
+    return tables.compare(
+        path, *(ModelName(label, named.name, named.pretrained) for label, named in zip(MODELS, models, strict=True))
+    )
 
 
 def test_data() -> list[DataSet]:
@@ -140,26 +147,3 @@ def _fitted(recipe: Recipe, minutes: float, console: Console) -> Recipe:
     )
     epochs = steps / schedule.steps_per_epoch
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=epochs))
-
-
-def _telling_scenes(count: int) -> list[int]:
-    """The first test scenes that show two kinds of things or more, so that two queries can be asked of each."""
-    source = SceneSource("test", length=TEST_IMAGES)
-    return [index for index in range(len(source)) if len(source.masks(index)) >= 2][:count]
-
-
-def _panel(index: int, models: Sequence[NamedModel]) -> AttentionPanel:
-    source = SceneSource("test", length=TEST_IMAGES)
-    image = decode(source[index].image)
-    queries = tuple(phrase for phrase, _ in source.masks(index)[:2])
-    baseline, candidate = (_maps(named.model, image, queries) for named in models)
-    return AttentionPanel(image, queries, baseline, candidate)
-
-
-def _maps(model: CLIP, image: Pixels, queries: Sequence[str]) -> tuple[Map, ...]:
-    config = model.config
-    device = next(model.parameters()).device
-    pixels = torch.from_numpy(image).permute(2, 0, 1).expand(len(queries), -1, -1, -1)  # (queries, 3, S, S)
-    pixels = normalise(pixels.to(device), config.image_mean, config.image_std)
-    tokens = get_tokenizer(config.context_length)(queries).to(device)
-    return tuple(relevance(model, pixels, tokens).cpu().numpy())
