@@ -35,10 +35,8 @@ def test_a_wrong_recipe_is_one_line(capsys, tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text("[optimizer]\nlr = 'fast'\n")
     status, _, _ = main(capsys, "train", str(recipe))
-    assert (
-        str(status)
-        == f"diffclip: {recipe}: optimizer.lr: input should be a valid number, unable to parse string as a number, found 'fast'"
-    )
+    expected = "optimizer.lr: input should be a valid number, unable to parse string as a number, found 'fast'"
+    assert status == f"diffclip: {recipe}: {expected}"
 
 
 def test_training_without_data_says_what_to_set(capsys, tmp_path):

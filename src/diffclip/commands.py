@@ -21,6 +21,7 @@ from diffclip.models.clip import CLIP, count_parameters
 from diffclip.models.presets import list_models, model_config
 from diffclip.models.weights import load
 from diffclip.training import dry_run, trainer
+from diffclip.training.step import default_device
 
 
 def train(recipe: Recipe, run: Path, *, resume: bool) -> None:
@@ -131,7 +132,7 @@ def _test_split(path: str) -> str | None:
 
 
 def _load(source: str) -> CLIP:
-    return load(source, device=trainer.default_device())[0]
+    return load(source, device=default_device())[0]
 
 
 def _preset_of(model: CLIP) -> str:

@@ -23,6 +23,7 @@ from diffclip.reporting.html import write_report
 from diffclip.reporting.panels import scene_panels
 from diffclip.reporting.tables import Comparison, ModelName
 from diffclip.training import trainer
+from diffclip.training.step import Schedule, Trainer, default_device, training_loader, training_source
 
 # Baseline first: label, preset.
 MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}
@@ -48,7 +49,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
             trainer.train(recipe, runs[label], resume=(runs[label] / "recipe.toml").exists())
     console.print("Comparing both on test, shifted and fine-grained scenes")
     clip, diffclip = (
-        NamedModel(preset, str(runs[label]), load(runs[label], device=trainer.default_device())[0])
+        NamedModel(preset, str(runs[label]), load(runs[label], device=default_device())[0])
         for label, preset in MODELS.items()
     )
     comparison = _compare(clip, diffclip, out / "results.jsonl", console)
@@ -69,7 +70,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
         facts={
             "command": f"diffclip quickstart --out {out} --minutes {minutes:g} --seed {seed}",
             "models": ", ".join(MODELS.values()),
-            "training": f"{trainer.Schedule.of(recipe, len(trainer.training_source(recipe))).steps} steps of "
+            "training": f"{Schedule.of(recipe, len(training_source(recipe))).steps} steps of "
             f"{recipe.training.batch_size} images, seed {seed}",
             "took": f"{(time.monotonic() - began) / 60:.1f} minutes on {torch.get_num_threads()} threads",
             "versions": ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "timm")),
@@ -122,13 +123,13 @@ def _recipes(out: Path, minutes: float, seed: int, console: Console) -> dict[str
 
 def _fitted(recipe: Recipe, minutes: float, console: Console) -> Recipe:
     """The recipe, shortened if need be so that training both models fits into the budget."""
-    source = trainer.training_source(recipe)
-    schedule = trainer.Schedule.of(recipe, len(source))
+    source = training_source(recipe)
+    schedule = Schedule.of(recipe, len(source))
     seconds = 0.0  # of one step of both
     for preset in MODELS.values():
         one = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset))
-        candidate = trainer.Trainer(one, schedule)
-        batches = trainer.training_loader(one, source).epoch(0)
+        candidate = Trainer(one, schedule)
+        batches = training_loader(one, source).epoch(0)
         candidate.step(0, next(batches))  # the first step also allocates
         began = time.monotonic()
         for step in range(1, TIMED_STEPS + 1):

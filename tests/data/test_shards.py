@@ -81,6 +81,17 @@ def test_sizes_in_base_256_and_from_pax_headers(tmp_path):
         info.size, info.pax_headers = 700, {"size": "700", "comment": "ä = ö\n"}
         archive.addfile(info, io.BytesIO(b"x" * 700))
     assert [(m.name, m.size) for m in members(path)] == [("a.jpg", 700)]
+    path.write_bytes(path.read_bytes().replace(b" size=700\n", b" size=-99\n"))
+    with pytest.raises(UserError, match="says it has -99 bytes"):
+        list(members(path))
+
+
+def test_a_link_has_no_data_whatever_size_it_states(tmp_path):
+    path = three(tmp_path / "a.tar")
+    link = bytearray(512)
+    link[:4], link[124:135], link[156:157] = b"l.ln", b"00000002000", b"1"
+    path.write_bytes(with_checksum(link) + path.read_bytes())
+    assert [m.name for m in members(path)][:2] == ["000.jpg", "000.txt"]
 
 
 def with_checksum(data, at=0):
@@ -210,9 +221,9 @@ def test_examples_as_img2dataset_writes_them(tmp_path):
         tmp_path / "0.tar",
         [
             ("000.jpg", jpeg(0)),
+            ("._000.jpg", b"what macOS leaves"),
             ("000.txt", b"a caption\n"),
             ("000.json", b'{"caption": "other", "url": "u"}'),
-            ("._000.jpg", b"not an image"),
             ("sub/000.JPEG", jpeg(1)),
             ("sub/000.txt", "zwei\n\n Zeilen ä\n".encode()),
             ("002.txt", b"an image that could not be fetched"),
@@ -241,8 +252,12 @@ def test_captions_from_json(tmp_path):
         for i, entry in enumerate(entries)
         for kind, data in (("jpg", jpeg(i)), ("json", json.dumps(entry).encode()))
     ]
-    path = write_tar(tmp_path / "a.tar", [*contents, ("9.jpg", jpeg(9)), ("9.json", b"{broken")])
-    assert [open_tar(path)[i].captions for i in range(5)] == [("one",), (), (), (), ()]
+    broken = [(8, b"{broken"), (9, b"[" * 100_000)]
+    path = write_tar(
+        tmp_path / "a.tar",
+        [*contents, *((f"{i}.{k}", d) for i, j in broken for k, d in (("jpg", jpeg(9)), ("json", j)))],
+    )
+    assert [open_tar(path)[i].captions for i in range(6)] == [("one",), (), (), (), (), ()]
     assert open_tar(path, caption_key="all")[0].captions == ("x", "y")
     with pytest.raises(UserError, match=r"has no 'alt': its members end in .*json.* its \.json has caption, all"):
         open_tar(path, caption_key="alt")

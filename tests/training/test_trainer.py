@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 import diffclip
 from diffclip.config import validate
 from diffclip.errors import Stopped, UserError
-from diffclip.training import checkpoint, trainer
-from diffclip.training.trainer import Schedule, train
+from diffclip.training import checkpoint, step, trainer
+from diffclip.training.step import Schedule
+from diffclip.training.trainer import train
 
 SMALL = {
     "image_size": 16,
@@ -78,15 +79,15 @@ def test_a_run_leaves_what_is_documented(finished):
 @pytest.mark.parametrize("stop_after", [3, 7, 11])
 def test_an_interrupted_run_ends_in_the_same_bits(finished, tmp_path, stop_after, monkeypatch):
     run = tmp_path / "run"
-    step = trainer.Trainer.step
+    train_step = step.Trainer.step
 
     def interrupted(self, number, batch):
         if number + 1 == stop_after and not run.joinpath("stopped").exists():
             run.joinpath("stopped").touch()
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, number, batch)
+        return train_step(self, number, batch)
 
-    monkeypatch.setattr(trainer.Trainer, "step", interrupted)
+    monkeypatch.setattr(step.Trainer, "step", interrupted)
     with pytest.raises(Stopped, match=f"step {stop_after} of 16 .* --resume"):
         train(recipe(), run)
     train(recipe(), run, resume=True)
@@ -119,7 +120,7 @@ def test_a_run_directory_is_not_overwritten(finished):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "contrastive_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(step, "contrastive_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(UserError, match="the loss is nan at step 1"):
         train(recipe(), tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "not_finite_step_00000001.json").read_text())
@@ -148,13 +149,13 @@ def test_labelled_batches_give_the_gradients_of_encoding_every_caption(finished)
     shared = recipe()
     shared = dataclasses.replace(shared, loss=dataclasses.replace(shared.loss, shared_captions=True))
     schedule = Schedule.of(shared, 64)
-    batch = next(trainer.training_loader(shared, trainer.training_source(shared)).epoch(0))
+    batch = next(step.training_loader(shared, step.training_source(shared)).epoch(0))
     batch = dataclasses.replace(
         batch, tokens=batch.tokens[[0, 0, 2, 3, 2, 5, 6, 7]], groups=torch.tensor([0, 0, 2, 3, 2, 5, 6, 7])
     )
     gradients = []
     for distinct in (True, False):
-        one = trainer.Trainer(shared, schedule)
+        one = step.Trainer(shared, schedule)
         one.optimizer.step = lambda: None
         if not distinct:
             unique = torch.unique

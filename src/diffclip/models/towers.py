@@ -19,8 +19,8 @@ ACTIVATION: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGE
 class ConvolutionStem(nn.Module):
     """Pixels to tokens by 3×3 convolutions of stride 2 rather than one linear map of each patch.
 
-    A timm `embed_layer`. log2(patch_size) stages, each a convolution, a GroupNorm of one group (the same in training and
-    evaluation, unlike batch statistics) and a GELU; widths double up to embed_dim; a 1×1 convolution ends it.
+    A timm `embed_layer`. log2(patch_size) stages, each a convolution, a GroupNorm of one group (the same in training
+    and evaluation, unlike batch statistics) and a GELU; widths double up to embed_dim; a 1×1 convolution ends it.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, count_parameters
 from diffclip.training.loss import contrastive_loss
 from diffclip.training.optimizer import learning_rate
-from diffclip.training.trainer import Schedule, autocast_dtype, default_device
+from diffclip.training.step import Schedule, autocast_dtype, default_device
 
 GIB = 2**30
 # Weight, gradient and AdamW's two moments, each float32.

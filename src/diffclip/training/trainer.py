@@ -1,177 +1,27 @@
 """The training loop. There is one: what differs between runs is the recipe, and evaluators are passed in."""
 
 import json
-import logging
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from diffclip.config import Recipe, to_toml
 from diffclip.data.loader import Batch, Loader
-from diffclip.data.sources import Source, open_source
-from diffclip.data.tokenizer import get_tokenizer
-from diffclip.data.transforms import TrainTransform, normalise
 from diffclip.errors import Stopped, UserError
 from diffclip.models import weights
-from diffclip.models.clip import CLIP, create_model
-from diffclip.models.maps import forward_with_maps
+from diffclip.models.clip import CLIP
 from diffclip.training import checkpoint
 from diffclip.training.logs import Display, RunLog
-from diffclip.training.loss import contrastive_loss
-from diffclip.training.monitor import Monitor, attention_entropy
-from diffclip.training.optimizer import adamw, learning_rate
-
-log = logging.getLogger(__name__)
+from diffclip.training.monitor import Monitor
+from diffclip.training.step import Schedule, Trainer, training_loader, training_source
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
-
-# The entropy of the attention is measured on this many images and captions of the current batch.
-MONITORED = 8
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a recipe's epochs become steps."""
-
-    steps_per_epoch: int
-    steps: int
-    warmup_steps: int
-
-    @classmethod
-    def of(cls, recipe: Recipe, examples: int) -> "Schedule":
-        """Raises UserError where the data do not fill one batch."""
-        per_epoch = examples // recipe.training.batch_size
-        if per_epoch == 0:
-            raise UserError(
-                f"{recipe.data.train.path} has {examples} examples, fewer than one batch of "
-                f"{recipe.training.batch_size}; lower training.batch_size"
-            )
-        steps = max(1, round(recipe.training.epochs * per_epoch))
-        return cls(per_epoch, steps, min(steps, round(recipe.optimizer.warmup_epochs * per_epoch)))
-
-
-def training_source(recipe: Recipe) -> Source:
-    """The training data of a recipe. Raises UserError where it names none or they cannot be opened."""
-    if not recipe.data.train.path:
-        raise UserError("the recipe names no training data: set data.train.path, or give --data.train.path PATH")
-    source = open_source(**vars(recipe.data.train))
-    if recipe.data.examples not in (0, len(source)):
-        log.warning(
-            "%s has %d examples, the recipe expects %d",
-            recipe.data.train.path,
-            len(source),
-            recipe.data.examples,
-        )
-    return source
-
-
-def training_loader(recipe: Recipe, source: Source) -> Loader:
-    """Its batches, augmented as the recipe says."""
-    config = recipe.model.resolve()
-    return Loader(
-        source,
-        TrainTransform(config.image_size, recipe.data.scale, recipe.data.ratio, recipe.data.flip),
-        get_tokenizer(config.context_length),
-        recipe.training.batch_size,
-        seed=recipe.seed,
-        num_workers=recipe.data.workers,
-        max_skipped=recipe.data.max_skipped,
-    )
-
-
-def new_model(recipe: Recipe) -> CLIP:
-    """The model of a recipe as it is before the first step."""
-    torch.manual_seed(recipe.seed)
-    return create_model(recipe.model.preset, **recipe.model.overrides)
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What matrices are multiplied in: bfloat16, or None for float32. `auto` is bfloat16 where the processor has it."""
-    if precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-        capabilities = torch.cpu.get_capabilities()
-        return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
-    return torch.bfloat16 if precision == "bf16" else None
-
-
-class Trainer:
-    """Model, optimizer and the step. `train` drives it; the quickstart times its step to fit its budget."""
-
-    def __init__(self, recipe: Recipe, schedule: Schedule) -> None:
-        self.recipe, self.schedule = recipe, schedule
-        self.device = default_device()
-        self.dtype = autocast_dtype(recipe.training.precision, self.device)
-        self.model = new_model(recipe).to(self.device).train()
-        self.optimizer = adamw(self.model, recipe.optimizer)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised pixels (B, 3, S, S) float and tokens (B, L) int64, on the device."""
-        config = self.model.config
-        pixels = batch.pixels.to(self.device, non_blocking=True)
-        return normalise(pixels, config.image_mean, config.image_std), batch.tokens.to(self.device, non_blocking=True)
-
-    def step(self, step: int, batch: Batch) -> tuple[float, float]:
-        """One optimizer step. Returns (loss, learning rate); a loss that is not finite changes no weight."""
-        lr = learning_rate(
-            step,
-            steps=self.schedule.steps,
-            warmup_steps=self.schedule.warmup_steps,
-            config=self.recipe.optimizer,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        # Patch dropout draws from here, so a resumed run draws what the uninterrupted one would have.
-        torch.manual_seed(self.recipe.seed * 1_000_003 + step)
-        pixels, tokens = self.inputs(batch)
-        groups = None
-        with self.autocast():
-            if self.recipe.loss.shared_captions:
-                # Labelled data repeat few captions: each is encoded once, with the same gradients as encoding all.
-                groups = batch.groups.to(self.device)
-                distinct, place = torch.unique(tokens, dim=0, return_inverse=True)
-                output = self.model(image=pixels, text=distinct)
-                text_features = output["text_features"][place]  # (B, embed_dim)
-            else:
-                output = self.model(image=pixels, text=tokens)
-                text_features = output["text_features"]
-        loss = contrastive_loss(output["image_features"], text_features, output["logit_scale"], groups)
-        value = loss.item()
-        if math.isfinite(value):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.model.clamp_logit_scale()
-        return value, lr
-
-    @torch.no_grad()
-    def entropies(self, batch: Batch) -> dict[str, list[float]]:
-        """Entropy of A1 by tower and layer, on a few examples of the batch."""
-        pixels, tokens = (x[:MONITORED] for x in self.inputs(batch))
-        with self.autocast():
-            _, visual = forward_with_maps(self.model.visual, pixels)
-            _, text = forward_with_maps(self.model.text, tokens)
-        return {
-            "visual": [attention_entropy(maps.a1, causal=False) for maps in visual],
-            "text": [attention_entropy(maps.a1, causal=True) for maps in text],
-        }
 
 
 def train(
@@ -225,25 +75,34 @@ def _loop(
             _report_not_finite(run, step, loss, batch)
         mark.images += len(batch.indices)
         display.advance(step)
-        record: dict[str, Any] = {"step": step, "epoch": epoch, "loss": loss, "lr": lr}
-        record["logit_scale"] = trainer.model.logit_scale.exp().item()
         last = step == steps
-        if step % options.monitor_every == 0 or last:
+        measured: dict[str, Any] = {}
+        if last or step % options.monitor_every == 0:
             entropies = trainer.entropies(batch)
-            record |= {f"entropy_{tower}": values for tower, values in entropies.items()}
             monitor.entropies(step, entropies)
+            measured |= {f"entropy_{tower}": values for tower, values in entropies.items()}
         if evaluators and (last or (evaluate_every and step % evaluate_every == 0)):
-            record |= _evaluate(trainer.model, evaluators)
-            shown = "  ".join(f"{key} {value:.1%}" for key, value in record.items() if "/" in key)
+            metrics = _evaluate(trainer.model, evaluators)
+            shown = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
             display.note(f"step {step}, {(time.monotonic() - began) / 60:.1f} min: {shown}")
-        if step % options.log_every == 0 or last or len(record) > 5:
+            measured |= metrics
+        if measured or last or step % options.log_every == 0:
             lambdas = {tower: values.tolist() for tower, values in trainer.model.lambdas().items()}
             monitor.lambdas(step, lambdas)
-            record |= {f"lambda_{tower}": values for tower, values in lambdas.items()}
-            record |= mark.rates() | {"seconds": time.monotonic() - began}
+            record = {
+                "step": step,
+                "epoch": epoch,
+                "loss": loss,
+                "lr": lr,
+                "logit_scale": trainer.model.logit_scale.exp().item(),
+                **{f"lambda_{tower}": values for tower, values in lambdas.items()},
+                **measured,
+                **mark.rates(),
+                "seconds": time.monotonic() - began,
+            }
             records.write(record)
             display.record(record)
-            mark = mark.restart()
+            mark.restart()
         if step % options.checkpoint_every == 0 or last or stop.requested:
             state = {"step": step, "seconds": time.monotonic() - began}
             checkpoint.save(run, trainer.model, trainer.optimizer, state, options.keep_checkpoints)
@@ -257,9 +116,8 @@ class _Stretch:
     def __init__(self) -> None:
         self.restart()
 
-    def restart(self) -> "_Stretch":
+    def restart(self) -> None:
         self.images, self.waited, self._began = 0, 0.0, time.monotonic()
-        return self
 
     def rates(self) -> dict[str, float]:
         seconds = time.monotonic() - self._began
