@@ -212,6 +212,8 @@ def test_mistakes_in_tables(pictures):
     message = error_of(write_table(file, [("path", "caption"), ("0.jpg", "c")]))
     assert message == f"{file}: its first images do not exist; {pictures / '0.jpg'} was looked for first"
     assert "name the columns, each once; it is 'path,path'" in error_of(write_table(file, [("path", "path")]))
+    file.write_bytes(b"\xef\xbb\xbfpath,caption\r\nimages/0.jpg,a\r\n")  # as spreadsheets write it
+    assert open_source(str(file))[0].captions == ("a",)
     file.write_text("path,caption\nimages/0.jpg,a,b\n")
     assert f"{file} cannot be read as a table: " in error_of(file)
     file.write_bytes(b"path,caption\nimages/0.jpg,\xff\n")
