@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test check format bench clean
+.PHONY: install quickstart test check format clean
 
 install: .venv/installed
 

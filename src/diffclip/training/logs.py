@@ -70,7 +70,7 @@ class Display:
                 TextColumn("{task.fields[state]}"),
                 console=self.console,
             )
-            self._task = self._progress.add_task(name, total=total, state="starting")
+            self._task = self._progress.add_task(name, total=total, state="")
         self._began = time.monotonic()
         self._first: int | None = None
 

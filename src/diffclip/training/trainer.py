@@ -86,7 +86,7 @@ def _loop(
             shown = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
             display.note(f"step {step}, {(time.monotonic() - began) / 60:.1f} min: {shown}")
             measured |= metrics
-        if measured or last or step % options.log_every == 0:
+        if measured or last or step == 1 or step % options.log_every == 0:
             lambdas = {tower: values.tolist() for tower, values in trainer.model.lambdas().items()}
             monitor.lambdas(step, lambdas)
             record = {
