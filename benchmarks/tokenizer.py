@@ -79,9 +79,7 @@ def main() -> int:
             print(f"{name:24}{len(captions):10}{words:>8}{theirs:11.2f}{ours:10.2f}{theirs / ours:8.1f}×")
         results.append({"captions": name, "count": len(captions), "microseconds": found})
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"rounds": arguments.rounds, "results": results}, indent=1) + "\n"
-        )
+        arguments.json.write_text(json.dumps({"rounds": arguments.rounds, "results": results}, indent=1) + "\n")
     return 0
 
 
