@@ -197,4 +197,4 @@ def _side_light(size: int) -> Field:
 
 def _enlarge(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     nearest = np.arange(size) * len(picture) // size
-    return picture[nearest][:, nearest]
+    return picture[nearest[:, None], nearest]
