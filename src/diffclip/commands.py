@@ -20,6 +20,8 @@ from diffclip.evaluation.suite import evaluate as evaluate_suite
 from diffclip.models.clip import CLIP, count_parameters
 from diffclip.models.presets import list_models, model_config
 from diffclip.models.weights import load
+from diffclip.reporting import tables
+from diffclip.reporting.tables import ModelName
 from diffclip.training import dry_run, trainer
 from diffclip.training.step import default_device
 
@@ -32,7 +34,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> None:
     if data:
         model = NamedModel(recipe.model.preset, str(run), _load(str(run)))
         show(console, run_suite([model], data, run / "results.jsonl", console))
-    console.print(f"The model is in {run}: diffclip.load({str(run)!r})", highlight=False)
+    console.print(f"The model is in {run}: diffclip.load({str(run)!r})", highlight=False, soft_wrap=True)
 
 
 def _evaluator(data: DataSet) -> Callable[[CLIP], Mapping[str, float]]:
@@ -62,14 +64,20 @@ def evaluate(
     batch_size: int,
     workers: int,
 ) -> None:
-    """Evaluate models on data sets given as NAME=PATH; prints a table, writes OUT/results.jsonl."""
+    """Evaluate models on data sets given as NAME=PATH; prints the results, writes OUT/results.jsonl.
+
+    Two models are also compared, the second with the first, with paired intervals.
+    """
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
     data_sets = [data_set for text in data for data_set in _data_sets(text, tasks)]
     named = [NamedModel(_preset_of(model), source, model) for source in models for model in (_load(source),)]
-    console = Console()
-    show(console, run_suite(named, data_sets, out / "results.jsonl", console, batch_size, workers))
-    console.print(f"Written to {out / 'results.jsonl'}", highlight=False)
+    console, path = Console(), out / "results.jsonl"
+    show(console, run_suite(named, data_sets, path, console, batch_size, workers))
+    if len(named) == 2:
+        baseline, candidate = (ModelName(Path(one.pretrained).name, one.name, one.pretrained) for one in named)
+        console.print(tables.to_rich(tables.compare(path, baseline, candidate)))
+    console.print(f"Written to {path}", highlight=False, soft_wrap=True)
 
 
 def run_suite(
@@ -100,13 +108,13 @@ def run_suite(
 
 
 def show(console: Console, results: Sequence[Result]) -> None:
-    """Results as a table, a line each, in percent."""
-    table = Table("model", "data set", "task", "metrics, %", box=None, padding=(0, 2, 0, 0))
+    """A line for each result, in percent."""
     for result in results:
         metrics = {name: value for name, value in result.metrics.items() if "/" not in name}
-        shown = "  ".join(f"{name.replace('_retrieval_', ' ')} {value:.1%}"[:-1] for name, value in metrics.items())
-        table.add_row(result.model, result.dataset, result.task, shown)
-    console.print(table)
+        shown = "  ".join(f"{name.replace('_retrieval_', ' ')} {100 * value:.1f}" for name, value in metrics.items())
+        console.print(
+            f"{result.pretrained}  {result.dataset}  {result.task}:  {shown}", highlight=False, soft_wrap=True
+        )
 
 
 def _data_sets(text: str, tasks: Sequence[Task]) -> list[DataSet]:
