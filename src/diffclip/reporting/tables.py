@@ -214,8 +214,8 @@ def to_rich(comparison: Comparison, *, title: str | None = None) -> Table:
         table.add_column(
             name,
             justify="left" if wide else "right",
-            min_width=24 if name == "metric" else None,  # long names of models fold, not the metrics
-            no_wrap=name not in ("metric", comparison.baseline, comparison.candidate),
+            min_width=18 if name == "metric" else None,  # long names of models fold, not the metrics
+            no_wrap=name in ("difference", "chance"),
             overflow="fold",
         )
     shown: tuple[str, ...] | None = None
