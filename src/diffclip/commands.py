@@ -75,8 +75,9 @@ def evaluate(
     console, path = Console(), out / "results.jsonl"
     show(console, run_suite(named, data_sets, path, console, batch_size, workers))
     if len(named) == 2:
-        baseline, candidate = (ModelName(Path(one.pretrained).name, one.name, one.pretrained) for one in named)
-        console.print(tables.to_rich(tables.compare(path, baseline, candidate)))
+        letters = [ModelName(letter, one.name, one.pretrained) for letter, one in zip("AB", named, strict=True)]
+        console.print(tables.to_rich(tables.compare(path, *letters)))
+        console.print(*(f"{one.label}: {one.pretrained}" for one in letters), highlight=False, soft_wrap=True)
     console.print(f"Written to {path}", highlight=False, soft_wrap=True)
 
 

@@ -211,13 +211,7 @@ def to_rich(comparison: Comparison, *, title: str | None = None) -> Table:
     shown_columns = [i for i, name in enumerate(columns(comparison)) if i >= 2 and name != "95 % interval"]
     for name in (columns(comparison)[i] for i in shown_columns):
         wide = name in ("metric", "verdict")
-        table.add_column(
-            name,
-            justify="left" if wide else "right",
-            min_width=18 if name == "metric" else None,  # long names of models fold, not the metrics
-            no_wrap=name in ("difference", "chance"),
-            overflow="fold",
-        )
+        table.add_column(name, justify="left" if wide else "right", no_wrap=name != "metric")
     shown: tuple[str, ...] | None = None
     for row in comparison.rows:
         cells = cells_of(comparison, row)
