@@ -189,7 +189,7 @@ def _sizes() -> dict[str, ModelConfig]:
             vision_depth=4,
             vision_heads=4,
             text_width=128,
-            text_depth=4,
+            text_depth=2,
             text_heads=4,
         ),
     }
