@@ -32,8 +32,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> None:
     trainer.train(recipe, run, resume=resume, evaluators={one.name: _evaluator(one) for one in data})
     console = Console()
     if data:
-        model = NamedModel(recipe.model.preset, str(run), _load(str(run)))
-        show(console, run_suite([model], data, run / "results.jsonl", console))
+        show(console, run_suite([_named(str(run))], data, run / "results.jsonl", console))
     console.print(f"The model is in {run}: diffclip.load({str(run)!r})", highlight=False, soft_wrap=True)
 
 
@@ -71,7 +70,7 @@ def evaluate(
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
     data_sets = [data_set for text in data for data_set in _data_sets(text, tasks)]
-    named = [NamedModel(_preset_of(model), source, model) for source in models for model in (_load(source),)]
+    named = [_named(source) for source in models]
     console, path = Console(), out / "results.jsonl"
     show(console, run_suite(named, data_sets, path, console, batch_size, workers))
     if len(named) == 2:
@@ -140,8 +139,9 @@ def _test_split(path: str) -> str | None:
     return "test" if folder.is_dir() and any(entry.name.startswith("test") for entry in folder.iterdir()) else None
 
 
-def _load(source: str) -> CLIP:
-    return load(source, device=default_device())[0]
+def _named(source: str) -> NamedModel:
+    model = load(source, device=default_device())[0]
+    return NamedModel(_preset_of(model), source, model)
 
 
 def _preset_of(model: CLIP) -> str:

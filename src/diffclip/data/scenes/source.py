@@ -15,7 +15,7 @@ from diffclip.data.scenes.vocabulary import CLASSNAMES, TEMPLATES
 from diffclip.errors import UserError
 
 TRAIN_LENGTH, TEST_LENGTH = 100_000, 2_000
-# What a training scene's three captions are drawn from. Most name colour and shape alone: a small model that reads about
+# What a training scene's three captions are drawn from. Most name colour and shape alone: a small model that reads of
 # everything at once learns the colours and then, for tens of thousands of scenes, no shape.
 _KINDS = ("class", "class", "class", "class", "focus", "pair", "full")
 
