@@ -116,10 +116,12 @@ def _draw_thing(canvas: Field, thing: Thing, size: int, style: str) -> None:
     distance = _outline(thing, u, v)
     details = _ink_of(thing, u, v)
     if style == "sketch":
-        _paint(patch, _inside((np.abs(distance) - PENCIL / thing.radius) * pixels), thing.rgb)
+        width = PENCIL / thing.radius
+        line = np.maximum(np.abs(distance) - width, np.hypot(u, v) - 1 - width)  # no spikes beyond sharp corners
+        _paint(patch, _inside(line * pixels), thing.rgb)
         if details is not None:
             if not thing.letter:
-                details = np.abs(details) - 0.7 * PENCIL / thing.radius
+                details = np.abs(details) - 0.7 * width
             _paint(patch, _inside(np.maximum(details, distance) * pixels), thing.rgb)
         return
     if style == "watercolour":  # wavering, bleeding edges and uneven pigment
