@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from diffclip.analysis import grounding
+from diffclip.analysis.curves import read_curves
 from diffclip.commands import run_suite
 from diffclip.config import Recipe, load_recipe
 from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
@@ -72,7 +73,11 @@ def run(out: Path, minutes: float, seed: int) -> Path:
             "models": ", ".join(MODELS.values()),
             "training": f"{Schedule.of(recipe, len(training_source(recipe))).steps} steps of "
             f"{recipe.training.batch_size} images, seed {seed}",
-            "took": f"{(time.monotonic() - began) / 60:.1f} minutes on {torch.get_num_threads()} threads",
+            "training took": ", ".join(
+                f"{label} {read_curves(directory)['seconds'].values[-1] / 60:.1f} minutes"
+                for label, directory in runs.items()
+            )
+            + f" on {torch.get_num_threads()} threads",
             "versions": ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "timm")),
         },
     )

@@ -45,10 +45,8 @@ class Preprocess:
 def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
     """Write model.safetensors and config.json, which `load` takes, into `directory`, made if need be.
 
-    Both are written under other names and then renamed, so that a reader never sees half a file. The
-    configuration is
-    in both: λ_init and the like are not among the weights, and one without the other would compute something
-        else.
+    Both are written under other names and then renamed, so that a reader never sees half a file. The configuration
+    is in both: λ_init and the like are not among the weights, and one without the other would compute something else.
     metadata: JSON values to keep in config.json, such as step=1000.
     """
     directory = Path(directory)

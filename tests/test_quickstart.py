@@ -1,0 +1,65 @@
+"""The quickstart from end to end, made small: runs, results, report, and going on with what is there."""
+
+import dataclasses
+import re
+
+import pytest
+
+from diffclip import quickstart
+from diffclip.config import load_recipe
+from diffclip.data.scenes import FineGrainedSource
+from diffclip.errors import UserError
+from diffclip.evaluation import results
+
+
+def shrunk(path):
+    recipe = load_recipe(path)
+    train = dataclasses.replace(recipe.data.train, path="scenes:train?size=64&length=128")
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, train=train),
+        training=dataclasses.replace(recipe.training, batch_size=16),
+    )
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(
+        quickstart, "load_recipe", lambda path: shrunk(path) if "quickstart.toml" in path else load_recipe(path)
+    )
+    monkeypatch.setattr(quickstart, "FineGrainedSource", lambda: FineGrainedSource(count=2))
+    sizes = {"TEST_IMAGES": 24, "SHIFTED_IMAGES": 8, "GROUNDED_IMAGES": 4, "PANELS": 1, "TIMED_STEPS": 1}
+    for name, value in sizes.items():
+        monkeypatch.setattr(quickstart, name, value)
+
+
+def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys):
+    out = tmp_path / "quick"
+    report = quickstart.run(out, minutes=60, seed=3)
+    clip, diffclip = (load_recipe(out / name / "recipe.toml") for name in ("clip", "diffclip"))
+    assert (clip.model.preset, diffclip.model.preset) == ("clip_vit_quickstart", "diffclip_vit_quickstart")
+    assert dataclasses.replace(clip, model=diffclip.model) == diffclip
+    assert clip.seed == 3
+    found = results.read(out / "results.jsonl")
+    assert {r.task for r in found if r.model == "diffclip_vit_quickstart"} == {
+        "zeroshot_classification",
+        "zeroshot_retrieval",
+        "fine_grained",
+        "grounding",
+    }
+    page = report.read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert all(word in page for word in ("DiffCLIP", "scenes/test_sketch", "λ by layer", "Where the models look"))
+    assert "top-1 accuracy" in capsys.readouterr().out
+
+    weights = (out / "clip" / "model.safetensors").stat().st_mtime_ns
+    quickstart.run(out, minutes=60, seed=3)
+    assert (out / "clip" / "model.safetensors").stat().st_mtime_ns == weights
+    with pytest.raises(UserError, match="holds runs of seed 3, not 4"):
+        quickstart.run(out, minutes=60, seed=4)
+
+
+def test_a_budget_that_is_too_small(tmp_path):
+    with pytest.raises(UserError, match=r"--minutes 1 is too short"):
+        quickstart.run(tmp_path / "quick", minutes=1, seed=0)
+    assert not (tmp_path / "quick").exists()
