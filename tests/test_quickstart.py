@@ -25,7 +25,7 @@ def shrunk(path):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(
-        quickstart, "load_recipe", lambda path: shrunk(path) if "quickstart.toml" in path else load_recipe(path)
+        quickstart, "load_recipe", lambda path: shrunk(path) if "quickstart.toml" in str(path) else load_recipe(path)
     )
     monkeypatch.setattr(quickstart, "FineGrainedSource", lambda: FineGrainedSource(count=2))
     sizes = {"TEST_IMAGES": 24, "SHIFTED_IMAGES": 8, "GROUNDED_IMAGES": 4, "PANELS": 1, "TIMED_STEPS": 1}
