@@ -5,22 +5,17 @@ differs. `docs/recipes.md` is the reference; `diffclip train RECIPE.toml --help`
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tomli
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig, model_config
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # An unknown key is an error, not a silent default: a typo in a recipe must not change an experiment.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -185,8 +180,8 @@ def load_recipe(path: str | Path) -> Recipe:
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
         raise UserError(f"cannot read the recipe {path}: {reason}") from None
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     return validate(table, where=str(path))
 
