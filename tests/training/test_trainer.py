@@ -177,3 +177,14 @@ def test_the_second_signal_is_the_systems_own():
         assert stop.requested
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert threading.current_thread() is threading.main_thread()
+
+
+def test_a_step_keeps_the_temperature_in_its_range_and_changes_the_weights():
+    one = step.Trainer(recipe(), Schedule.of(recipe(), 64))
+    source = step.training_source(one.recipe)
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    one.model.logit_scale.data.fill_(10.0)
+    one.step(0, next(step.training_loader(one.recipe, source).epoch(0)))
+    assert one.model.logit_scale.item() == pytest.approx(4.6052, abs=1e-4)
+    moved = [name for name, p in one.model.named_parameters() if not torch.equal(p, before[name])]
+    assert len(moved) == len(before)
