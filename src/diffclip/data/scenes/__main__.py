@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--split", choices=list(SPLITS), action="append", help="default: every split")
     parser.add_argument("--rows", type=int, default=1, help="rows for each split")
-    parser.add_argument("--columns", type=int, default=10)
+    parser.add_argument("--columns", type=int, default=9)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
