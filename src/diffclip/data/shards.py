@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
@@ -217,7 +218,7 @@ class TarSource:
         return Example(contents["image"], _captions(contents, self._caption), _number_of_class(contents, self._label))
 
 
-def _spans(groups: Iterable[dict[str, Member]], suffixes: Sequence[str]) -> tuple[np.ndarray, int]:
+def _spans(groups: Iterable[dict[str, Member]], suffixes: Sequence[str]) -> tuple[NDArray[np.int64], int]:
     """Offsets and sizes (examples, suffixes, 2) of the entries with an image, and how many have none."""
     rows, without_image = [], 0
     for group in groups:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from urllib.parse import parse_qsl
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffclip.data.columns import listed
 from diffclip.data.example import Example, Options
@@ -124,7 +125,7 @@ def open_source(
 class Subset:
     """Some examples of a source, in the order of `indices`."""
 
-    def __init__(self, source: Source, indices: np.ndarray, part: str) -> None:
+    def __init__(self, source: Source, indices: NDArray[np.int64], part: str) -> None:
         self.name = f"{source.name} ({part})"
         self.classnames, self.templates = source.classnames, source.templates
         self._source, self._indices = source, indices
@@ -146,7 +147,7 @@ def _check_template(template: str) -> None:
 
 
 def _scenes(path: str, split: str | None) -> Source:
-    from diffclip.data.scenes import SceneSource  # drawing needs OpenCV, which other data do not
+    from diffclip.data.scenes import SceneSource  # only where it is asked for
 
     stated, _, query = path.partition("?")
     _, _, stated_split = stated.partition(":")

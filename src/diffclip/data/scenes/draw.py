@@ -199,4 +199,5 @@ def _side_light(size: int) -> Field:
 
 def _enlarge(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     nearest = np.arange(size) * len(picture) // size
-    return picture[nearest[:, None], nearest]
+    enlarged: NDArray[np.uint8] = picture[nearest[:, None], nearest]
+    return enlarged
