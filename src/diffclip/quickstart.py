@@ -14,7 +14,7 @@ from diffclip.analysis.curves import read_curves
 from diffclip.commands import run_suite
 from diffclip.config import Recipe, load_recipe
 from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
-from diffclip.errors import UserError
+from diffclip.errors import Stopped, UserError
 from diffclip.evaluation.fine_grained import PairImages
 from diffclip.evaluation.results import fingerprint
 from diffclip.evaluation.suite import DataSet, NamedModel, record
@@ -47,7 +47,10 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     runs = {label: out / label.lower() for label in MODELS}
     for label, recipe in recipes.items():
         if not (runs[label] / "model.safetensors").exists():
-            trainer.train(recipe, runs[label], resume=(runs[label] / "recipe.toml").exists())
+            try:
+                trainer.train(recipe, runs[label], resume=(runs[label] / "recipe.toml").exists())
+            except Stopped:
+                raise Stopped(f"stopped while training {label}, and saved; the same command goes on") from None
     console.print("Comparing both on test, shifted and fine-grained scenes")
     clip, diffclip = (
         NamedModel(preset, str(runs[label]), load(runs[label], device=default_device())[0])
