@@ -120,16 +120,19 @@ class FolderSource:
             raise UserError(
                 f"{folder} holds no parquet, tar, csv or tsv files and no class folders of images, but {found}"
             )
-        names = options.classnames or tuple(entry.name.replace("_", " ") for entry in classes)
+        self.folders = tuple(entry.name for entry in classes)
+        """The name of each class's folder, in the order of the labels."""
+        names = options.classnames or tuple(name.replace("_", " ") for name in self.folders)
         self.classnames: tuple[str, ...] | None = names
         if len(names) != len(classes):
             raise UserError(f"{folder} has {len(classes)} class folders, but {len(names)} class names are given")
         self._files = [str(file) for files in images for file in files]
-        self._numbers = np.repeat(np.arange(len(images)), [len(files) for files in images])
+        self.labels = np.repeat(np.arange(len(images)), [len(files) for files in images])
+        """(N,) int64: the number of each image's class."""
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
         """Raises BadImage("missing") if the file has gone."""
-        return Example(_read(Path(self._files[index])), label=int(self._numbers[index]))
+        return Example(_read(Path(self._files[index])), label=int(self.labels[index]))

@@ -22,7 +22,7 @@ from diffclip.data.parquet import ParquetSource
 from diffclip.data.shards import TarSource
 from diffclip.errors import UserError
 
-__all__ = ["Example", "Source", "captions_of", "open_source"]
+__all__ = ["Example", "Source", "captions_of", "open_source", "splits_of"]
 
 FORMATS = ("auto", "parquet", "tar", "csv", "folder", "scenes")
 TEMPLATES = ("a photo of a {c}.",)
@@ -223,6 +223,18 @@ def _data_files(root: Path, format: str) -> list[Path]:
     return []
 
 
+def splits_of(folder: Path) -> tuple[str, ...]:
+    """The names of the splits into which a folder is divided, as its files or its class folders are; () for none."""
+    files = _data_files(folder, "auto")
+    if files:
+        return tuple(sorted({name for file in files if (name := _split_name(file, folder))}))
+    return tuple(name for name in _folders(folder) if _SPLIT.fullmatch(name))
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+
+
 def _split_name(file: Path, root: Path) -> str | None:
     """What the file's folder or the beginning of its name calls the split it belongs to, if anything."""
     if file.parent != root and _SPLIT.fullmatch(file.parent.name):
@@ -247,7 +259,7 @@ def _of_split(files: list[Path], root: Path, split: str | None) -> list[Path]:
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    folders = _folders(root)
     if split is not None:
         if split not in folders:
             raise UserError(f"{root} holds no split {split!r}; its folders are {listed(folders[:8])}")

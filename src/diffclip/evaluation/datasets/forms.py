@@ -1,0 +1,220 @@
+"""The forms in which data sets are published that `data.sources` does not read: torchvision's, and caption files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from diffclip.data.example import Example, Options
+from diffclip.data.files import SUFFIXES, FolderSource
+from diffclip.data.images import BadImage, to_rgb
+from diffclip.data.sources import Source, Subset
+from diffclip.errors import UserError
+
+CALTECH_TRAINING = 30  # images a class (Fei-Fei et al. 2004; Kornblith et al. 2019)
+_SEED = 20_250_309
+
+
+class ImageFiles:
+    """Images in files of their own, with labels or captions. Raises BadImage("missing") for one that is not there."""
+
+    templates: tuple[str, ...] | None = None
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        *,
+        labels: Sequence[int] | None = None,
+        classnames: tuple[str, ...] | None = None,
+        captions: Sequence[tuple[str, ...]] | None = None,
+    ) -> None:
+        self.name, self.classnames = name, classnames
+        self._paths, self._labels, self._captions = [str(path) for path in paths], labels, captions
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Example:
+        image = _read(self._paths[index])
+        return Example(
+            image,
+            self._captions[index] if self._captions else (),
+            self._labels[index] if self._labels else None,
+        )
+
+
+class TorchvisionSource:
+    """A data set of torchvision, which yields encoded bytes or Pillow images, with a label."""
+
+    templates: tuple[str, ...] | None = None
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self.name, self._dataset = name, dataset
+        self.classnames: tuple[str, ...] | None = tuple(text.replace("_", " ") for text in dataset.classes)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadImage for a file that is missing or that Pillow cannot read."""
+        try:
+            image, label = self._dataset[index]
+            return Example(to_rgb(image) if isinstance(image, Image.Image) else image, label=int(label))
+        except FileNotFoundError:
+            raise BadImage("missing") from None
+        except UnidentifiedImageError:
+            raise BadImage("not_an_image") from None
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on broken files
+            raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from error
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        raise BadImage("missing") from None
+
+
+def torchvision(name: str, cls: str, root: Path, split: str) -> Source:
+    """The data set of torchvision class `cls` in `root`, by our name of the split.
+
+    torchvision checks the MD5 sums of CIFAR's pickles before it loads them: no other pickle is executed.
+    """
+    return _FORMS[cls](name, root, split)
+
+
+def _built(cls: str, where: Path, *args: Any, **options: Any) -> Any:
+    from torchvision import datasets
+
+    try:
+        return getattr(datasets, cls)(where, *args, download=False, **options)
+    except ModuleNotFoundError as error:  # scipy, for the .mat files of Flowers-102
+        raise UserError(f"torchvision's {cls} needs {error.name}: pip install {error.name}") from None
+    except (RuntimeError, OSError, KeyError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} has the folders of torchvision's {cls}, but cannot be read: {reason}") from None
+
+
+def _cifar(cls: str) -> Callable[[str, Path, str], Source]:
+    return lambda name, root, split: TorchvisionSource(name, _built(cls, root, train=split == "train"))
+
+
+def _with_loader(cls: str) -> Callable[[str, Path, str], Source]:
+    return lambda name, root, split: TorchvisionSource(name, _built(cls, root, split, loader=_read))
+
+
+def _pets(name: str, root: Path, split: str) -> Source:
+    return TorchvisionSource(name, _built("OxfordIIITPet", root, "trainval" if split == "train" else split))
+
+
+def _caltech101(name: str, root: Path, split: str) -> Source:
+    """Class folders without a split: 30 random images of each class for training, the others for testing.
+
+    The background class counts, as in the protocol; torchvision's class would leave it out.
+    """
+    source = FolderSource(root / "caltech101" / "101_ObjectCategories", Options(name))
+    labels = source.labels
+    order = np.random.default_rng(_SEED).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # by class, shuffled within each
+    sorted_labels = labels[order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)
+    training = rank < CALTECH_TRAINING
+    return Subset(source, np.sort(order[training if split == "train" else ~training]), split)
+
+
+def _sun397(name: str, root: Path, split: str) -> Source:
+    """By the authors' lists of partition 1; without them every image is one test split, as in the LAION benchmark."""
+    folder = root / "SUN397"
+    classes = [line.strip() for line in (folder / "ClassName.txt").read_text(encoding="utf-8").splitlines()]
+    number = {path: i for i, path in enumerate(filter(None, classes))}
+    lists = {"train": "Training_01.txt", "test": "Testing_01.txt"}
+    place = next((p for p in (folder, folder / "Partitions", root, root / "Partitions") if _has(p, lists)), None)
+    if place:
+        lines = (place / lists[split]).read_text(encoding="utf-8").splitlines()
+        images = [line.strip() for line in lines if line.strip()]
+    elif split == "test":
+        images = sorted("/" + file.relative_to(folder).as_posix() for file in folder.rglob("sun_*.jpg"))
+    else:
+        raise UserError(f"{folder} has no {lists[split]}: put the lists of the authors' Partitions.zip there")
+    unknown = next((image for image in images if image.rpartition("/")[0] not in number), None)
+    if unknown:
+        raise UserError(f"{folder}: {unknown} is in no class of ClassName.txt")
+    return ImageFiles(
+        name,
+        [folder / image[1:] for image in images],
+        labels=[number[image.rpartition("/")[0]] for image in images],
+        classnames=tuple(path[3:].replace("_", " ").replace("/", " ") for path in number),
+    )
+
+
+def _has(folder: Path, lists: Mapping[str, str]) -> bool:
+    return all((folder / file).is_file() for file in lists.values())
+
+
+_FORMS: dict[str, Callable[[str, Path, str], Source]] = {
+    "CIFAR10": _cifar("CIFAR10"),
+    "CIFAR100": _cifar("CIFAR100"),
+    "DTD": _with_loader("DTD"),
+    "Flowers102": _with_loader("Flowers102"),
+    "Food101": _with_loader("Food101"),
+    "FGVCAircraft": _with_loader("FGVCAircraft"),
+    "OxfordIIITPet": _pets,
+    "Caltech101": _caltech101,
+    "SUN397": _sun397,
+}
+
+
+def caption_file(folder: Path, name: str, split: str) -> Path | None:
+    """The annotations that lie beside the images of flickr8k, flickr30k or mscoco_captions, if there are any."""
+    short = name.removeprefix("ms").removesuffix("_captions")
+    usual = (f"dataset_{short}.json", f"{short}_{split}_karpathy.json", f"{short}_{split}_karpathy.txt")
+    return next((folder / file for file in usual if (folder / file).is_file()), None)
+
+
+def captioned(name: str, file: Path, split: str) -> Source:
+    """Images with the captions of `file`: Karpathy's JSON, COCO's JSON or lines of "image.jpg,caption".
+
+    Images are looked for in all folders beside the file. Raises UserError for a file of another form.
+    """
+    captions = _captions(file, split)
+    if not captions:
+        raise UserError(f"{file} has no captions of the split {split!r}")
+    places = {path.name: path for path in file.parent.rglob("*") if path.suffix.lower() in SUFFIXES}
+    found = sum(image in places for image in captions)
+    if not found:
+        raise UserError(f"{file} names {len(captions)} images, and none of them is in {file.parent} or below it")
+    paths = [places.get(image, file.parent / image) for image in captions]
+    return ImageFiles(name, paths, captions=[tuple(texts) for texts in captions.values()])
+
+
+def _captions(file: Path, split: str) -> dict[str, list[str]]:
+    """Image file → captions, in the order of the file."""
+    found: dict[str, list[str]] = defaultdict(list)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".txt":
+            for line in text.splitlines()[1:]:
+                image, comma, caption = line.partition(".jpg,")
+                if comma:
+                    found[f"{image}.jpg"].append(caption.strip())
+            return found
+        table = json.loads(text)
+        if "annotations" in table:
+            names = {image["id"]: image["file_name"] for image in table["images"]}
+            for annotation in table["annotations"]:
+                found[names[annotation["image_id"]]].append(annotation["caption"].strip())
+            return found
+        splits = (split, "restval") if split == "train" else (split,)
+        for image in table["images"]:
+            if image["split"] in splits:
+                found[image["filename"]] = [sentence["raw"].strip() for sentence in image["sentences"]]
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no file of captions: {type(error).__name__} {error}") from None

@@ -1,0 +1,257 @@
+"""Find a data set below a root folder, whatever its form, and open it with its class names and templates."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from diffclip.data.example import Example
+from diffclip.data.files import FolderSource
+from diffclip.data.sources import Source, open_source, splits_of
+from diffclip.errors import UserError
+from diffclip.evaluation.datasets import forms, names
+from diffclip.evaluation.datasets.registry import Entry, entry
+from diffclip.evaluation.fine_grained import MMVPSource, PairImages
+
+logger = logging.getLogger(__name__)
+
+ROOT = "DIFFCLIP_DATA"
+_WNID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a data set lies and in which form."""
+
+    path: Path
+    form: Literal["torchvision", "captions", "files", "mmvp", "pope"]
+
+
+def default_root(root: str | Path | None = None) -> Path:
+    """The folder below which data sets lie: `root`, or else $DIFFCLIP_DATA, or else data/."""
+    return Path(root or os.environ.get(ROOT) or "data").expanduser()
+
+
+def locate(wanted: Entry, root: Path) -> Found | None:
+    """Where a data set lies: in a folder of `root` with one of its names, or in `root` if that has such a name.
+
+    torchvision's folders may also lie in `root` itself, as `torchvision.datasets.X(root)` puts them.
+    """
+    for folder in _folders(wanted, root):
+        form: Literal["torchvision", "captions", "files", "mmvp", "pope"] | None = None
+        if wanted.name == "mmvp_vlm":
+            form = "mmvp" if (folder / "Questions.csv").is_file() else None
+        elif wanted.name == "pope":
+            form = "pope" if pope_labels(folder) else None
+        elif wanted.marker and (folder / wanted.marker).exists():
+            form = "torchvision"
+        elif "retrieval" in wanted.tasks and forms.caption_file(folder, wanted.name, "test"):
+            form = "captions"
+        elif folder != root or root.name in wanted.folder_names:
+            form = "files" if any(entry.name[0] != "." for entry in folder.iterdir()) else None
+        if form:
+            return Found(folder, form)
+    return None
+
+
+def _folders(wanted: Entry, root: Path) -> Iterator[Path]:
+    for folder in (*(root / name for name in wanted.folder_names), root):
+        if folder.is_dir():
+            yield folder
+
+
+def pope_labels(folder: Path) -> dict[str, Path]:
+    """POPE's questions: random, popular, adversarial → file, in a folder or a clone of the project; {} for none."""
+    for place in (folder, folder / "output" / "coco", folder / "coco"):
+        found = {name: place / f"coco_pope_{name}.json" for name in entry("pope").images}
+        if all(file.is_file() for file in found.values()):
+            return found
+    return {}
+
+
+def open_dataset(
+    name: str, root: str | Path | None = None, split: str = "test", *, all_classes: bool = False
+) -> Source:
+    """A data set of the paper, with its class names and templates.
+
+    name: as in `registry()`, or a title or folder name. root: where data sets lie, see `default_root`. split:
+    train, val or test, whatever the files call it. all_classes: ImageNet-A and -R are scored among their own 200
+    classes, as their authors do; this gives them the 1,000 names and numbers of ImageNet instead.
+
+    Warns where the number of images or classes is not the published one. Raises UserError for a data set that is
+    not there, saying how to get it, or a split that it does not have.
+    """
+    wanted, root = entry(name), default_root(root)
+    if wanted.name == "pope":
+        raise UserError("POPE is answered by a language model: score its answers with `diffclip pope`")
+    wanted.file_splits(split)
+    found = locate(wanted, root)
+    if found is None:
+        raise UserError(f"{wanted.name} is not in {root}: get it with: {how_to_get(wanted, root)}")
+    source = _with_names(wanted, _open(wanted, found, split), all_classes)
+    source.name = f"{wanted.name}:{split}" if split != "test" else wanted.name
+    for difference in differences(wanted, source, split, all_classes=all_classes):
+        logger.warning("%s: %s", found.path, difference)
+    return source
+
+
+def _open(wanted: Entry, found: Found, split: str) -> Source:
+    if found.form == "mmvp":
+        return PairImages(MMVPSource(found.path))
+    if found.form == "torchvision" and wanted.torchvision:
+        return forms.torchvision(wanted.name, wanted.torchvision, found.path, split)
+    if found.form == "captions":
+        file = forms.caption_file(found.path, wanted.name, split)
+        if file is None:
+            raise UserError(f"{found.path} has no captions of the {split} split of {wanted.name}")
+        return forms.captioned(wanted.name, file, split)
+    folder = _only_folder(found.path)
+    for name in wanted.file_splits(split):
+        if _holds_class_folders(folder / name):  # first, as the archives that they came from may lie beside them
+            return open_source(str(folder / name), format="folder")
+    splits = splits_of(folder)
+    chosen = next((name for name in wanted.file_splits(split) if name in splits), None)
+    if splits and chosen is None:
+        raise UserError(f"{folder} has no {split} split of {wanted.name}; it has {', '.join(splits)}")
+    if chosen is None and len(wanted.images) > 1:
+        raise UserError(
+            f"{folder} is not divided into splits: expected folders or files named {', '.join(wanted.images)}"
+        )
+    _check_shards(folder, chosen)
+    return open_source(str(folder), split=chosen, label_key=_label_key(wanted, folder, chosen))
+
+
+def _only_folder(folder: Path) -> Path:
+    """The folder, or the one folder in it that the archive of some data sets makes: sketch/, imagenet-a/."""
+    inside = [entry for entry in folder.iterdir() if entry.name[0] != "."]
+    if len(inside) == 1 and inside[0].is_dir() and not splits_of(folder):
+        below = [entry.name for entry in inside[0].iterdir() if entry.is_dir()]
+        if len(below) > 1:
+            return inside[0]
+    return folder
+
+
+def _holds_class_folders(folder: Path) -> bool:
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    return any(e.is_dir() for e in inside) and not any(e.suffix in (".tar", ".parquet", ".csv") for e in inside)
+
+
+def _check_shards(folder: Path, split: str | None) -> None:
+    """Raise UserError where the LAION benchmark's nshards.txt says that there are more shards than lie beside it."""
+    place = folder / (split or "")
+    try:
+        expected = int((place / "nshards.txt").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    present = len(list(place.glob("*.tar")))
+    if present != expected:
+        raise UserError(f"{place} has {present} shards, but its nshards.txt says {expected}: download it again")
+
+
+def _label_key(wanted: Entry, folder: Path, split: str | None) -> str | None:
+    """The label column where a parquet file has several, as CIFAR-100 has."""
+    if wanted.label_key is None:
+        return None
+    for file in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
+        if split is None or split in str(file.relative_to(folder)):
+            return wanted.label_key if wanted.label_key in pq.read_schema(file).names else None
+    return None
+
+
+class Renumbered:
+    """A source whose class i is class numbers[i] of other class names."""
+
+    def __init__(self, source: Source, numbers: Sequence[int], classnames: tuple[str, ...]) -> None:
+        self.name, self.templates = source.name, source.templates
+        self.classnames: tuple[str, ...] | None = classnames
+        self._source, self._numbers = source, tuple(numbers)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        if example.label is None:
+            return example
+        if example.label >= len(self._numbers):
+            raise UserError(f"{self.name} has the label {example.label}, but only {len(self._numbers)} classes")
+        return Example(example.image, example.captions, self._numbers[example.label])
+
+
+def _with_names(wanted: Entry, source: Source, all_classes: bool) -> Source:
+    """The source with class names that are words and with the data set's templates."""
+    if wanted.classes is None:
+        return source
+    if wanted.curated == "imagenet":
+        source = _imagenet(wanted, source, all_classes)
+    elif all_classes:
+        raise UserError(f"{wanted.name} has no classes of ImageNet: all_classes is for imagenet-a and imagenet-r")
+    elif wanted.curated and source.classnames and "BACKGROUND Google" in source.classnames:
+        curated = names.classnames(wanted.curated, wanted.name)
+        source.classnames = curated if curated and len(curated) == len(source.classnames) else source.classnames
+    elif source.classnames:
+        source.classnames = tuple(name.replace("_", " ") for name in source.classnames)
+    if source.templates in (None, ("a photo of a {c}.",)):
+        source.templates = names.templates(wanted.prompts, wanted.name)
+    return source
+
+
+def _imagenet(wanted: Entry, source: Source, all_classes: bool) -> Source:
+    """Names for ImageNet's classes, of which class folders give WordNet ids or numbers, and tables long lists.
+
+    Only the names in the LAION benchmark's classnames.txt are taken as they are.
+    """
+    everything, subset = names.imagenet_classnames(), names.imagenet_subset(wanted.name)
+    if isinstance(source, FolderSource):
+        numbers = [_class_number(folder, source.name) for folder in source.folders]
+        if len(numbers) == len(everything) or all_classes:
+            return Renumbered(source, numbers, everything)
+        kept = sorted(numbers)
+        return Renumbered(source, [kept.index(n) for n in numbers], tuple(everything[n] for n in kept))
+    if all_classes and subset:
+        return Renumbered(source, subset, everything)
+    own = source.classnames
+    if own is None or any("," in name for name in own) or any(_WNID.fullmatch(name) for name in own):
+        source.classnames = tuple(everything[n] for n in subset) if subset else everything
+    return source
+
+
+def _class_number(folder: str, where: str) -> int:
+    if folder in names.imagenet_wnids():
+        return names.imagenet_wnids().index(folder)
+    if folder.isdecimal() and int(folder) < len(names.imagenet_wnids()):
+        return int(folder)
+    raise UserError(f"{where}: the folder {folder!r} is neither a WordNet id nor a number of an ImageNet class")
+
+
+def differences(wanted: Entry, source: Source, split: str, *, all_classes: bool = False) -> list[str]:
+    """What is not as published: one line a number, with both numbers."""
+    found = []
+    published, images = wanted.images[split], len(source)
+    if images != published:
+        why = f" ({wanted.other[images]})" if images in wanted.other else ""
+        found.append(f"{images:,} {split} images, but {published:,} are published{why}")
+    classes = len(source.classnames or ())
+    if wanted.classes and not all_classes and classes != wanted.classes:
+        found.append(f"{classes:,} classes, but {wanted.classes:,} are published")
+    return found
+
+
+def how_to_get(wanted: Entry, root: Path) -> str:
+    """The command or the place that gives the data set, so that it is found below `root` afterwards."""
+    if wanted.laion:
+        folder = root / wanted.laion
+        return f"hf download clip-benchmark/{wanted.laion} --repo-type dataset --local-dir {folder}"
+    return from_its_authors(wanted, root)
+
+
+def from_its_authors(wanted: Entry, root: Path) -> str:
+    """The way to get the data set in its authors' or torchvision's form."""
+    return wanted.how.replace("{folder!r}", repr(str(root / wanted.name))).format(root=root, folder=root / wanted.name)
