@@ -1,0 +1,186 @@
+"""Runs over seeds: against scipy, against plain loops, and how often an interval holds the truth."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from diffclip.evaluation import results, seeds
+from diffclip.evaluation.results import Examples, Result
+from diffclip.evaluation.seeds import paired, split_seed, spread, spreads, t_quantile
+
+SET = "cifar10"
+TASK = "zeroshot_classification"
+
+
+def test_quantiles_of_student_are_scipys():
+    for df in [*range(1, 40), 99, 100]:
+        for probability in (0.5, 0.9, 0.975, 0.995):
+            assert t_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), rel=1e-9, abs=1e-12)
+    for wrong in ((0.4, 2), (0.975, 0), (1.0, 3)):
+        with pytest.raises(ValueError, match="t_quantile"):
+            t_quantile(*wrong)
+
+
+def test_mean_and_deviation_over_seeds():
+    values = [0.31, 0.35, 0.33]
+    found = spread(values)
+    mean = sum(values) / 3
+    assert found.mean == pytest.approx(mean)
+    assert found.sd == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
+    assert spread([0.5]) == seeds.Spread(0.5, None, 1)
+    metric, other = (SET, TASK, "acc1"), (SET, TASK, "acc5")
+    both = spreads({0: {metric: 0.1, other: 0.4}, 1: {metric: 0.3}})
+    assert both[metric].count == 2
+    assert both[metric].mean == pytest.approx(0.2)
+    assert both[other] == seeds.Spread(0.4, None, 1)
+    for wrong in ([], [float("nan")]):
+        with pytest.raises(ValueError, match="one finite number a seed"):
+            spread(wrong)
+
+
+def test_the_t_interval_is_that_of_a_paired_t_test():
+    baseline = {0: 0.50, 1: 0.52, 2: 0.47, 3: 0.49, 7: 0.9}
+    candidate = {3: 0.53, 2: 0.52, 1: 0.53, 0: 0.55, 8: 0.1}
+    found = paired(baseline, candidate)
+    expected = stats.ttest_rel([candidate[s] for s in range(4)], [baseline[s] for s in range(4)]).confidence_interval()
+    assert found.seeds == (0, 1, 2, 3)
+    assert (found.t.low, found.t.high) == pytest.approx((expected.low, expected.high))
+    assert not found.over_examples
+
+
+def plain_hierarchical(matrices, resamples, seed):
+    """The textbook form: draw seeds, then examples of each data set, one resample after the other."""
+    generator = np.random.default_rng(seed)
+    means = []
+    for _ in range(resamples):
+        rows = generator.integers(len(matrices[0]), size=len(matrices[0]))
+        each = [m[rows][:, generator.integers(m.shape[1], size=m.shape[1])].mean() for m in matrices]
+        means.append(np.mean(each))
+    return np.quantile(means, [0.025, 0.975])
+
+
+@pytest.mark.parametrize("kind", ["answers", "continuous"])
+def test_the_bootstrap_over_seeds_and_examples_equals_the_textbook_form(kind, monkeypatch):
+    monkeypatch.setattr("diffclip.evaluation.bootstrap.BLOCK", 50_000)
+    generator = np.random.default_rng(1)
+    shapes = [(4, 60), (4, 90)]
+    if kind == "answers":
+        matrices = [generator.choice([-1.0, 0.0, 1.0], shape, p=[0.1, 0.6, 0.3]) for shape in shapes]
+    else:
+        matrices = [generator.standard_normal(shape) for shape in shapes]
+    matrices = [m + 0.1 * np.arange(4)[:, None] for m in matrices]
+    means = {seed: np.mean([m[seed].mean() for m in matrices]) for seed in range(4)}
+    found = paired(dict.fromkeys(range(4), 0.0), means, examples=matrices, resamples=20_000)
+    low, high = plain_hierarchical(matrices, 10_000, seed=2)
+    assert (found.bootstrap.low, found.bootstrap.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+    assert found.over_examples
+
+
+def coverage(seed_sd, example_sd, both_sd, count=3, examples=50, trials=300):
+    """How often each interval holds the true difference, 0, for a model of how differences come about."""
+    generator = np.random.default_rng(3)
+    held = np.zeros(3)
+    for trial in range(trials):
+        matrix = seed_sd * generator.standard_normal((count, 1))
+        matrix = matrix + example_sd * generator.standard_normal((1, examples))
+        matrix = matrix + both_sd * generator.standard_normal((count, examples))
+        candidate = dict(enumerate(matrix.mean(axis=1)))
+        found = paired(dict.fromkeys(candidate, 0.0), candidate, examples=[matrix], resamples=400, seed=trial)
+        held += [i.low <= 0 <= i.high for i in (found.bootstrap, found.t, found.interval)]
+    return held / trials
+
+
+def test_the_interval_of_the_verdict_covers_where_the_bootstrap_or_t_alone_does_not():
+    bootstrap, t, interval = coverage(
+        seed_sd=1, example_sd=0.1, both_sd=0.5
+    )  # seeds differ: few seeds fool a bootstrap
+    assert bootstrap < 0.85 < 0.92 < t <= interval
+    bootstrap, t, interval = coverage(seed_sd=0.05, example_sd=5, both_sd=1)  # the test set matters: t does not see it
+    assert t < 0.6 < 0.90 < bootstrap <= interval
+    *_, interval = coverage(seed_sd=1, example_sd=(50 / 3) ** 0.5 * 3**0.5, both_sd=1)
+    assert interval > 0.90
+
+
+def test_verdicts():
+    baseline = {0: 0.5, 1: 0.5, 2: 0.5}
+    assert paired(baseline, {0: 0.60, 1: 0.61, 2: 0.60}).verdict == "higher"
+    assert paired(baseline, {0: 0.40, 1: 0.39, 2: 0.40}).verdict == "lower"
+    # Every seed is better, so the bootstrap leaves out 0; three seeds are too few to be sure.
+    hopeful = paired(baseline, {0: 0.51, 1: 0.58, 2: 0.53})
+    assert hopeful.bootstrap.significant
+    assert not hopeful.t.significant
+    assert hopeful.verdict == "not significant"
+    assert paired(baseline, baseline).verdict == "not significant"
+    one = paired({0: 0.5}, {0: 0.9})
+    assert one.verdict == "one seed"
+    assert one.t is None
+    assert one.sd is None
+    with pytest.raises(ValueError, match="no common seed"):
+        paired({0: 0.5}, {1: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "expected"),
+    [
+        ("runs/clip/seed_3", ("runs/clip/seed_*", 3)),
+        ("runs/seed12/clip", ("runs/seed*/clip", 12)),
+        ("runs/clip-seed-0", ("runs/clip-seed-*", 0)),
+        ("seed1/x/seed=20", ("seed1/x/seed=*", 20)),
+        ("runs/clip", ("runs/clip", None)),
+        ("reseeding/clip", ("reseeding/clip", None)),
+    ],
+)
+def test_the_seed_is_read_from_the_name_of_the_weights(pretrained, expected):
+    assert split_seed(pretrained) == expected
+
+
+def write(path, model, seed, metrics, indices=None):
+    """A result, with examples where metrics are lists."""
+    examples = Examples(
+        torch.arange(4) if indices is None else torch.tensor(indices),
+        {name: torch.tensor(values) for name, values in metrics.items()},
+        dict.fromkeys(metrics, 0.5),
+    )
+    result = Result(
+        dataset=SET, model=model, pretrained=f"runs/{model}/seed_{seed}", task=TASK, metrics=examples.metrics
+    )
+    results.append(path, result)
+    results.save_examples(path, result.key, examples, "f")
+
+
+def test_from_results_with_their_examples(tmp_path):
+    path = tmp_path / "results.jsonl"
+    nan = float("nan")
+    for seed in range(3):
+        write(path, "a", seed, {"acc1": [0.0, 0, 1, 1], "acc5": [1.0, 1, 1, nan]})
+        write(path, "b", seed, {"acc1": [1.0, 0, 1, 1], "acc5": [1.0, 1, 0, nan]})
+    results.append(path, Result(dataset=SET, model="a", pretrained="elsewhere", task=TASK, metrics={"acc1": 0.1}))
+    models = seeds.by_seed(results.read(path))
+    assert list(models) == [("a", "runs/a/seed_*"), ("b", "runs/b/seed_*")]
+    a, b = models.values()
+    assert seeds.values(a)[2] == {(SET, TASK, "acc1"): 0.5, (SET, TASK, "acc5"): 1.0}
+    found = seeds.compare(path, a, b)
+    assert list(found) == [f"{SET}, {TASK}, acc1", f"{SET}, {TASK}, acc5"]
+    first, second = found.values()
+    assert first.over_examples
+    assert first.mean == pytest.approx(0.25)
+    assert first.seeds == (0, 1, 2)
+    assert second.mean == pytest.approx(-1 / 3)
+    # The seeds agree exactly, so t alone would be sure; one example of four decides, so we are not.
+    assert first.t.significant
+    assert first.verdict == "not significant"
+    grouped = seeds.compare(path, a, b, {"both": [(SET, TASK, "acc1"), (SET, TASK, "acc5")], "none": [("x", "y", "z")]})
+    assert list(grouped) == ["both"]
+    assert grouped["both"].mean == pytest.approx((0.25 - 1 / 3) / 2)
+
+
+def test_examples_that_differ_are_not_paired(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for seed in range(2):
+        write(path, "a", seed, {"acc1": [0.0, 0, 1, 1]})
+        write(path, "b", seed, {"acc1": [1.0, 0, 1, 1]}, indices=[0, 1, 2, 3 + seed])
+    a, b = seeds.by_seed(results.read(path)).values()
+    (found,) = seeds.compare(path, a, b).values()
+    assert not found.over_examples
+    assert found.mean == pytest.approx(0.25)
