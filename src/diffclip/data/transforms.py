@@ -96,9 +96,12 @@ def normalise(
     std: tuple[float, float, float],
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """uint8 (…, 3, H, W) → (value / 255 − mean) / std per channel, computed in float32, given in `dtype`."""
+    """Grey levels (…, 3, H, W), uint8 or float → (value / 255 − mean) / std per channel, given in `dtype`.
+
+    Computed in float32, or in float64 for pixels in float64.
+    """
     scale = 255.0 * torch.tensor(std, device=pixels.device).view(3, 1, 1)
     shift = torch.tensor(mean, device=pixels.device).view(3, 1, 1) / torch.tensor(std, device=pixels.device).view(
         3, 1, 1
     )
-    return (pixels.float() / scale - shift).to(dtype)
+    return (pixels.to(torch.promote_types(pixels.dtype, torch.float32)) / scale - shift).to(dtype)
