@@ -89,11 +89,48 @@ def models() -> None:
     commands.print_models()
 
 
+def pope(
+    answers: Positional[tuple[Path, ...]],
+    /,
+    *,
+    labels: Path,
+    categories: Path | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Score a language model's answers to POPE: accuracy, precision, recall, F1, yes ratio.
+
+    Args:
+        answers: JSON lines with question_id and the answer as `text` or `answer`; a file a split, named so.
+        labels: POPE's folder with coco_pope_random.json and its siblings, or one such file.
+        categories: For answers to all splits in one file: which question_id belongs to which split.
+        model: What results call the model; by default the name of the file of answers.
+        out: Where results.jsonl is written; without it only the table is printed.
+    """
+    from diffclip.evaluation.pope_command import run
+
+    run(answers, labels, categories, model, out)
+
+
+def data(action: Positional[Literal["list"]], /, *, root: Path | None = None) -> None:
+    """List the data sets of the paper: which are there, how many images they have, how to get the others.
+
+    Args:
+        action: What to do: list.
+        root: The folder below which data sets lie; by default $DIFFCLIP_DATA, or else data/.
+    """
+    from diffclip.evaluation.datasets.listing import print_list
+
+    print_list(root)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "train": train_command(Recipe()),
     "eval": evaluate,
     "models": models,
+    "data": data,
+    "pope": pope,
 }
 
 

@@ -1,42 +1,20 @@
 """Every form of every kind of data set, in tiny files with the real layout, and what is told of each."""
 
-import io
+import csv
 import json
-import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torchvision
-from PIL import Image
+from dataset_files import error_of, jpeg, labels_of, write, write_classes, write_dtd, write_shards
 
+from diffclip import cli
 from diffclip.data.sources import captions_of
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import entry, names, open_dataset, registry
-
-
-def jpeg(shade=0):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 6), (shade % 256,) * 3).save(file, "JPEG")
-    return file.getvalue()
-
-
-def write(path, content=b""):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def labels_of(source):
-    return [source[i].label for i in range(len(source))]
-
-
-def error_of(*args, **options):
-    with pytest.raises(UserError) as caught:
-        open_dataset(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
+from diffclip.evaluation.datasets.opening import from_its_authors, how_to_get
 
 # The registry
 
@@ -74,20 +52,6 @@ def test_names_that_people_use():
 
 
 # The LAION benchmark's WebDataset
-
-
-def write_shards(folder, split, examples, per_shard=2):
-    """examples: (suffix, text) each; the image is the same."""
-    (folder / split).mkdir(parents=True)
-    shards = [examples[i : i + per_shard] for i in range(0, len(examples), per_shard)]
-    for number, shard in enumerate(shards):
-        with tarfile.open(folder / split / f"{number}.tar", "w") as archive:
-            for i, (suffix, text) in enumerate(shard):
-                for name, data in ((f"s{number}{i:06}.webp", jpeg()), (f"s{number}{i:06}.{suffix}", text.encode())):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    archive.addfile(info, io.BytesIO(data))
-    write(folder / split / "nshards.txt", f"{len(shards)}\n")
 
 
 def test_webdataset_of_the_laion_benchmark(tmp_path, caplog):
@@ -147,12 +111,6 @@ def test_hub_parquet_with_two_label_columns(tmp_path):
 # ImageNet and its shifts
 
 
-def write_classes(folder, classes, images=1):
-    for i, name in enumerate(classes):
-        for j in range(images):
-            write(folder / name / f"{name}_{j}.JPEG", jpeg(i))
-
-
 def test_imagenet_in_class_folders_beside_its_archives(tmp_path, caplog):
     wnids = names.imagenet_wnids()
     write_classes(tmp_path / "imagenet" / "val", wnids)
@@ -210,3 +168,114 @@ def test_which_classes_the_shifts_have():
 def test_a_folder_that_is_no_class_of_imagenet(tmp_path):
     write_classes(tmp_path / "imagenet_sketch" / "sketch", ["n01440764", "n99999999"])
     assert "'n99999999' is neither a WordNet id nor a number of an ImageNet class" in error_of("sketch", tmp_path)
+
+
+# MMVP-VLM, POPE, and what is not there
+
+
+def test_pairs_and_what_is_no_source(tmp_path, caplog):
+    folder = tmp_path / "MMVP_VLM"
+    with write(folder / "Questions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("Question ID", "Type", "Statement"), (1, "Color", "red"), (2, "Color", "blue")])
+    for i in (1, 2):
+        write(folder / "MLLM_VLM Images" / "Color" / f"{i}.jpg", jpeg(i))
+    pairs = open_dataset("MMVP-VLM", tmp_path)
+    assert [pairs[i].captions for i in range(2)] == [("a photo of red",), ("a photo of blue",)]
+    assert "2 test images, but 270 are published" in caplog.text
+    assert error_of("pope", tmp_path) == (
+        "POPE is answered by a language model: score its answers with `diffclip pope`"
+    )
+
+
+def test_what_is_missing_comes_with_the_way_to_get_it(tmp_path, monkeypatch):
+    command = f"hf download clip-benchmark/wds_vtab-pets --repo-type dataset --local-dir {tmp_path}/wds_vtab-pets"
+    assert error_of("pets", tmp_path) == f"pets is not in {tmp_path}: get it with: {command}"
+    assert "cifar10 has no val split; it has train, test" in error_of("cifar10", tmp_path, "val")
+    (tmp_path / "pets").mkdir()  # empty: not found
+    monkeypatch.setenv("DIFFCLIP_DATA", str(tmp_path))
+    assert f"pets is not in {tmp_path}" in error_of("pets")
+    write_classes(tmp_path / "pets", ["a", "b"])
+    assert error_of("pets", tmp_path) == (
+        f"{tmp_path / 'pets'} is not divided into splits: expected folders or files named train, test"
+    )
+    for one in registry().values():
+        for way in (how_to_get(one, tmp_path), from_its_authors(one, tmp_path)):
+            assert str(tmp_path) in way
+            assert "{" not in way
+
+
+def test_class_folders_divided_into_splits(tmp_path):
+    for split in ("train", "validation"):
+        write_classes(tmp_path / "food-101" / split, ["apple_pie", "waffles"], images=2)
+    source = open_dataset("food101", tmp_path)
+    assert labels_of(source) == [0, 0, 1, 1]
+    assert source.classnames == ("apple pie", "waffles")
+    assert "is for imagenet-a and imagenet-r" in error_of("food101", tmp_path, all_classes=True)
+
+
+def test_without_clip_benchmark_there_is_one_template_and_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(names, "find_spec", lambda name: None)
+    write_dtd(tmp_path)
+    assert open_dataset("dtd", tmp_path).templates == ("a photo of a {c}.",)
+    assert (
+        'the only template is "a photo of a {c}."; for the usual ones: pip install --no-deps clip-benchmark'
+        in caplog.text
+    )
+
+
+# The list
+
+
+def test_the_list(tmp_path, capsys):
+    write_dtd(tmp_path)
+    for split, count in (("random", 2), ("popular", 3), ("adversarial", 3)):
+        rows = [{"question_id": i, "image": "x", "text": "?", "label": "no"} for i in range(count)]
+        write(tmp_path / "pope" / "output" / "coco" / f"coco_pope_{split}.json", "\n".join(map(json.dumps, rows)))
+    write_shards(tmp_path / "wds_sun397", "test", [("cls", "0")])
+    cli.main(["data", "list", "--root", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert f"dtd: train 1, val 1, test 2 images; 2 classes\n  in {tmp_path}\n" in text
+    assert "warning: 1 train images, but 1,880 are published" in text
+    assert f"pope: random 2, popular 3, adversarial 3 questions\n  in {tmp_path / 'pope'}" in text
+    assert "sun397: test 1 images" in text
+    assert "has no train split of sun397; it has test" in text
+    assert "Missing: 16 of 19" in text
+    assert "hf download clip-benchmark/wds_imagenet1k --repo-type dataset --local-dir" in text
+    assert "torchvision.datasets.CIFAR10(" in text
+
+
+# The document
+
+
+def table_rows():
+    """The rows of docs/datasets.md, as the registry has them."""
+    rows = []
+    for one in registry().values():
+        images = ", ".join(f"{split} {count:,}" for split, count in one.images.items())
+        otherwise = f"torchvision's `{one.torchvision}`" if one.torchvision else ""
+        cells = (
+            f"`{one.name}`",
+            one.title,
+            ", ".join(one.tasks),
+            images + (" questions" if one.name == "pope" else ""),
+            f"{one.classes:,}" if one.classes else "",
+            "yes" if one.mean_per_class else "",
+            f"`{one.laion}`" if one.laion else "",
+            otherwise or one.how.replace("{root}", "the root").replace("{folder}", "its folder"),
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def other_rows():
+    return [
+        f"- {one.title}: {count:,} is {why}."
+        for one in registry().values()
+        for count, why in one.other.items()
+    ]  # fmt: skip
+
+
+def test_the_document_says_what_the_registry_says():
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    for row in [*table_rows(), *other_rows()]:
+        assert row in text, row

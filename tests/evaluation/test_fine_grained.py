@@ -94,13 +94,34 @@ def test_reads_the_benchmark_s_folder(tmp_path):
     assert (images[3].image, images[3].captions) == (b"image 4", ("a photo of two dogs",))
 
 
+def test_pairs_are_told_by_their_numbers_whatever_the_order_and_the_kind_of_file(tmp_path):
+    source = MMVPSource(write_mmvp(tmp_path, [ROWS[i] for i in (3, 0, 2, 1)]))
+    assert [source[i].statements[0] for i in range(2)] == ["a photo of a red, ripe apple", "a photo of one dog"]
+    folder = tmp_path / "MLLM_VLM Images"
+    (folder / "Count" / "4.jpg").rename(folder / "Count" / "4.PNG")
+    (folder / "Count").rename(folder / "count")
+    assert MMVPSource(tmp_path)[1].images == (b"image 3", b"image 4")
+
+
+def test_another_number_of_pairs_is_a_warning(tmp_path, caplog):
+    nine = [(2 * k + i, f"Pattern {k // 15}", "text") for k in range(135) for i in (1, 2)]
+    assert len(MMVPSource(write_mmvp(tmp_path, nine))) == 135
+    assert not caplog.text
+    MMVPSource(write_mmvp(tmp_path, nine[:-2]))
+    assert "expected 15 pairs of each of 9 patterns, found 15 of pattern_0, " in caplog.text
+    assert ", 14 of pattern_8" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:3], "has 3 statements; expected two for each pair"),
-        ([], "has 0 statements"),
-        ([ROWS[0], ROWS[2]], "1 and 3 are a pair, but of two types, 'Color' and 'Count'"),
-        ([(1, "Color", "a", "b"), ROWS[1]], "line 2: expected id, type and statement, found 4 columns"),
+        (ROWS[:3], "statement 3 has no partner, which would be 4"),
+        ([], "has no statements; expected MMVP-VLM's folder"),
+        ([ROWS[0], ROWS[2]], "statement 1 has no partner, which would be 2"),
+        ([ROWS[0], (2, "Count", "two")], "1 and 2 are a pair, but of two types, 'Color' and 'Count'"),
+        ([ROWS[0], ROWS[0]], "line 3: statement 1 is there twice"),
+        ([(1, "Color", "a", "b"), ROWS[1]], "line 2: expected a number, a type and a statement, found 4 columns"),
+        ([ROWS[0], ("x", "Color", "b")], "line 3: expected a number, a type and a statement, found 3 columns"),
     ],
 )
 def test_a_wrong_table_is_told(tmp_path, rows, message):
@@ -118,3 +139,5 @@ def test_a_missing_table_or_image_is_named(tmp_path):
     (tmp_path / "MLLM_VLM Images" / "Count" / "4.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read .*Count/4.jpg: No such file"):
         source[1]
+    with pytest.raises(UserError, match=r"1 of 4 images are missing, the first is .*Count/4.jpg"):
+        MMVPSource(tmp_path)

@@ -119,7 +119,8 @@ def _caltech101(name: str, root: Path, split: str) -> Source:
 
     The background class counts, as in the protocol; torchvision's class would leave it out.
     """
-    source = FolderSource(root / "caltech101" / "101_ObjectCategories", Options(name))
+    folder = root / "caltech101" / "101_ObjectCategories"
+    source = FolderSource(folder if folder.is_dir() else root / "101_ObjectCategories", Options(name))
     labels = source.labels
     order = np.random.default_rng(_SEED).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # by class, shuffled within each

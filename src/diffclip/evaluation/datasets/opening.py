@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,27 +44,26 @@ def locate(wanted: Entry, root: Path) -> Found | None:
 
     torchvision's folders may also lie in `root` itself, as `torchvision.datasets.X(root)` puts them.
     """
-    for folder in _folders(wanted, root):
-        form: Literal["torchvision", "captions", "files", "mmvp", "pope"] | None = None
+    folders = [folder for folder in (*(root / name for name in wanted.folder_names), root) if folder.is_dir()]
+    for folder in folders:
+        if any((folder / marker).exists() for marker in wanted.markers):
+            return Found(folder, "torchvision")
+    for folder in folders:
         if wanted.name == "mmvp_vlm":
-            form = "mmvp" if (folder / "Questions.csv").is_file() else None
+            if (folder / "Questions.csv").is_file():
+                return Found(folder, "mmvp")
         elif wanted.name == "pope":
-            form = "pope" if pope_labels(folder) else None
-        elif wanted.marker and (folder / wanted.marker).exists():
-            form = "torchvision"
+            if pope_labels(folder):
+                return Found(folder, "pope")
         elif "retrieval" in wanted.tasks and forms.caption_file(folder, wanted.name, "test"):
-            form = "captions"
-        elif folder != root or root.name in wanted.folder_names:
-            form = "files" if any(entry.name[0] != "." for entry in folder.iterdir()) else None
-        if form:
-            return Found(folder, form)
+            return Found(folder, "captions")
+        elif (folder != root or root.name in wanted.folder_names) and _visible(folder):
+            return Found(folder, "files")
     return None
 
 
-def _folders(wanted: Entry, root: Path) -> Iterator[Path]:
-    for folder in (*(root / name for name in wanted.folder_names), root):
-        if folder.is_dir():
-            yield folder
+def _visible(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.name[0] != "."]
 
 
 def pope_labels(folder: Path) -> dict[str, Path]:
@@ -95,14 +94,15 @@ def open_dataset(
     found = locate(wanted, root)
     if found is None:
         raise UserError(f"{wanted.name} is not in {root}: get it with: {how_to_get(wanted, root)}")
-    source = _with_names(wanted, _open(wanted, found, split), all_classes)
+    source = _with_names(wanted, open_found(wanted, found, split), all_classes)
     source.name = f"{wanted.name}:{split}" if split != "test" else wanted.name
-    for difference in differences(wanted, source, split, all_classes=all_classes):
+    for difference in differences(wanted, len(source), None if all_classes else source.classnames, split):
         logger.warning("%s: %s", found.path, difference)
     return source
 
 
-def _open(wanted: Entry, found: Found, split: str) -> Source:
+def open_found(wanted: Entry, found: Found, split: str) -> Source:
+    """A data set where it was found, with the class names and templates of its own files only."""
     if found.form == "mmvp":
         return PairImages(MMVPSource(found.path))
     if found.form == "torchvision" and wanted.torchvision:
@@ -130,7 +130,7 @@ def _open(wanted: Entry, found: Found, split: str) -> Source:
 
 def _only_folder(folder: Path) -> Path:
     """The folder, or the one folder in it that the archive of some data sets makes: sketch/, imagenet-a/."""
-    inside = [entry for entry in folder.iterdir() if entry.name[0] != "."]
+    inside = _visible(folder)
     if len(inside) == 1 and inside[0].is_dir() and not splits_of(folder):
         below = [entry.name for entry in inside[0].iterdir() if entry.is_dir()]
         if len(below) > 1:
@@ -231,16 +231,16 @@ def _class_number(folder: str, where: str) -> int:
     raise UserError(f"{where}: the folder {folder!r} is neither a WordNet id nor a number of an ImageNet class")
 
 
-def differences(wanted: Entry, source: Source, split: str, *, all_classes: bool = False) -> list[str]:
-    """What is not as published: one line a number, with both numbers."""
+def differences(wanted: Entry, images: int, classnames: Sequence[str] | None, split: str) -> list[str]:
+    """What is not as published: one line a number, with both numbers. Without class names only images count."""
     found = []
-    published, images = wanted.images[split], len(source)
+    published = wanted.images[split]
     if images != published:
         why = f" ({wanted.other[images]})" if images in wanted.other else ""
-        found.append(f"{images:,} {split} images, but {published:,} are published{why}")
-    classes = len(source.classnames or ())
-    if wanted.classes and not all_classes and classes != wanted.classes:
-        found.append(f"{classes:,} classes, but {wanted.classes:,} are published")
+        unit = "questions" if wanted.name == "pope" else "images"
+        found.append(f"{images:,} {split} {unit}, but {published:,} are published{why}")
+    if wanted.classes and classnames is not None and len(classnames) != wanted.classes:
+        found.append(f"{len(classnames):,} classes, but {wanted.classes:,} are published")
     return found
 
 

@@ -49,7 +49,8 @@ class Entry:
     folders: tuple[str, ...] = ()
     laion: str | None = None
     torchvision: str | None = None
-    marker: str | None = None
+    markers: tuple[str, ...] = ()
+    """What torchvision expects in its root, one of these."""
     label_key: str | None = None
     curated: str | None = None
     prompts: str | None = None
@@ -74,7 +75,7 @@ def registry() -> Mapping[str, Entry]:
 
 
 def _entry(name: str, table: dict[str, Any]) -> Entry:
-    for key in ("tasks", "folders"):
+    for key in ("tasks", "folders", "markers"):
         table[key] = tuple(table.get(key, ()))
     table["splits"] = MappingProxyType({split: tuple(names) for split, names in table.get("splits", {}).items()})
     table["other"] = MappingProxyType({int(count): why for count, why in table.get("other", {}).items()})

@@ -1,0 +1,87 @@
+"""`diffclip data list`: which data sets of the paper are there, and how to get the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from diffclip.errors import UserError
+from diffclip.evaluation.datasets import opening
+from diffclip.evaluation.datasets.registry import Entry, registry
+from diffclip.evaluation.pope import read_questions
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is there of a data set."""
+
+    entry: Entry
+    found: opening.Found | None
+    images: dict[str, int]
+    """split → images (POPE: questions) of the splits that can be opened."""
+    classes: int
+    """0 where it has none."""
+    remarks: tuple[str, ...]
+    """Counts that are not the published ones, and splits that cannot be opened."""
+
+
+def status(wanted: Entry, root: Path) -> Status:
+    """Look for a data set and open each of its splits."""
+    found = opening.locate(wanted, root)
+    images: dict[str, int] = {}
+    classes = 0
+    remarks: list[str] = []
+    for split in wanted.images:
+        if found is None:
+            break
+        try:
+            images[split], classes, differences = _count(wanted, found, split)
+        except UserError as error:
+            remarks.append(str(error))
+            continue
+        remarks += differences
+    return Status(wanted, found, images, classes, tuple(dict.fromkeys(remarks)))
+
+
+def _count(wanted: Entry, found: opening.Found, split: str) -> tuple[int, int, list[str]]:
+    if found.form == "pope":
+        questions = len(read_questions(opening.pope_labels(found.path)[split]))
+        return questions, 0, opening.differences(wanted, questions, None, split)
+    source = opening.open_found(wanted, found, split)
+    names = source.classnames or ()
+    return len(source), len(names), opening.differences(wanted, len(source), names, split)
+
+
+def statuses(root: Path) -> Iterator[Status]:
+    """Of every data set of the registry, in its order."""
+    for wanted in registry().values():
+        yield status(wanted, root)
+
+
+def print_list(root: Path | None) -> None:
+    """Print the list, then how to get what is missing."""
+    console, place = Console(), opening.default_root(root)
+    console.print(f"Data sets below {place} (--root, or ${opening.ROOT}):", highlight=False, soft_wrap=True)
+    missing = []
+    for one in statuses(place):
+        if one.found is None:
+            missing.append(one.entry)
+            continue
+        counts = ", ".join(f"{split} {count:,}" for split, count in one.images.items()) or "nothing that can be opened"
+        unit = "questions" if one.entry.name == "pope" else "images"
+        classes = f"; {one.classes:,} classes" if one.classes else ""
+        _say(console, f"\n{one.entry.name}: {counts} {unit}{classes}\n  in {one.found.path}")
+        for remark in one.remarks:
+            _say(console, f"  warning: {remark}")
+    if missing:
+        _say(console, f"\nMissing: {len(missing)} of {len(registry())}. How to get them:")
+    for wanted in missing:
+        ways = dict.fromkeys((opening.how_to_get(wanted, place), opening.from_its_authors(wanted, place)))
+        _say(console, f"\n{wanted.name}\n  " + "\n  or: ".join(ways))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,188 @@
+"""POPE: does a language model that sees see things that are not there (Li et al. 2023)? Scoring of its answers.
+
+Half of the questions "Is there a … in the image?" are to be answered with yes. The answer is read by the rule of
+the benchmark's own script, to the letter; how many answers it could only guess at is counted. A model that always
+says yes has accuracy and precision 50 % and recall 100 %, so none of the three means anything without the yes ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffclip.errors import UserError
+from diffclip.evaluation.results import Examples
+
+SPLITS = ("random", "popular", "adversarial")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the benchmark: whether the image holds the object."""
+
+    id: str
+    image: str
+    yes: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said. `id` is None where its file has no ids: then the order counts."""
+
+    id: str | None
+    text: str
+    category: str | None = None
+
+
+def says_yes(answer: str) -> bool:
+    """The benchmark's rule: "no" if the first sentence has the word No, no or not, else "yes".
+
+    A sentence ends at a full stop, words end at spaces, commas are left out; "NO", "No!" and an empty answer
+    therefore are a yes.
+    """
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"} & set(words)
+
+
+def is_unparsed(answer: str) -> bool:
+    """Whether the rule read a yes only for want of a no: the first sentence has no word "yes" in any case."""
+    return says_yes(answer) and "yes" not in re.findall(r"\w+", answer.split(".")[0].lower())
+
+
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """The benchmark's file: JSON lines {question_id, image, text, label}. Raises UserError for another form."""
+    questions = []
+    for number, row in enumerate(_rows(path), start=1):
+        label = str(row.get("label", "")).strip().lower()
+        if label not in ("yes", "no") or "image" not in row:
+            raise UserError(
+                f"{path} entry {number}: expected question_id, image, text and a label yes or no, found {_keys(row)}"
+            )
+        questions.append(Question(str(row.get("question_id", number)), str(row["image"]), label == "yes"))
+    return tuple(questions)
+
+
+def read_answers(path: Path) -> tuple[Answer, ...]:
+    """JSON lines with the answer as `answer` or `text`, and question_id and category if there are any.
+
+    Raises UserError for another form.
+    """
+    answers = []
+    for number, row in enumerate(_rows(path), start=1):
+        text = row.get("answer", row.get("text"))
+        if not isinstance(text, str):
+            raise UserError(f"{path} entry {number}: expected the answer as `answer` or `text`, found {_keys(row)}")
+        given, category = row.get("question_id"), row.get("category")
+        answers.append(Answer(None if given is None else str(given), text, category and str(category)))
+    return tuple(answers)
+
+
+def read_categories(path: Path) -> dict[str, str]:
+    """question_id → category, of a file of questions such as LLaVA's llava_pope_test.jsonl."""
+    found = {}
+    for number, row in enumerate(_rows(path), start=1):
+        if "question_id" not in row or row.get("category") not in SPLITS:
+            raise UserError(
+                f"{path} entry {number}: expected question_id and a category out of {', '.join(SPLITS)}, "
+                f"found {_keys(row)}"
+            )
+        found[str(row["question_id"])] = str(row["category"])
+    return found
+
+
+def _keys(row: dict[str, Any]) -> str:
+    return ", ".join(row) or "nothing"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, or of one JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: expected JSON lines") from None
+    try:
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON lines: {error}") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: expected JSON objects, one a line, found {'none' if not rows else 'other values'}")
+    return list(rows)
+
+
+def matched(questions: Sequence[Question], answers: Sequence[Answer], where: str) -> tuple[str, ...]:
+    """The text of the answer to each question: by question_id, or by order where the answers have no ids.
+
+    Raises UserError where they are not the answers to these questions, all of them and once each.
+    """
+    if len(answers) != len(questions):
+        hint = ""
+        if {len(answers), len(questions)} == {2910, 3000}:
+            hint = ": the random split had 2,910 questions before October 2023 and has 3,000 since"
+        raise UserError(f"{where} has {len(answers):,} answers to {len(questions):,} questions{hint}")
+    if any(answer.id is None for answer in answers):
+        return tuple(answer.text for answer in answers)
+    repeated = [key for key, count in Counter(answer.id for answer in answers).items() if count > 1]
+    if repeated:
+        raise UserError(f"{where} answers question {repeated[0]} more than once")
+    by_id = {answer.id: answer.text for answer in answers}
+    missing = [question.id for question in questions if question.id not in by_id]
+    if missing:
+        raise UserError(f"{where} has no answer to question {missing[0]} ({len(missing):,} are missing)")
+    return tuple(by_id[question.id] for question in questions)
+
+
+def examples(questions: Sequence[Question], answers: Sequence[str]) -> Examples:
+    """What each image adds to accuracy, precision, recall, f1, yes_ratio and unparsed, all of them fractions.
+
+    An image is what was sampled: its questions, six as a rule, are not independent of each other. Each metric is a
+    ratio r = Σ y / Σ x of sums over images; accuracy has the number of right answers over that of questions. An
+    image counts as r + (y − r x) / mean(x): the mean over images is r, and its spread is that of r when there are
+    many images (the delta method; Cochran 1977, ch. 6). Precision without a single yes is 0.
+    """
+    label = torch.tensor([question.yes for question in questions], dtype=torch.float64)
+    said = torch.tensor([says_yes(answer) for answer in answers], dtype=torch.float64)
+    guessed = torch.tensor([is_unparsed(answer) for answer in answers], dtype=torch.float64)
+    one, hit = torch.ones_like(label), label * said  # (Q,)
+    parts = {
+        "accuracy": ((label == said).double(), one),
+        "precision": (hit, said),
+        "recall": (hit, label),
+        "f1": (hit, (said + label) / 2),
+        "yes_ratio": (said, one),
+        "unparsed": (guessed, one),
+    }
+    place = {image: i for i, image in enumerate(dict.fromkeys(question.image for question in questions))}
+    owner = torch.tensor([place[question.image] for question in questions])
+
+    def by_image(values: Tensor) -> Tensor:
+        return torch.zeros(len(place), dtype=torch.float64).index_add(0, owner, values)
+
+    values = {name: _ratio(by_image(y), by_image(x)) for name, (y, x) in parts.items()}
+    chance = {"accuracy": 0.5, "precision": label.mean().item(), "recall": 0.5}
+    return Examples(torch.arange(len(place)), values, chance)
+
+
+def _ratio(y: Tensor, x: Tensor) -> Tensor:
+    """(images,) values whose mean is Σ y / Σ x; 0 where Σ x is."""
+    if x.sum() == 0:
+        return torch.zeros_like(y)
+    ratio = y.sum() / x.sum()
+    return ratio + (y - ratio * x) / x.mean()
+
+
+def dataset_name(split: str, questions: int) -> str:
+    """What results call it: pope_random, and pope_random_2910 for a version with another number of questions."""
+    return f"pope_{split}" if questions == 3000 else f"pope_{split}_{questions}"
