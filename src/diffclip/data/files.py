@@ -14,6 +14,7 @@ import pyarrow.csv
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
 from diffclip.data.images import BadImage
+from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -35,7 +36,7 @@ class TableSource:
     """
 
     def __init__(self, files: Sequence[Path], options: Options) -> None:
-        self.name, self.templates = options.name, options.templates
+        self.name, self.templates, self._tables, self._options = options.name, options.templates, files, options
         where = str(files[0])
         tables = [_table(file) for file in files]
         names = tables[0].column_names
@@ -78,6 +79,9 @@ class TableSource:
             columns.captions([self._captions[int(row)].as_py() for row in rows]) if self._captions else (),
             self._labels[int(rows[0])] if self._labels else None,
         )
+
+    def stamp(self) -> str:
+        return stamp_of([*self._tables, *self._paths.to_pylist()], self._options)
 
 
 def _table(file: Path) -> pa.Table:
@@ -136,3 +140,6 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         """Raises BadImage("missing") if the file has gone."""
         return Example(_read(Path(self._files[index])), label=int(self.labels[index]))
+
+    def stamp(self) -> str:
+        return stamp_of(self._files)

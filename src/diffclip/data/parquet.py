@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
+from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class ParquetSource:
             for g in range(data.num_row_groups)
         ]
         self._groups = [(file, g) for file, g, _ in groups]
+        self._files, self._options = files, options
         self._starts = np.cumsum([0, *(group.num_rows for _, _, group in groups)])
         if not len(self):
             raise UserError(f"{where} holds no rows")
@@ -93,6 +95,9 @@ class ParquetSource:
             columns.captions(caption[0][row].as_py()) if caption else (),
             self._labels[index] if self._labels else None,
         )
+
+    def stamp(self) -> str:
+        return stamp_of(self._files, self._options)
 
     def _columns_of(self, group: int) -> tuple[pa.ChunkedArray, ...]:
         """The images, and the captions if there are any, of a row group."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
 from diffclip.data.images import BadImage
+from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class TarSource:
 
     def __init__(self, files: Sequence[Path], options: Options) -> None:
         self.name = options.name
-        self._files = list(files)
+        self._files, self._options = list(files), options
         first = list(examples(self._files[0]))
         self._caption, self._label = _texts_of(self._files[0], first, options)
         self._suffixes = list(dict.fromkeys(["image", *filter(None, (self._caption[0], self._label[0]))]))
@@ -216,6 +217,9 @@ class TarSource:
         except OSError:
             raise BadImage("missing") from None
         return Example(contents["image"], _captions(contents, self._caption), _number_of_class(contents, self._label))
+
+    def stamp(self) -> str:
+        return stamp_of(self._files, self._options)
 
 
 def _spans(groups: Iterable[dict[str, Member]], suffixes: Sequence[str]) -> tuple[NDArray[np.int64], int]:

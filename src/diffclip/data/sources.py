@@ -20,6 +20,7 @@ from diffclip.data.example import Example, Options
 from diffclip.data.files import FolderSource, TableSource
 from diffclip.data.parquet import ParquetSource
 from diffclip.data.shards import TarSource
+from diffclip.data.stamp import Stamped, stamp_of
 from diffclip.errors import UserError
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "splits_of"]
@@ -135,6 +136,10 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]
+
+    def stamp(self) -> str:
+        inner = self._source.stamp() if isinstance(self._source, Stamped) else self._source.name
+        return stamp_of([], inner, self._indices.tolist())
 
 
 def _check_template(template: str) -> None:

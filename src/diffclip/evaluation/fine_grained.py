@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffclip.data.files import SUFFIXES
 from diffclip.data.sources import Example
+from diffclip.data.stamp import Stamped, stamp_of
 from diffclip.errors import UserError
 from diffclip.evaluation.features import ImageFeatures
 from diffclip.evaluation.results import Examples
@@ -102,6 +103,9 @@ class MMVPSource:
             (f"a photo of {self._statements[first][1]}", f"a photo of {self._statements[second][1]}"),
         )
 
+    def stamp(self) -> str:
+        return stamp_of(self._images.values(), self._statements)
+
     def _read(self, number: int) -> bytes:
         path = self._images[number]
         try:
@@ -173,6 +177,9 @@ class PairImages:
     def __getitem__(self, index: int) -> Example:
         pair = self.pairs[index // 2]
         return Example(pair.images[index % 2], (pair.statements[index % 2],))
+
+    def stamp(self) -> str:
+        return stamp_of([], self.pairs.stamp() if isinstance(self.pairs, Stamped) else (self.name, len(self)))
 
 
 def right(image_features: Tensor, text_features: Tensor) -> Tensor:

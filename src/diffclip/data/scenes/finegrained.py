@@ -30,6 +30,7 @@ from diffclip.data.scenes.vocabulary import (
     SIGN,
     TEXTURES,
 )
+from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 _Edit = tuple[Scene, Scene, tuple[str, str]]
@@ -70,6 +71,12 @@ class FineGrainedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         return _pair(PATTERNS[index // self.count], index % self.count, self.size, self.seed)
+
+    def stamp(self) -> str:
+        """As of `SceneSource`: what pairs these are, with the first of each pattern as drawn."""
+        pairs = [self[index] for index in range(0, len(self), self.count)]
+        first = [(pair.images[1].tobytes(), pair.statements) for pair in pairs]
+        return stamp_of([], self.count, self.size, self.seed, first)
 
 
 def finegrained_pairs(pattern: str, count: int, size: int = 64, seed: int = 0) -> list[Pair]:

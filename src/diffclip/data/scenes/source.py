@@ -12,9 +12,11 @@ from diffclip.data.scenes import draw, grammar
 from diffclip.data.scenes.sample import SPLITS, sample
 from diffclip.data.scenes.scene import Scene
 from diffclip.data.scenes.vocabulary import CLASSNAMES, TEMPLATES
+from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 TRAIN_LENGTH, TEST_LENGTH = 100_000, 2_000
+STAMPED = 32  # scenes that are drawn to see whether drawing has changed: 8 ms
 # What a training scene's three captions are drawn from. Most name colour and shape alone: a small model that reads of
 # everything at once learns the colours and then, for tens of thousands of scenes, no shape.
 _KINDS = ("class", "class", "class", "class", "focus", "pair", "full")
@@ -62,6 +64,12 @@ class SceneSource:
         else:
             kinds = ("full", "full")
         return Example(draw.draw(scene, self.size), grammar.captions(scene, random, kinds), scene.label)
+
+    def stamp(self) -> str:
+        """What scenes these are, with the first ones as drawn, so that other drawing is not taken for the same."""
+        examples = [self[index] for index in range(min(STAMPED, len(self)))]
+        first = [(np.asarray(one.image).tobytes(), one.captions, one.label) for one in examples]
+        return stamp_of([], self.split, self.size, self.length, self.seed, first)
 
     def scene(self, index: int) -> Scene:
         """The description that the image, the captions and the masks of `index` are made from."""

@@ -15,6 +15,7 @@ from diffclip.data.example import Example, Options
 from diffclip.data.files import SUFFIXES, FolderSource
 from diffclip.data.images import BadImage, to_rgb
 from diffclip.data.sources import Source, Subset
+from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 CALTECH_TRAINING = 30  # images a class (Fei-Fei et al. 2004; Kornblith et al. 2019)
@@ -49,6 +50,9 @@ class ImageFiles:
             self._labels[index] if self._labels else None,
         )
 
+    def stamp(self) -> str:
+        return stamp_of(self._paths, self._labels, self._captions)
+
 
 class TorchvisionSource:
     """A data set of torchvision, which yields encoded bytes or Pillow images, with a label."""
@@ -73,6 +77,12 @@ class TorchvisionSource:
             raise BadImage("not_an_image") from None
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on broken files
             raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from error
+
+    def stamp(self) -> str:
+        data = self._dataset
+        folder = getattr(data, "_base_folder", None) or getattr(data, "_data_path", None)
+        folder = Path(folder or Path(data.root) / getattr(data, "base_folder", ""))
+        return stamp_of(sorted(folder.rglob("*")), repr(data))  # which names the split
 
 
 def _read(path: str | Path) -> bytes:

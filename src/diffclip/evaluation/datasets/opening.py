@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from diffclip.data.example import Example
 from diffclip.data.files import FolderSource
 from diffclip.data.sources import Source, open_source, splits_of
+from diffclip.data.stamp import Stamped, stamp_of
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import forms, names
 from diffclip.evaluation.datasets.registry import Entry, entry
@@ -39,10 +40,11 @@ def default_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get(ROOT) or "data").expanduser()
 
 
-def locate(wanted: Entry, root: Path) -> Found | None:
+def locate(wanted: Entry, root: Path, *, own: bool = False) -> Found | None:
     """Where a data set lies: in a folder of `root` with one of its names, or in `root` if that has such a name.
 
-    torchvision's folders may also lie in `root` itself, as `torchvision.datasets.X(root)` puts them.
+    own: `root` may also be the data set's own folder, whatever it is called. torchvision's folders may also lie in
+    `root` itself, as `torchvision.datasets.X(root)` puts them.
     """
     folders = [folder for folder in (*(root / name for name in wanted.folder_names), root) if folder.is_dir()]
     for folder in folders:
@@ -57,7 +59,7 @@ def locate(wanted: Entry, root: Path) -> Found | None:
                 return Found(folder, "pope")
         elif "retrieval" in wanted.tasks and forms.caption_file(folder, wanted.name, "test"):
             return Found(folder, "captions")
-        elif (folder != root or root.name in wanted.folder_names) and _visible(folder):
+        elif (own or folder != root or root.name in wanted.folder_names) and _visible(folder):
             return Found(folder, "files")
     return None
 
@@ -76,13 +78,19 @@ def pope_labels(folder: Path) -> dict[str, Path]:
 
 
 def open_dataset(
-    name: str, root: str | Path | None = None, split: str = "test", *, all_classes: bool = False
+    name: str,
+    root: str | Path | None = None,
+    split: str = "test",
+    *,
+    all_classes: bool = False,
+    own: bool = False,
 ) -> Source:
     """A data set of the paper, with its class names and templates.
 
     name: as in `registry()`, or a title or folder name. root: where data sets lie, see `default_root`. split:
     train, val or test, whatever the files call it. all_classes: ImageNet-A and -R are scored among their own 200
-    classes, as their authors do; this gives them the 1,000 names and numbers of ImageNet instead.
+    classes, as their authors do; this gives them the 1,000 names and numbers of ImageNet instead. own: root may be
+    the data set's own folder, whatever it is called.
 
     Warns where the number of images or classes is not the published one. Raises UserError for a data set that is
     not there, saying how to get it, or a split that it does not have.
@@ -91,7 +99,7 @@ def open_dataset(
     if wanted.name == "pope":
         raise UserError("POPE is answered by a language model: score its answers with `diffclip pope`")
     wanted.file_splits(split)
-    found = locate(wanted, root)
+    found = locate(wanted, root, own=own)
     if found is None:
         raise UserError(f"{wanted.name} is not in {root}: get it with: {how_to_get(wanted, root)}")
     source = _with_names(wanted, open_found(wanted, found, split), all_classes)
@@ -183,6 +191,10 @@ class Renumbered:
         if example.label >= len(self._numbers):
             raise UserError(f"{self.name} has the label {example.label}, but only {len(self._numbers)} classes")
         return Example(example.image, example.captions, self._numbers[example.label])
+
+    def stamp(self) -> str:
+        inner = self._source.stamp() if isinstance(self._source, Stamped) else self._source.name
+        return stamp_of([], inner, self._numbers)
 
 
 def _with_names(wanted: Entry, source: Source, all_classes: bool) -> Source:
