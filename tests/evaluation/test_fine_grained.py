@@ -48,7 +48,7 @@ def test_the_score_is_the_mean_over_patterns():
     images = texts.clone()
     images[[2, 3]] = images[[3, 2]]  # pair 1 (Color) is the wrong way round
     images[8] = images[9]  # pair 4 (Count) shows one thing twice
-    features = ImageFeatures(images, torch.arange(10), torch.full((10,), -1), ((),) * 10, Counter())
+    features = ImageFeatures(images, torch.arange(10), torch.full((10,), -1), ((),) * 10, Counter(), images)
     found = fine_grained.examples(Pairs(), features, texts)
     assert found.metrics == pytest.approx(
         {
@@ -60,7 +60,9 @@ def test_the_score_is_the_mean_over_patterns():
     )
     assert set(found.chance.values()) == {0.25}
     # A pair with an unreadable image is left out: image 0, so pair 0, and the others stay what they were.
-    features = ImageFeatures(images[1:], torch.arange(1, 10), torch.full((9,), -1), ((),) * 9, Counter(truncated=1))
+    features = ImageFeatures(
+        images[1:], torch.arange(1, 10), torch.full((9,), -1), ((),) * 9, Counter(truncated=1), images[1:]
+    )
     found = fine_grained.examples(Pairs(), features, texts[1:])
     assert found.indices.tolist() == [1, 2, 3, 4]
     assert found.metrics["pair_accuracy/color"] == 1 / 2

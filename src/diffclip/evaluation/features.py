@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,7 +14,12 @@ from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Source
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
+from diffclip.evaluation.feature_cache import FeatureCache, Part, spans_of
+from diffclip.evaluation.results import fingerprint
 from diffclip.models.clip import CLIP
+
+# Features that are projected at a time.
+BLOCK = 2**14
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 
@@ -32,6 +38,8 @@ class ImageFeatures:
     """The captions of each image, possibly none."""
     skipped: Counter[str]
     """How many images could not be read, by reason."""
+    tower: Tensor
+    """(N, vision_width) float32, on the CPU: what the image tower gives, before the projection."""
 
 
 def image_features(
@@ -41,40 +49,91 @@ def image_features(
     batch_size: int = 256,
     num_workers: int = 0,
     on_progress: Callable[[int], None] = lambda done: None,
+    cache: FeatureCache | None = None,
+    weights: str | None = None,
 ) -> ImageFeatures:
     """Encode every image of a source, in evaluation mode, without gradients, on the model's device.
 
-    Images are resized as the model's config says. on_progress is given the number of images done so far.
-    Raises UserError where no image can be read or the model gives features that are not finite.
+    Images are resized as the model's config says. With a cache, what it has is read and what it lacks is added to
+    it, part by part; weights is then the model's `results.fingerprint`, where it is known already. on_progress is
+    given the number of images done so far. Raises UserError where no image can be read or the model gives features
+    that are not finite.
     """
+    entry = cache.entry(weights or fingerprint(model), model.config, source) if cache else None
+    spans = spans_of(len(source))
+    found = {span: part for span in spans if entry and (part := entry.read(span))}
+    known = sum(map(len, found))
+    if known:
+        on_progress(known)
+    missing = [span for span in spans if span not in found]
+    for span, part in _encode(model, source, missing, batch_size, num_workers, lambda done: on_progress(known + done)):
+        if entry:
+            entry.write(span, part)
+        found[span] = part
+    if entry:
+        entry.finish(source=source.name, image_size=model.config.image_size, resize=model.config.resize)
+    parts = [found[span] for span in spans]
+    skipped = sum((part.skipped for part in parts), Counter[str]())
+    if not any(len(part.indices) for part in parts):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "it is empty"
+        raise UserError(f"data set {source.name}: no image could be read: {reasons}")
+    tower = torch.cat([part.features for part in parts])  # (N, width)
+    features = _joint(model, tower)
+    check_finite(f"image features of {source.name}", features)
+    indices = torch.cat([part.indices for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    captions = tuple(chain.from_iterable(part.captions for part in parts))
+    return ImageFeatures(features, indices, labels, captions, skipped, tower)
+
+
+def _encode(
+    model: CLIP,
+    source: Source,
+    spans: Sequence[range],
+    batch_size: int,
+    num_workers: int,
+    on_progress: Callable[[int], None],
+) -> Iterator[tuple[range, Part]]:
+    """The features of some ranges of a source, one after the other."""
+    if not spans:
+        return
     config = model.config
     device = next(model.parameters()).device
     images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
-    features: list[Tensor] = []
-    indices: list[int] = []
-    labels: list[int] = []
-    captions: list[tuple[str, ...]] = []
-    skipped: Counter[str] = Counter()
+    batches = [list(span[start : start + batch_size]) for span in spans for start in range(0, len(span), batch_size)]
+    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=list))
     done = 0
-    with evaluating(model), torch.no_grad():
-        for batch in DataLoader(images, batch_size, num_workers=num_workers, collate_fn=list):
-            good = [item for item in batch if isinstance(item, DecodedImage)]
+    for span in spans:
+        features = [torch.empty(0, config.vision_width)]
+        facts: list[tuple[int, int, tuple[str, ...]]] = []  # index, label, captions
+        skipped: Counter[str] = Counter()
+        for _ in range(0, len(span), batch_size):
+            batch = next(loader)
+            readable = [item for item in batch if isinstance(item, DecodedImage)]
             skipped.update(item for item in batch if isinstance(item, str))
-            if good:
-                pixels = torch.stack([item.pixels for item in good]).to(device)
+            if readable:
+                pixels = torch.stack([item.pixels for item in readable]).to(device)
                 pixels = normalise(pixels, config.image_mean, config.image_std)  # (B, 3, S, S)
-                features.append(model.encode_image(pixels, normalize=True).float().cpu())
-            indices += [item.index for item in good]
-            labels += [-1 if item.label is None else item.label for item in good]
-            captions += [item.captions for item in good]
+                with evaluating(model), torch.no_grad():
+                    features.append(model.visual(pixels).float().cpu())  # (B, width)
+            facts += [(item.index, -1 if item.label is None else item.label, item.captions) for item in readable]
             done += len(batch)
             on_progress(done)
-    if not features:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "it is empty"
-        raise UserError(f"data set {source.name}: no image could be read: {reasons}")
-    encoded = torch.cat(features)
-    check_finite(f"image features of {source.name}", encoded)
-    return ImageFeatures(encoded, torch.tensor(indices), torch.tensor(labels), tuple(captions), skipped)
+        encoded = torch.cat(features)
+        check_finite(f"image features of {source.name}", encoded)
+        indices = torch.tensor([index for index, _, _ in facts], dtype=torch.int64)
+        labels = torch.tensor([label for _, label, _ in facts], dtype=torch.int64)
+        yield span, Part(encoded, indices, labels, tuple(captions for _, _, captions in facts), skipped)
+
+
+def _joint(model: CLIP, tower: Tensor) -> Tensor:
+    """The image tower's features (N, width) → what `encode_image(normalize=True)` gives, float32 on the CPU."""
+    like = model.image_projection
+    with torch.no_grad():
+        blocks = [
+            model.project_image(block.to(like), normalize=True).float().cpu() for block in torch.split(tower, BLOCK)
+        ]
+    return torch.cat(blocks)
 
 
 def text_features(model: CLIP, tokenizer: Tokenize, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:

@@ -50,7 +50,11 @@ class CLIP(nn.Module):
                 f"pixels {tuple(pixels.shape)} {pixels.dtype}: this model takes normalised floats "
                 f"(batch, 3, {size}, {size}); its preprocess makes them"
             )
-        features = self.visual(pixels) @ self.image_projection
+        return self.project_image(self.visual(pixels), normalize)
+
+    def project_image(self, features: Tensor, normalize: bool = False) -> Tensor:
+        """The vision tower's features (B, vision_width) → (B, embed_dim): the second half of encode_image."""
+        features = features @ self.image_projection
         return _normalized(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
