@@ -12,6 +12,9 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from diffclip.config import Recipe, load_recipe, revalidate
 from diffclip.errors import Stopped, UserError
 
+# As diffclip.evaluation.splits has them, which takes seconds to import.
+Task = Literal["zero_shot", "retrieval", "fine_grained", "robustness", "corruptions", "grounding"]
+
 
 def train_command(settings: Recipe) -> Callable[..., None]:
     """The `train` command whose settings default to those of a recipe that is already read."""
@@ -50,23 +53,34 @@ def evaluate(
     *,
     data: tuple[str, ...],
     out: Path,
-    tasks: tuple[Literal["zero_shot", "retrieval", "fine_grained"], ...] = ("zero_shot",),
+    tasks: tuple[Task, ...] = ("zero_shot",),
+    cache: Path | None = None,
+    force: bool = False,
+    sample: int = 500,
+    seed: int = 0,
     batch_size: int = 256,
     workers: int = 2,
 ) -> None:
     """Evaluate models on data sets; results go to OUT/results.jsonl, a line each.
 
+    What is done already is not done again. Exit status 1, with a list, where anything could not be done.
+
     Args:
         models: Run directories, .safetensors files, released checkpoints or hub ids.
         data: NAME=PATH of each data set; PATH is a folder, a file, shards, or scenes:SPLIT.
         out: Where results.jsonl is written.
-        tasks: What is measured.
+        tasks: What is measured, on each data set that can serve it.
+        cache: Where image features are kept; by default OUT/features.
+        force: Compute again what results.jsonl has already. Features are not: theirs cannot be out of date.
+        sample: How many images robustness, corruptions and grounding look at; 0: all.
+        seed: Of that sample, of attacks and corruptions.
         batch_size: Images encoded at a time.
         workers: Processes that decode images.
     """
-    from diffclip import commands
+    from diffclip.evaluation import command
 
-    commands.evaluate(models, data, tasks, out, batch_size=batch_size, workers=workers)
+    settings = command.Settings(batch_size=batch_size, num_workers=workers, sample=sample or None, seed=seed)
+    command.evaluate(models, data, tasks, out, cache=cache, force=force, settings=settings)
 
 
 def quickstart(*, out: Path = Path("runs/quickstart"), minutes: float = 9.0, seed: int = 0) -> None:

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from diffclip.analysis import grounding
 from diffclip.analysis.curves import read_curves
-from diffclip.commands import run_suite
 from diffclip.config import Recipe, load_recipe
 from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
 from diffclip.errors import Stopped, UserError
+from diffclip.evaluation.command import raise_failures, run_suite
 from diffclip.evaluation.fine_grained import PairImages
 from diffclip.evaluation.results import fingerprint
 from diffclip.evaluation.suite import DataSet, NamedModel, record
@@ -91,7 +91,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
 def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> Comparison:
     """Both models on every test set, with the results in `path`, and on where they look."""
     models = (clip, diffclip)
-    run_suite(models, test_data(), path, console)
+    raise_failures(run_suite(models, test_data(), path, console))
     for named in models:
         grounded = grounding.measure(named.model, SceneSource("test"), images=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK)

@@ -17,7 +17,8 @@ from diffclip.errors import UserError
 from diffclip.evaluation import results, suite
 from diffclip.evaluation.features import image_features, text_features
 from diffclip.evaluation.fine_grained import FilePair, PairImages
-from diffclip.evaluation.suite import DataSet, NamedModel
+from diffclip.evaluation.suite import DataSet, NamedModel, Settings
+from diffclip.evaluation.tasks import served
 from diffclip.models.clip import create_model
 
 NAMES = ("red", "green", "blue", "white", "black", "grey")
@@ -155,7 +156,7 @@ def by_hand(model, source, indices):
 
 
 def run(models, data, path, **options):
-    return list(suite.evaluate(models, data, path, batch_size=8, **options))
+    return list(suite.evaluate(models, data, path, settings=Settings(batch_size=8), **options))
 
 
 def test_every_number_by_hand_and_one_line_a_result(tmp_path):
@@ -191,7 +192,7 @@ def test_images_are_read_once_for_all_tasks_and_not_at_all_when_nothing_changed(
     again = run([NamedModel("tiny", "runs/a", tiny())], data, path)
     assert [o.fresh for o in again] == [False, False]
     assert [o.result for o in again] == [o.result for o in first]
-    assert not source.read
+    assert set(source.read) <= {0}  # the first one tells what the examples have
     assert len(path.read_text().splitlines()) == 2
 
 
@@ -211,27 +212,83 @@ def test_a_result_is_redone_when_it_is_out_of_date(tmp_path, change):
     assert results.read(path) == [outcome.result]
 
 
-def test_a_crash_keeps_what_was_done(tmp_path):
-    path = tmp_path / "results.jsonl"
-    good = DataSet("good", Squares(), ("zero_shot",))
-    bad = DataSet("bad", Squares(captions=False), ("retrieval",))
+class Plans(suite.Monitor):
+    """Keeps the plan and what is encoded."""
+
+    def __init__(self):
+        self.encoding_of = []
+
+    def planned(self, plan):
+        self.plan = plan
+
+    def encoding(self, job, split):
+        self.encoding_of.append((job.model.pretrained, job.data.name, split))
+
+
+def missing_file():
+    raise UserError("there is no such file")
+
+
+def test_what_fails_is_told_and_the_rest_goes_on(tmp_path, caplog):
+    path, monitor = tmp_path / "results.jsonl", Plans()
+    broken = tiny(seed=1)
+    with torch.no_grad():
+        broken.image_projection.fill_(torch.nan)
+    data = [
+        DataSet("absent", missing_file, ("zero_shot",)),
+        DataSet("unreadable", Squares(bad=range(20)), ("zero_shot",)),
+        DataSet("good", Squares(captions=False), ("zero_shot", "retrieval")),
+    ]
+    models = [NamedModel("tiny", "runs/a", tiny()), NamedModel("tiny", "runs/broken", broken)]
+    found = run(models, data, path, monitor=monitor)
+    failures = [str(one) for one in found if isinstance(one, suite.Failure)]
+    assert failures == [
+        "absent: there is no such file",
+        "unreadable zero_shot with runs/a: data set squares: no image could be read: 20 truncated",
+        "unreadable zero_shot with runs/broken: data set squares: no image could be read: 20 truncated",
+        "good zero_shot with runs/broken: 20 of 20 image features of squares are not finite: "
+        "the model's weights are broken",
+    ]
+    assert [(r.dataset, r.pretrained) for r in results.read(path)] == [("good", "runs/a")]
+    assert monitor.plan.unable == {"good": {"retrieval": "captions"}}
+    assert not caplog.records  # only what is unexpected is logged with a traceback
+
+
+def test_an_unexpected_error_is_logged_with_its_traceback_and_the_rest_goes_on(tmp_path, caplog):
+    class Strange(Squares):
+        def __getitem__(self, index):
+            if index == 3:
+                raise RuntimeError("a bug\nin two lines")
+            return super().__getitem__(index)
+
+    data = [DataSet("strange", Strange(), ("zero_shot",)), DataSet("good", Squares(), ("zero_shot",))]
+    failure, outcome = run([NamedModel("tiny", "runs/a", tiny())], data, tmp_path / "results.jsonl")
+    assert failure.reason == "RuntimeError: a bug in two lines"
+    assert "Traceback" in caplog.text
+    assert outcome.result.dataset == "good"
+
+
+def test_measure_refuses_what_the_data_cannot_serve():
     with pytest.raises(UserError, match=r"squares cannot serve retrieval: it needs captions; it can serve zero_shot"):
-        run([NamedModel("tiny", "runs/a", tiny())], [good, bad], path)
-    assert [r.dataset for r in results.read(path)] == ["good"]
+        suite.measure(tiny(), DataSet("squares", Squares(captions=False), ("retrieval",)))
 
 
-def test_tasks_of():
-    assert suite.tasks_of(Squares()) == ("zero_shot", "retrieval")
-    assert suite.tasks_of(Squares(captions=False, bad=(0, 1))) == ("zero_shot",)
-    assert suite.tasks_of(Squares(bad=range(20))) == ()
-    assert suite.tasks_of(PairImages(Pairs())) == ("fine_grained",)
+def test_served():
+    def of(source):
+        return served(DataSet("any", source, ()))
+
+    labels = {"zero_shot", "robustness", "corruptions"}
+    assert set(of(Squares())) == labels | {"retrieval"}
+    assert set(of(Squares(captions=False, bad=(0, 1)))) == labels
+    assert of(Squares(bad=range(20))) == ()
+    assert of(PairImages(Pairs())) == ("fine_grained",)
 
 
 def test_a_crash_between_line_and_examples_leaves_no_stale_result(tmp_path, monkeypatch):
     path, data = tmp_path / "results.jsonl", [DataSet("squares", Squares(), ("zero_shot",))]
     run([NamedModel("tiny", "runs/a", tiny())], data, path)
 
-    class Crash(Exception):
+    class Crash(KeyboardInterrupt):
         pass
 
     def crash(*arguments):

@@ -1,34 +1,26 @@
-"""Evaluate models on data sets: one pass over the images of each, every task from the same features."""
+"""Evaluate models on data sets: one pass over the images of each split, every task from the same features."""
 
 import hashlib
+import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-import torch
-from torch import Tensor
-
-from diffclip.data.images import BadImage
-from diffclip.data.sources import TEMPLATES, Source
-from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.sources import Source
+from diffclip.data.stamp import Stamped
 from diffclip.errors import UserError
-from diffclip.evaluation import fine_grained, results, retrieval, zero_shot
-from diffclip.evaluation.features import ImageFeatures, image_features, text_features
-from diffclip.evaluation.fine_grained import PairImages
+from diffclip.evaluation import results
+from diffclip.evaluation.feature_cache import FeatureCache
 from diffclip.evaluation.results import Examples, Result
+from diffclip.evaluation.splits import DataSet, Split, Task
+from diffclip.evaluation.tasks import SPECS, Settings, Subject, served, unable
 from diffclip.models.clip import CLIP
 
-Task = Literal["zero_shot", "retrieval", "fine_grained"]
+__all__ = ["DataSet", "Failure", "Job", "Monitor", "NamedModel", "Outcome", "Plan", "Settings", "evaluate", "measure"]
 
-# What a task is called in results: the LAION CLIP benchmark's names where it has the task.
-TASK_NAMES: dict[Task, str] = {
-    "zero_shot": "zeroshot_classification",
-    "retrieval": "zeroshot_retrieval",
-    "fine_grained": "fine_grained",
-}
-RETRIEVAL_KS = (1, 5, 10)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,18 +33,6 @@ class NamedModel:
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """A data set, its name in results, and the tasks to do on it; `tasks_of` says which ones it can serve.
-
-    Fine-grained pairs come as `PairImages`.
-    """
-
-    name: str
-    source: Source
-    tasks: tuple[Task, ...]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """A result, and how it came about."""
 
@@ -61,6 +41,81 @@ class Outcome:
     """False where the results file had it already."""
     skipped: Counter[str]
     """Images that could not be read, by reason; empty where the result is not fresh."""
+    seconds: float = 0.0
+    """What the task took beside the encoding of images."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be done, and why. Without a task, the data set could not be opened."""
+
+    data: str
+    reason: str
+    model: NamedModel | None = None
+    task: Task | None = None
+
+    def __str__(self) -> str:
+        what = f"{self.data} {self.task or ''}".strip()
+        return f"{what}{f' with {self.model.pretrained}' if self.model else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on one data set: what is known, what is to be done, and the images that it takes to encode."""
+
+    model: NamedModel
+    data: DataSet
+    weights: str
+    fingerprints: Mapping[Task, str]
+    known: Mapping[Task, Result]
+    todo: tuple[Task, ...]
+    images: Mapping[Split, int]
+    """Images of each split that are not in the cache, as far as is known before their files are read."""
+    sizes: Mapping[Split, int]
+    """All images of each split."""
+    sample: int
+    """Images of the test split that tasks look at which encode changed images."""
+
+    def key(self, task: Task) -> results.Key:
+        return (self.data.name, self.model.name, self.model.pretrained, SPECS[task].result)
+
+    @property
+    def work(self) -> float:
+        """How many times an image is encoded."""
+        return sum(self.images.values()) + self.sample * sum(SPECS[task].passes for task in self.todo)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation will do."""
+
+    jobs: list[Job] = field(default_factory=list)
+    unable: dict[str, dict[Task, str]] = field(default_factory=dict)
+    """data set → the tasks it cannot serve, and what each needs."""
+    failures: list[Failure] = field(default_factory=list)
+    """Data sets that could not be opened."""
+
+
+class Monitor:
+    """Is told how an evaluation goes on; this one ignores it."""
+
+    def planned(self, plan: Plan) -> None:
+        """Before anything is computed."""
+
+    def encoding(self, job: Job, split: Split) -> None:
+        """The images of a split come next."""
+
+    def encoded(self, job: Job, split: Split, images: int) -> None:
+        """So many images of a split have features, those of the cache among them."""
+
+    def began(self, job: Job, task: Task) -> None:
+        """The features are there, and a task starts on them."""
+
+    def sampled(self, job: Job, task: Task, images: int) -> None:
+        """A task that encodes changed images is done with so many of its sample."""
+
+    def ended(self, job: Job, task: Task) -> None:
+        """A task is done, or has failed."""
 
 
 def evaluate(
@@ -68,44 +123,128 @@ def evaluate(
     data: Sequence[DataSet],
     path: Path,
     *,
-    batch_size: int = 256,
-    num_workers: int = 0,
+    settings: Settings = Settings(),  # noqa: B008  it is frozen
+    cache: FeatureCache | None = None,
     force: bool = False,
-    on_progress: Callable[[NamedModel, DataSet, int], None] = lambda model, data, done: None,
-) -> Iterator[Outcome]:
+    monitor: Monitor | None = None,
+) -> Iterator[Outcome | Failure]:
     """Do every task of every data set with every model, and yield each result once it is written to `path`.
 
     path: a results.jsonl, which is continued. A result that it has is not computed again, as long as the
-    model's weights and the data set's size, classes and templates are what they were then, or with `force`.
-    on_progress is given the number of images of the data set that are encoded. Raises UserError for a task
-    that a data set cannot serve; what was yielded before stays written.
+    model's weights, the data's stamps, classes and templates, and the settings that matter are what they were
+    then, or with `force`. What fails is yielded as a Failure, and the rest goes on; a task that a data set cannot
+    serve is only noted in the plan, which the monitor is told.
     """
-    for model in models:
-        weights = results.fingerprint(model.model)
-        for dataset in data:
-            fingerprint = _fingerprint(weights, dataset)
-            keys = {task: (dataset.name, model.name, model.pretrained, TASK_NAMES[task]) for task in dataset.tasks}
-            known = {result.key: result for result in results.read(path)}
-            done = {
-                task: known[key]
-                for task, key in keys.items()
-                if not force and key in known and results.stored_fingerprint(path, key) == fingerprint
-            }
-            for result in done.values():
-                yield Outcome(result, False, Counter())
-            left = [task for task in dataset.tasks if task not in done]
-            if not left:
-                continue
-            measured, skipped = measure(
-                model.model,
-                dataset.source,
-                left,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                on_progress=lambda count, m=model, d=dataset: on_progress(m, d, count),  # type: ignore[misc]
-            )
-            for task, examples in measured.items():
-                yield Outcome(record(path, keys[task], examples, fingerprint), True, skipped)
+    monitor = monitor or Monitor()
+    plan = make_plan(models, data, path, settings=settings, cache=cache, force=force)
+    monitor.planned(plan)
+    yield from plan.failures
+    previous: DataSet | None = None
+    for job in plan.jobs:
+        if previous is not None and previous is not job.data:
+            previous.close()
+        previous = job.data
+        for result in job.known.values():
+            yield Outcome(result, False, Counter())
+        yield from _do(job, path, settings, cache, monitor)
+    if previous is not None:
+        previous.close()
+
+
+def make_plan(
+    models: Sequence[NamedModel],
+    data: Sequence[DataSet],
+    path: Path,
+    *,
+    settings: Settings = Settings(),  # noqa: B008
+    cache: FeatureCache | None = None,
+    force: bool = False,
+) -> Plan:
+    """What `evaluate` will do. Opens every data set that is needed, and reads no image but the first."""
+    plan = Plan()
+    known = {result.key: result for result in results.read(path)}
+    weights = [results.fingerprint(model.model) for model in models]
+    for dataset in data:
+        try:
+            lacking = unable(dataset)
+            if lacking:
+                plan.unable[dataset.name] = plan.unable.get(dataset.name, {}) | lacking
+            tasks, stamps = [], dict[Split, str]()
+            for task in dataset.tasks:
+                if task in lacking:
+                    continue
+                try:
+                    stamps |= {split: _stamp(dataset.split(split)) for split in _splits(dataset, task)}
+                    tasks.append(task)
+                except UserError as error:  # another split than the test split is not there
+                    plan.failures.append(Failure(dataset.name, str(error), task=task))
+            for model, digest in zip(models, weights, strict=True):
+                plan.jobs.append(_job(model, digest, dataset, tasks, stamps, path, known, settings, cache, force))
+        except Exception as error:
+            plan.failures.append(Failure(dataset.name, _reason(error)))
+        finally:
+            dataset.close()
+    return plan
+
+
+def _job(
+    model: NamedModel,
+    weights: str,
+    data: DataSet,
+    tasks: Sequence[Task],
+    stamps: Mapping[Split, str],
+    path: Path,
+    known: Mapping[results.Key, Result],
+    settings: Settings,
+    cache: FeatureCache | None,
+    force: bool,
+) -> Job:
+    prints, done = {}, {}
+    for task in tasks:
+        facts = [(split, stamps[split]) for split in _splits(data, task)]
+        digest = hashlib.sha256(repr((facts, settings.of(task), data.mean_per_class)).encode()).hexdigest()
+        prints[task] = f"{weights}-{digest}"
+        key = (data.name, model.name, model.pretrained, SPECS[task].result)
+        if not force and key in known and results.stored_fingerprint(path, key) == prints[task]:
+            done[task] = known[key]
+    todo = tuple(task for task in tasks if task not in done)
+    read = dict.fromkeys(split for task in todo for split in SPECS[task].splits if data.has(split))
+    sizes = {split: len(data.split(split)) for split in read}
+    images = sizes
+    if cache:
+        images = {split: cache.missing(weights, model.model.config, data.split(split)) for split in read}
+    sample = min(filter(None, (settings.sample, len(data.test))))
+    return Job(model, data, weights, prints, done, todo, images, sizes, sample)
+
+
+def _do(
+    job: Job, path: Path, settings: Settings, cache: FeatureCache | None, monitor: Monitor
+) -> Iterator[Outcome | Failure]:
+    subject = Subject(
+        job.model.model,
+        job.data,
+        settings,
+        cache=cache,
+        weights=job.weights,
+        on_images=lambda split, done: monitor.encoded(job, split, done),
+        on_sample=lambda done: monitor.sampled(job, task, done),
+    )
+    for task in job.todo:
+        try:
+            for split in SPECS[task].splits:
+                if job.data.has(split):
+                    if not subject.has(split):
+                        monitor.encoding(job, split)
+                    subject.features(split)
+            monitor.began(job, task)
+            began = time.monotonic()
+            examples = SPECS[task].measure(subject)
+            result = record(path, job.key(task), examples, job.fingerprints[task])
+            outcome: Outcome | Failure = Outcome(result, True, subject.skipped, time.monotonic() - began)
+        except Exception as error:
+            outcome = Failure(job.data.name, _reason(error), job.model, task)
+        monitor.ended(job, task)
+        yield outcome
 
 
 def record(path: Path, key: results.Key, examples: Examples, fingerprint: str) -> Result:
@@ -122,93 +261,40 @@ def record(path: Path, key: results.Key, examples: Examples, fingerprint: str) -
 
 def measure(
     model: CLIP,
-    source: Source,
-    tasks: Sequence[Task],
-    *,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    on_progress: Callable[[int], None] = lambda done: None,
+    data: DataSet,
+    settings: Settings = Settings(),  # noqa: B008
 ) -> tuple[dict[Task, Examples], Counter[str]]:
-    """What each example adds to each metric of some tasks, and how many images could not be read.
+    """What each example adds to each metric of a data set's tasks, and how many images could not be read.
 
-    Raises UserError for a task that the data set cannot serve, or where no image can be read.
+    Nothing is written. Raises UserError for a task that the data set cannot serve, or where no image can be read.
     """
-    able = tasks_of(source)
-    for task in tasks:
-        if able and task not in able:
-            raise UserError(f"{source.name} cannot serve {task}: {_NEEDS[task]}; it can serve {', '.join(able)}")
-    images = image_features(model, source, batch_size=batch_size, num_workers=num_workers, on_progress=on_progress)
-    found: dict[Task, Examples] = {}
-    for task in tasks:
-        if task == "zero_shot":
-            found[task] = _zero_shot(model, source, images)
-        elif task == "retrieval":
-            found[task] = _retrieval(model, images)
-        elif isinstance(source, PairImages):
-            found[task] = fine_grained.examples(source.pairs, images, _texts(model, images)[0])
-    return found, images.skipped
+    for task, needs in unable(data).items():
+        able = ", ".join(served(data))
+        raise UserError(f"{data.test.name} cannot serve {task}: it needs {needs}; it can serve {able}")
+    subject = Subject(model, data, settings)
+    return {task: SPECS[task].measure(subject) for task in data.tasks}, subject.skipped
 
 
-_NEEDS: dict[Task, str] = {
-    "zero_shot": "it needs labels and class names",
-    "retrieval": "it needs captions",
-    "fine_grained": "it needs pairs of images",
-}
+def cost(model: CLIP) -> float:
+    """Roughly what encoding an image takes: the image tower's parameters, once for each token."""
+    tokens = (model.config.image_size // model.config.patch_size) ** 2 + 1
+    return float(tokens * sum(parameter.numel() for parameter in model.visual.parameters()))
 
 
-def tasks_of(source: Source) -> tuple[Task, ...]:
-    """The tasks that a data set can serve, judged by its first readable example; none if there is none."""
-    if isinstance(source, PairImages):
-        return ("fine_grained",)
-    for index in range(len(source)):
-        try:
-            example = source[index]
-        except BadImage:
-            continue
-        tasks: list[Task] = []
-        if example.label is not None and source.classnames:
-            tasks.append("zero_shot")
-        if example.captions:
-            tasks.append("retrieval")
-        return tuple(tasks)
-    return ()
+def _splits(data: DataSet, task: Task) -> list[Split]:
+    """The splits whose content decides a task's result."""
+    splits: tuple[Split, ...] = ("test", *SPECS[task].splits)
+    return list(dict.fromkeys(split for split in splits if data.has(split)))
 
 
-def _fingerprint(weights: str, dataset: DataSet) -> str:
-    source = dataset.source
-    facts = repr((source.name, len(source), source.classnames, source.templates))
-    return f"{weights}-{hashlib.sha256(facts.encode()).hexdigest()}"
+def _stamp(source: Source) -> str:
+    facts = (source.name, len(source), source.classnames, source.templates)
+    return repr((*facts, source.stamp() if isinstance(source, Stamped) else None))
 
 
-def _texts(model: CLIP, images: ImageFeatures) -> tuple[Tensor, Tensor]:
-    """Features of all captions (T, embed_dim), and the image of each (T,)."""
-    captions = [caption for of_image in images.captions for caption in of_image]
-    owner = torch.tensor([row for row, of_image in enumerate(images.captions) for _ in of_image])
-    return text_features(model, get_tokenizer(model.config.context_length), captions), owner
-
-
-def _zero_shot(model: CLIP, source: Source, images: ImageFeatures) -> Examples:
-    classnames = source.classnames or ()
-    labelled = images.labels >= 0
-    labels = images.labels[labelled]
-    if int(labels.max()) >= len(classnames):
-        raise UserError(f"{source.name} has the label {int(labels.max())}, but only {len(classnames)} class names")
-    tokenizer = get_tokenizer(model.config.context_length)
-    embeddings = zero_shot.class_embeddings(model, tokenizer, classnames, source.templates or TEMPLATES)
-    values = zero_shot.scores(images.features[labelled], labels, embeddings)
-    return Examples(images.indices[labelled], values, zero_shot.chance(len(classnames)))
-
-
-def _retrieval(model: CLIP, images: ImageFeatures) -> Examples:
-    """By image, which is what was sampled: the captions of one image are not independent of each other."""
-    features, owner = _texts(model, images)
-    count = torch.bincount(owner, minlength=len(images.features)).double()  # (N,) captions of each image
-    values = {}
-    for metric, hits in retrieval.scores(images.features, features, owner, RETRIEVAL_KS).items():
-        if metric.startswith("text_"):
-            values[metric] = hits
-        else:
-            # An image with n of T captions counts n N / T: the mean over images is that over captions.
-            share = torch.zeros_like(count).index_add(0, owner, hits) * (count > 0).sum() / count.sum()
-            values[metric] = torch.where(count > 0, share, torch.nan)
-    return Examples(images.indices, values, retrieval.chance(len(images.features), owner, RETRIEVAL_KS))
+def _reason(error: Exception) -> str:
+    """One line of what went wrong. Only a UserError is expected: anything else is logged with where it happened."""
+    if isinstance(error, UserError):
+        return str(error)
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
