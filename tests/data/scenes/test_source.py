@@ -83,6 +83,24 @@ def test_masks_name_every_group_once():
             assert true_of(phrase, source.scene(index))
 
 
+@pytest.mark.parametrize("split", ["test", "test_sketch", "test_adversarial"])
+def test_clutter_adds_to_a_scene_and_hides_nothing_of_it(split):
+    source = SceneSource(split, length=20)
+    changed = []
+    for index in range(20):
+        picture, more = source[index].image, source.cluttered(index)
+        assert np.array_equal(more, source.cluttered(index))
+        if split != "test_sketch":  # whose things show what lies behind them
+            for _, mask in source.masks(index):
+                there = np.abs(more[mask].astype(int) - picture[mask])
+                # Pixels of an edge are blended with what lies behind.
+                assert (there.max(axis=1) > 8).mean() < 0.2
+                assert np.median(there) == 0
+        changed.append((more != picture).any(axis=2).mean())
+    assert min(changed) > 0.03
+    assert max(changed) < 0.4
+
+
 def test_a_specification_opens_scenes():
     source = open_source("scenes:test_sketch?size=32&length=5&seed=9")
     assert len(source) == 5

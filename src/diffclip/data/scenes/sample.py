@@ -70,6 +70,7 @@ _TURNS = dict.fromkeys(("square", "triangle", "star", "heart", "cross", "moon", 
     BOX: 6.0,
     SIGN: 5.0,
 }
+MORE_THINGS, MORE_BITS = 3, 12  # what `cluttered` adds
 SOLID_MIDDLE = ("circle", "square", "triangle", "star", "heart")  # those that can wear a dot or an outline
 _MARGIN = 0.015
 
@@ -116,6 +117,25 @@ def sample(random: Random, setting: Setting, shape: str | None = None) -> Scene:
         number = whole(random, setting.bits)
         bits = tuple(_bit(random, background.rgb, setting.bright_bits) for _ in range(number))
     return Scene(tuple(groups), bits, background, style, label)
+
+
+def cluttered(random: Random, scene: Scene, setting: Setting) -> Scene:
+    """The same scene with more in it: up to `MORE_THINGS` further small things and `MORE_BITS` bits in bright colours.
+
+    What was there stays where it was and as visible: new things keep clear of it, and bits lie behind all things.
+    """
+    groups = list(scene.groups)
+    placed = tuple(thing for group in groups for thing in group.things)
+    for index in range(MORE_THINGS):
+        colour, shape = _other(random, setting, CLASSES[scene.label], index)
+        if any(group.kind.colour == colour and group.kind.shape == shape for group in groups):
+            continue
+        things = _group(random, setting, colour, shape, setting.other_radius, 1, placed)
+        if things:
+            groups.append(Group(things))
+            placed += things
+    bits = tuple(_bit(random, scene.background.rgb, bright=True) for _ in range(MORE_BITS))
+    return scene._replace(groups=tuple(groups), bits=scene.bits + bits)
 
 
 def _labels(setting: Setting) -> Sequence[int]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diffclip.data.example import Example
 from diffclip.data.scenes import draw, grammar
-from diffclip.data.scenes.sample import SPLITS, sample
+from diffclip.data.scenes.sample import SPLITS, cluttered, sample
 from diffclip.data.scenes.scene import Scene
 from diffclip.data.scenes.vocabulary import CLASSNAMES, TEMPLATES
 from diffclip.data.stamp import stamp_of
@@ -76,6 +76,11 @@ class SceneSource:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         return sample(self._random("scene", index), SPLITS[self.split])
+
+    def cluttered(self, index: int) -> NDArray[np.uint8]:
+        """Scene `index` among more things and bright clutter, (size, size, 3) uint8; the masks stay right."""
+        more = cluttered(self._random("clutter", index), self.scene(index), SPLITS[self.split])
+        return draw.draw(more, self.size)
 
     def masks(self, index: int) -> list[tuple[str, NDArray[np.bool_]]]:
         """What names each group of things ("a red star"), and the pixels that show it, (size, size) bool.
