@@ -93,7 +93,7 @@ def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Consol
     models = (clip, diffclip)
     raise_failures(run_suite(models, test_data(), path, console))
     for named in models:
-        grounded = grounding.measure(named.model, SceneSource("test"), images=GROUNDED_IMAGES)
+        grounded = grounding.examples(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK)
         record(path, key, grounded, fingerprint(named.model))
     return tables.compare(

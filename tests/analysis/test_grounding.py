@@ -1,6 +1,9 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from diffclip.analysis import grounding
 from diffclip.data.sources import Example
@@ -8,7 +11,7 @@ from diffclip.errors import UserError
 
 
 def reference(relevance, mask):
-    """Both scores pixel by pixel: each pixel has its patch's relevance, spread evenly."""
+    """The scores pixel by pixel: each pixel has its patch's relevance, spread evenly."""
     height, width = mask.shape
     rows, columns = relevance.shape
     pixels = np.array(
@@ -16,19 +19,48 @@ def reference(relevance, mask):
     )
     pointing = mask[pixels == pixels.max()].mean()
     energy = pixels[mask].sum() / pixels.sum() if pixels.sum() > 0 else mask.mean()
-    return pointing, energy, mask.mean()
+    return pointing, energy, average_precision_score(mask.ravel(), pixels.ravel())
 
 
-def test_scores_equal_counting_pixels():
+def test_scores_equal_counting_pixels_and_scikit_learns_average_precision():
     generator = np.random.default_rng(0)
     maps = generator.random((20, 4, 4)) ** 4
     maps[3] = 0
     maps[4] = np.round(maps[4])  # several best patches
+    maps[5] = np.round(maps[5] * 3)  # ties all over
     masks = generator.random((20, 16, 16)) < 0.3
-    masks[7] = False
-    found = grounding.scores(torch.from_numpy(maps), torch.from_numpy(masks))
+    masks[7] = True
+    masks[8], masks[8, 3, 5] = False, True
+    covers = torch.stack([grounding.cover(mask, 4, 4, resize="shortest") for mask in masks])
+    found = grounding.scores(torch.from_numpy(maps), covers)
     for row, relevance, mask in zip(found.tolist(), maps, masks, strict=True):
-        assert row == pytest.approx(reference(relevance, mask))
+        assert row == pytest.approx(reference(relevance, mask), abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 5), (2, 3)])
+def test_chance_is_the_mean_over_all_orders(shape):
+    generator = np.random.default_rng(1)
+    covers = torch.from_numpy(generator.random((3, *shape)))
+    covers[0] = (covers[0] == covers[0].max()).double()
+    orders = list(permutations(range(covers[0].numel())))
+    maps = torch.tensor(orders).double().view(-1, *shape)
+    for cover, found in zip(covers, grounding.chance(covers), strict=True):
+        measured = grounding.scores(maps, cover.expand_as(maps)).mean(0).tolist()
+        assert found.tolist() == pytest.approx([measured[0], measured[2]])
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (7, 7), (7, 12), (13, 6), (5, 8)])
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_cover_is_the_mask_s_share_of_each_patch_of_what_the_model_sees(height, width, resize):
+    mask = np.random.default_rng(0).random((height, width)) < 0.4
+    # Every pixel as 12 × 12 smaller ones, so that all edges of 4 × 3 patches fall between pixels.
+    fine = np.kron(mask, np.ones((12, 12)))
+    if resize == "shortest":
+        side = 12 * min(height, width)
+        top, left = (fine.shape[0] - side) // 2, (fine.shape[1] - side) // 2
+        fine = fine[top : top + side, left : left + side]
+    expected = [[block.mean() for block in np.split(rows, 3, axis=1)] for rows in np.split(fine, 4, axis=0)]
+    np.testing.assert_allclose(grounding.cover(mask, 4, 3, resize=resize).numpy(), expected, atol=1e-12)
 
 
 class Dots:
@@ -59,6 +91,10 @@ class Model(torch.nn.Module):
         image_size, resize, context_length = 16, "shortest", 8
         image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
+    class visual:
+        class patch_embed:
+            grid_size = (2, 2)
+
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
@@ -71,18 +107,49 @@ def looks_at_the_dot(model, pixels, tokens):
 def test_a_perfect_map_scores_one_on_the_dot_and_zero_off_it(monkeypatch):
     monkeypatch.setattr(grounding, "relevance", looks_at_the_dot)
     progress = []
-    found = grounding.measure(Model(), Dots(), batch_size=4, on_progress=progress.append)
+    found = grounding.examples(Model(), Dots(), batch_size=4, on_progress=progress.append)
     assert progress == [4, 8, 10]
     assert found.indices.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     # Odd images have a second phrase, for all but the dot, which the map misses: half.
-    expected = [1.0 if i % 2 == 0 else 0.5 for i in found.indices.tolist()]
-    assert found.values["pointing_game"].tolist() == pytest.approx(expected)
-    assert found.values["energy_in_mask"].tolist() == pytest.approx(expected)
+    half = [1.0 if i % 2 == 0 else 0.5 for i in found.indices.tolist()]
+    assert found.values["pointing_game"].tolist() == pytest.approx(half)
+    assert found.values["energy_in_mask"].tolist() == pytest.approx(half)
+    # The three patches off the dot are the last of four: all 16·16 pixels are taken before the ranking is right.
+    expected = [1.0 if i % 2 == 0 else (1 + 3 / 4) / 2 for i in found.indices.tolist()]
+    assert found.values["average_precision"].tolist() == pytest.approx(expected)
+    # The map does not depend on the text, so the other phrase's map does as well on a phrase as its own.
+    other = found.values[grounding.OTHER_QUERY]
+    assert other.isnan().tolist() == [i % 2 == 0 for i in found.indices.tolist()]
+    assert other[~other.isnan()].tolist() == pytest.approx([(1 + 3 / 4) / 2] * 4)
     assert found.chance["pointing_game"] == pytest.approx((4 * 1 / 4 + 4 * 1 / 2) / 8)
-    assert grounding.measure(Model(), Dots(), images=3).indices.tolist() == [0, 1, 2]
+    one = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4  # the dot's patch is at any of four places
+    three = (3 * (25 / 12) + 6 * (4 - 25 / 12) / 3) / 12
+    assert found.chance["average_precision"] == pytest.approx((4 * one + 4 * (one + three) / 2) / 8)
+    assert found.chance[grounding.OTHER_QUERY] == pytest.approx((one + three) / 2)
+    assert grounding.examples(Model(), Dots(), limit=3).indices.tolist() == [0, 1, 2]
+
+
+def test_what_the_model_does_not_see_and_what_cannot_be_read_is_left_out(monkeypatch, caplog):
+    class Wide(Dots):
+        def __getitem__(self, index):
+            return Example(b"" if index == 2 else np.zeros((16, 40, 3), np.uint8))
+
+        def masks(self, index):
+            edge, middle = np.zeros((16, 40), bool), np.zeros((16, 40), bool)
+            edge[:, :12], middle[:, 12:20] = True, True  # the central square is columns 12 to 28
+            return [("edge", edge)] + ([("middle", middle)] if index < 4 else [])
+
+    def leftmost(model, pixels, tokens):
+        return torch.tensor([[1.0, 0.0], [1.0, 0.0]]).expand(len(pixels), 2, 2)
+
+    monkeypatch.setattr(grounding, "relevance", leftmost)
+    found = grounding.examples(Model(), Wide())
+    assert found.indices.tolist() == [0, 1, 3]
+    assert found.metrics == dict.fromkeys(grounding.METRICS, 1.0)  # and no other phrase
+    assert "dots: 1 of 10 images could not be read" in caplog.text
 
 
 def test_nothing_to_find_is_told(monkeypatch):
     monkeypatch.setattr(Dots, "masks", lambda self, index: [])
     with pytest.raises(UserError, match="dots names nothing in its first 10 images"):
-        grounding.measure(Model(), Dots())
+        grounding.examples(Model(), Dots())

@@ -34,6 +34,8 @@ METRICS = {
     "pair_accuracy": "pairs right, mean of patterns",
     "pointing_game": "most relevant patch in the mask",
     "energy_in_mask": "relevance in the mask",
+    "average_precision": "average precision of the mask",
+    "average_precision_of_other_query": "the same, by another query's map",
 }
 
 
