@@ -151,8 +151,8 @@ def _grounding(subject: Subject) -> Examples:
     from diffclip.analysis import grounding  # which itself imports this package
 
     settings = subject.settings
-    return grounding.measure(
-        subject.model, cast(Any, subject.data.test), images=settings.sample, on_progress=subject.on_sample
+    return grounding.examples(
+        subject.model, cast(Any, subject.data.test), limit=settings.sample, on_progress=subject.on_sample
     )
 
 
