@@ -1,5 +1,5 @@
-"""What a model can do: zero-shot classification, retrieval and fine-grained pairs, on any source of data."""
+"""What a model can do: zero-shot, linear-probe and few-shot classification, retrieval, fine-grained pairs."""
 
-from diffclip.evaluation import fine_grained, results, retrieval, suite, zero_shot
+from diffclip.evaluation import few_shot, fine_grained, linear_probe, results, retrieval, suite, zero_shot
 
-__all__ = ["fine_grained", "results", "retrieval", "suite", "zero_shot"]
+__all__ = ["few_shot", "fine_grained", "linear_probe", "results", "retrieval", "suite", "zero_shot"]
