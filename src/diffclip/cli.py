@@ -13,7 +13,17 @@ from diffclip.config import Recipe, load_recipe, revalidate
 from diffclip.errors import Stopped, UserError
 
 # As diffclip.evaluation.splits has them, which takes seconds to import.
-Task = Literal["zero_shot", "retrieval", "fine_grained", "robustness", "corruptions", "grounding"]
+Task = Literal[
+    "zero_shot",
+    "retrieval",
+    "linear_probe",
+    "few_shot",
+    "fine_grained",
+    "robustness",
+    "corruptions",
+    "grounding",
+    "noise",
+]
 
 
 def train_command(settings: Recipe) -> Callable[..., None]:
@@ -56,6 +66,8 @@ def evaluate(
     tasks: tuple[Task, ...] = ("zero_shot",),
     cache: Path | None = None,
     force: bool = False,
+    features: Literal["tower", "joint"] = "tower",
+    all_classes: bool = False,
     sample: int = 500,
     seed: int = 0,
     batch_size: int = 256,
@@ -72,15 +84,22 @@ def evaluate(
         tasks: What is measured, on each data set that can serve it.
         cache: Where image features are kept; by default OUT/features.
         force: Compute again what results.jsonl has already. Features are not: theirs cannot be out of date.
-        sample: How many images robustness, corruptions and grounding look at; 0: all.
-        seed: Of that sample, of attacks and corruptions.
+        features: What linear_probe and few_shot learn from: the image tower's features before the joint projection, or
+            those after it.
+        all_classes: Score ImageNet-A and -R among ImageNet's 1,000 classes instead of their own 200; results call them
+            imagenet-a@1000 and imagenet-r@1000.
+        sample: How many images robustness, corruptions, grounding and noise look at; 0: all.
+        seed: Of that sample, of few-shot episodes, attacks, corruptions and noise.
         batch_size: Images encoded at a time.
         workers: Processes that decode images.
     """
     from diffclip.evaluation import command
 
-    settings = command.Settings(batch_size=batch_size, num_workers=workers, sample=sample or None, seed=seed)
-    command.evaluate(models, data, tasks, out, cache=cache, force=force, settings=settings)
+    settings = command.Settings(
+        batch_size=batch_size, num_workers=workers, features=features, sample=sample or None, seed=seed
+    )
+    data_sets = [command.data_set(text, tasks, all_classes=all_classes) for text in data]
+    command.evaluate(models, data_sets, out, cache=cache, force=force, settings=settings)
 
 
 def quickstart(*, out: Path = Path("runs/quickstart"), minutes: float = 9.0, seed: int = 0) -> None:

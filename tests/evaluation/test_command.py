@@ -105,7 +105,10 @@ def test_every_task_on_scenes_out_of_the_box(capsys, tmp_path, models, monkeypat
     assert len(found) == len(Task.__args__)
     for result in found.values():
         kept = results.load_examples(tmp_path / "results.jsonl", result.key)
-        assert kept.metrics == pytest.approx({name: result.metrics[name] for name in kept.values})
+        scores = {name: value for name, value in result.metrics.items() if name not in results.NOT_SCORES}
+        assert kept.metrics == pytest.approx(scores)
+    assert found["few_shot"].metrics["std"] > 0
+    assert found["linear_probe"].metrics["C"] > 0
 
 
 def test_the_tasks_of_the_command_line_are_those_of_the_suite():
@@ -146,6 +149,17 @@ def test_a_folder_without_splits_and_a_data_set_of_the_registry(tmp_path):
     assert (len(pets.test), set(pets.others), pets.mean_per_class) == (4, {"train"}, True)
     assert pets.test.templates == ("a photo of a {c}, a type of pet.",)
     assert len(pets.split("train")) == 4
+
+
+def test_imagenet_a_among_its_own_classes_or_all_of_imagenet(tmp_path):
+    for wnid in ("n01498041", "n01531178"):  # 6, stingray, and 11, goldfinch, in ImageNet
+        (tmp_path / wnid).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / wnid / "0.png")
+    own = data_set(f"imagenet-a={tmp_path}", ("zero_shot",))
+    assert (own.name, own.test.classnames, own.test[1].label) == ("imagenet-a", ("stingray", "goldfinch"), 1)
+    whole = data_set(f"imagenet-a={tmp_path}", ("zero_shot",), all_classes=True)
+    assert (whole.name, len(whole.test.classnames), whole.test[1].label) == ("imagenet-a@1000", 1000, 11)
+    assert data_set(f"pets={tmp_path}", ("zero_shot",), all_classes=True).name == "pets"
 
 
 def test_a_terminal_gets_a_bar_and_the_same_results(tmp_path, models):

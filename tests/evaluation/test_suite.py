@@ -14,7 +14,8 @@ from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
-from diffclip.evaluation import results, suite
+from diffclip.evaluation import few_shot, labelled, linear_probe, results, suite
+from diffclip.evaluation.feature_cache import FeatureCache
 from diffclip.evaluation.features import image_features, text_features
 from diffclip.evaluation.fine_grained import FilePair, PairImages
 from diffclip.evaluation.suite import DataSet, NamedModel, Settings
@@ -277,7 +278,7 @@ def test_served():
     def of(source):
         return served(DataSet("any", source, ()))
 
-    labels = {"zero_shot", "robustness", "corruptions"}
+    labels = {"zero_shot", "robustness", "corruptions", "noise"}
     assert set(of(Squares())) == labels | {"retrieval"}
     assert set(of(Squares(captions=False, bad=(0, 1)))) == labels
     assert of(Squares(bad=range(20))) == ()
@@ -301,3 +302,91 @@ def test_a_crash_between_line_and_examples_leaves_no_stale_result(tmp_path, monk
             with pytest.raises(Crash):
                 run(retrained, data, path)
     assert [outcome.fresh for outcome in run(retrained, data, path)] == [True]
+
+
+def test_four_tasks_cost_one_pass_over_each_split(tmp_path):
+    test, train = Squares(60), Squares(90)
+    data = DataSet("squares", test, ("zero_shot", "retrieval", "linear_probe", "few_shot"), {"train": lambda: train})
+    monitor = Plans()
+    cache = FeatureCache(tmp_path / "cache")
+    found = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", monitor=monitor)
+    assert len(found) == 4
+    assert monitor.encoding_of == [("runs/a", "squares", "test"), ("runs/a", "squares", "train")]
+    assert max(test.read[i] for i in range(1, 60)) == max(train.read[i] for i in range(90)) == 1
+    for force in (False, True):  # the second time from disk
+        cached = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "c.jsonl", cache=cache, force=force)
+        assert [o.result.metrics for o in cached] == [o.result.metrics for o in found]
+
+
+@pytest.mark.parametrize("kind", ["tower", "joint"])
+@pytest.mark.parametrize("with_val", [True, False])
+def test_what_is_learned_is_learned_from_the_asked_for_features_and_splits(tmp_path, kind, with_val):
+    splits = {"train": Squares(90), "val": Squares(40, bad=(3,))}
+    openers = {name: (lambda one=one: one) for name, one in splits.items() if name == "train" or with_val}
+    data = DataSet("squares", Squares(60), ("linear_probe", "few_shot"), openers, mean_per_class=True)
+    settings = Settings(features=kind, seed=3)
+    probe, shots = suite.evaluate(
+        [NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", settings=settings
+    )
+    model, x, y = tiny(), {}, {}
+    for name, source in {**splits, "test": Squares(60)}.items():
+        images = image_features(model, source)
+        x[name], y[name] = images.tower if kind == "tower" else images.features, images.labels
+    val = (x["val"], y["val"]) if with_val else (None, None)
+    expected = linear_probe.linear_probe(x["train"], y["train"], *val, x["test"], y["test"], mean_per_class=True)
+    assert probe.result.metrics == pytest.approx(expected)
+    expected = few_shot.few_shot(x["train"], y["train"], x["test"], y["test"], seed=3)
+    assert shots.result.metrics == pytest.approx(expected)
+
+
+def test_settings_redo_only_the_tasks_that_they_change(tmp_path):
+    path, train = tmp_path / "results.jsonl", Squares(90)
+    tasks = ("zero_shot", "few_shot", "corruptions")
+    data = DataSet("squares", Squares(30), tasks, {"train": lambda: train})
+    model = NamedModel("tiny", "runs/a", tiny())
+
+    def fresh(**settings):
+        found = suite.evaluate([model], [data], path, settings=Settings(**settings))
+        return [one.result.task for one in found if one.fresh]
+
+    assert len(fresh(sample=2)) == 3
+    assert fresh(sample=2) == []
+    assert fresh(sample=2, batch_size=4) == []
+    assert fresh(sample=3) == ["corruptions"]
+    assert fresh(sample=3, features="joint") == ["few_shot"]
+    assert fresh(sample=3, features="joint", seed=1) == ["few_shot", "corruptions"]
+
+
+def test_a_missing_split_fails_only_what_needs_it(tmp_path, caplog):
+    other = Squares(90)
+    other.classnames = NAMES[::-1]
+    sets = [
+        DataSet("a", Squares(), ("zero_shot", "few_shot"), {"train": missing_file}),
+        DataSet("b", Squares(), ("few_shot",), {"train": lambda: other}),
+        DataSet("c", Squares(60), ("linear_probe",), {"train": lambda: Squares(90), "val": missing_file}),
+        DataSet("d", Squares(), ("linear_probe", "zero_shot")),
+    ]
+    monitor = Plans()
+    found = run([NamedModel("tiny", "runs/a", tiny())], sets, tmp_path / "results.jsonl", monitor=monitor)
+    failures = [str(one) for one in found if isinstance(one, suite.Failure)]
+    assert failures == [
+        "a few_shot: there is no such file",
+        "b few_shot with runs/a: squares has other classes than squares: the same folders are needed",
+    ]
+    done = [(one.result.dataset, one.result.task) for one in found if isinstance(one, suite.Outcome)]
+    assert done == [
+        ("a", "zeroshot_classification"), ("c", "linear_probe"), ("d", "zeroshot_classification")
+    ]  # fmt: skip
+    assert "c has no validation split (there is no such file)" in caplog.text
+    assert monitor.plan.unable == {"d": {"linear_probe": "labels, class names and a train split"}}
+
+
+def test_noise_is_measured_on_drawn_images_whose_places_are_told(tmp_path):
+    data = DataSet("squares", Squares(40, bad=(3,)), ("noise",))
+    (outcome,) = suite.evaluate(
+        [NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", settings=Settings(sample=12, seed=1)
+    )
+    kept = results.load_examples(tmp_path / "results.jsonl", outcome.result.key)
+    drawn = labelled.chosen(Squares(40), 12, 1)
+    assert kept.indices.tolist() == [index for index in drawn if index != 3]
+    assert drawn != list(range(12))

@@ -11,6 +11,7 @@ from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.sources import Source, open_source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
+from diffclip.evaluation.datasets.names import imagenet_classnames, imagenet_subset
 from diffclip.evaluation.feature_cache import FeatureCache
 from diffclip.evaluation.fine_grained import MMVPSource, PairImages
 from diffclip.evaluation.progress import Reporter
@@ -26,6 +27,7 @@ from diffclip.training.step import default_device
 
 SCENES_TO_LEARN_FROM = 5000
 """Training scenes of the linear probe and of few-shot classification."""
+LEARNED_FROM: tuple[Split, ...] = ("train", "val")
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation", "dev"),
@@ -35,26 +37,24 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 
 def evaluate(
     models: Sequence[str],
-    data: Sequence[str],
-    tasks: Sequence[Task],
+    data: Sequence[DataSet],
     out: Path,
     *,
     cache: Path | None,
     force: bool,
     settings: Settings,
 ) -> None:
-    """Evaluate models on data sets given as NAME=PATH; prints the results, writes OUT/results.jsonl.
+    """Evaluate models on data sets; prints the results, writes OUT/results.jsonl.
 
     Two models are also compared, the second with the first, with paired intervals. Raises UserError, once all else is
     done, for whatever could not be.
     """
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
-    data_sets = [data_set(text, tasks) for text in data]
     named = [named_model(source) for source in models]
     console, path = Console(), out / "results.jsonl"
     failures = run_suite(
-        named, data_sets, path, console, settings, cache=FeatureCache(cache or out / "features"), force=force
+        named, data, path, console, settings, cache=FeatureCache(cache or out / "features"), force=force
     )
     if len(named) == 2 and path.exists():
         letters = [ModelName(letter, one.name, one.pretrained) for letter, one in zip("AB", named, strict=True)]
@@ -96,12 +96,13 @@ def raise_failures(failures: Sequence[Failure]) -> None:
         raise UserError(f"{len(failures)} could not be done, everything else is:{listed}")
 
 
-def data_set(text: str, tasks: Sequence[Task]) -> DataSet:
+def data_set(text: str, tasks: Sequence[Task], *, all_classes: bool = False) -> DataSet:
     """NAME=PATH as a data set whose splits are found but not opened yet.
 
     A name of the registry has the splits and the protocol that the registry says, and PATH is the data set's folder
     or one above it. Under any other name splits go by the names of the folder's folders and files; without a test
-    split, the validation split is what models are tested on. Raises UserError for another form.
+    split, the validation split is what models are tested on. all_classes: ImageNet-A and -R among all of ImageNet's
+    classes. Raises UserError for another form.
     """
     name, equals, path = text.partition("=")
     if not (name and equals and path):
@@ -112,7 +113,7 @@ def data_set(text: str, tasks: Sequence[Task]) -> DataSet:
     if (folder / "Questions.csv").is_file():
         return DataSet(name, lambda: PairImages(MMVPSource(folder)), tuple(tasks))
     if name in registry() and folder.is_dir():
-        return _registered(registry()[name], folder, tasks)
+        return _registered(registry()[name], folder, tasks, all_classes)
     found = _splits_in(folder)
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")
@@ -123,12 +124,16 @@ def data_set(text: str, tasks: Sequence[Task]) -> DataSet:
     return DataSet(name, test, tuple(tasks), openers)
 
 
-def _registered(entry: Entry, folder: Path, tasks: Sequence[Task]) -> DataSet:
-    openers = {split: partial(open_dataset, entry.name, folder, split, own=True) for split in entry.images}
-    others: dict[Split, Callable[[], Source]] = {
-        split: openers[split] for split in ("train", "val") if split in openers
+def _registered(entry: Entry, folder: Path, tasks: Sequence[Task], all_classes: bool) -> DataSet:
+    name = entry.name
+    whole = all_classes and imagenet_subset(name) is not None
+    if whole:
+        name = f"{name}@{len(imagenet_classnames())}"
+    openers = {
+        split: partial(open_dataset, entry.name, folder, split, own=True, all_classes=whole) for split in entry.images
     }
-    return DataSet(entry.name, openers["test"], tuple(tasks), others, entry.mean_per_class)
+    others: dict[Split, Callable[[], Source]] = {s: openers[s] for s in LEARNED_FROM if s in openers}
+    return DataSet(name, openers["test"], tuple(tasks), others, entry.mean_per_class)
 
 
 def _scenes(name: str, path: str, tasks: tuple[Task, ...]) -> DataSet:

@@ -64,9 +64,12 @@ class Reporter(Monitor):
 
     def began(self, job: Job, task: Task) -> None:
         self._progress.update(self._bar, description=f"{job.data.name} {task}")
-        passes = SPECS[task].passes
-        if passes and not self._console.is_terminal:
-            self._line(f"{job.data.name} {task} with {job.model.pretrained}: {job.sample:,} images, {passes:g} times")
+        passes, what = SPECS[task].passes, f"{job.data.name} {task} with {job.model.pretrained}"
+        if not self._console.is_terminal:
+            if passes:
+                self._line(f"{what}: {job.sample:,} images, {passes:g} times")
+            elif "train" in job.sizes and "train" in SPECS[task].splits:
+                self._line(f"{what}: learning from {job.sizes['train']:,} images")
         self._start(job.sample * passes * cost(job.model.model))
 
     def sampled(self, job: Job, task: Task, images: int) -> None:
@@ -101,7 +104,10 @@ class Reporter(Monitor):
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(outcome.skipped.items()))
             self._line(f"{result.dataset}: skipped images: {reasons}")
         metrics = {name: value for name, value in result.metrics.items() if "/" not in name}
-        shown = "  ".join(f"{name.replace('_retrieval_', ' ')} {100 * value:.1f}" for name, value in metrics.items())
+        shown = "  ".join(
+            f"{name.replace('_retrieval_', ' ')} {f'{value:.3g}' if name == 'C' else f'{100 * value:.1f}'}"
+            for name, value in metrics.items()
+        )
         how = f"  ({outcome.seconds:.1f} s)" if outcome.fresh else "  (known)"
         self._line(f"{result.pretrained}  {result.dataset}  {result.task}:  {shown}{how}")
 

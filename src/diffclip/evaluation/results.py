@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from diffclip.errors import UserError
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str, str, str]
+
+NOT_SCORES = ("C", "std")
+"""What `metrics` may hold that is not better when higher: a probe's C, the deviation between few-shot episodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ def read(path: Path) -> list[Result]:
         except json.JSONDecodeError:
             log.warning("%s line %d is not JSON and was skipped: a write was cut short", path, number)
             continue
-        expected = [field.name for field in fields(Result)]
+        expected = [one.name for one in fields(Result)]
         if not isinstance(table, dict) or sorted(table) != sorted(expected):
             found = ", ".join(table) if isinstance(table, dict) else type(table).__name__
             raise UserError(f"{path} line {number}: expected the keys {', '.join(expected)}, found {found}")
@@ -96,11 +99,13 @@ class Examples:
     """metric → (N,) float; NaN where the example has no part in it. The mean of the others is the metric."""
     chance: Mapping[str, float]
     """metric → what guessing at random scores."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What else the result says, of `NOT_SCORES`; not kept with the examples."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics, as fractions."""
-        return {name: values.double().nanmean().item() for name, values in self.values.items()}
+        """The metrics, as fractions, and the facts."""
+        return {name: values.double().nanmean().item() for name, values in self.values.items()} | dict(self.facts)
 
 
 def save_examples(results: Path, key: Key, examples: Examples, fingerprint: str) -> None:

@@ -8,7 +8,17 @@ from diffclip.data.images import BadImage
 from diffclip.data.sources import Example, Source
 from diffclip.evaluation.fine_grained import PairImages
 
-Task = Literal["zero_shot", "retrieval", "fine_grained", "robustness", "corruptions", "grounding"]
+Task = Literal[
+    "zero_shot",
+    "retrieval",
+    "linear_probe",
+    "few_shot",
+    "fine_grained",
+    "robustness",
+    "corruptions",
+    "grounding",
+    "noise",
+]
 Split = Literal["test", "train", "val", "pairs"]
 Opener = Callable[[], Source]
 
@@ -43,6 +53,10 @@ class DataSet:
             opener = self.source if split == "test" else self.others.get(split, lambda: self.test)
             self._opened[split] = opener() if callable(opener) else opener
         return self._opened[split]
+
+    def drop(self, split: Split) -> None:
+        """Do without a split that cannot be opened after all."""
+        self.others = {other: opener for other, opener in self.others.items() if other != split}
 
     def close(self) -> None:
         """Let go of what was opened; the next use opens it again."""

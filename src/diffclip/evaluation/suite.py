@@ -174,6 +174,8 @@ def make_plan(
                 if task in lacking:
                     continue
                 try:
+                    for split in _splits(dataset, task):
+                        _open(dataset, split)
                     stamps |= {split: _stamp(dataset.split(split)) for split in _splits(dataset, task)}
                     tasks.append(task)
                 except UserError as error:  # another split than the test split is not there
@@ -185,6 +187,17 @@ def make_plan(
         finally:
             dataset.close()
     return plan
+
+
+def _open(data: DataSet, split: Split) -> None:
+    """Open a split. Some copies of a data set lack the validation split, which no task needs."""
+    try:
+        data.split(split)
+    except UserError as error:
+        if split != "val":
+            raise
+        log.warning("%s has no validation split (%s): what one is needed for is held out of train", data.name, error)
+        data.drop(split)
 
 
 def _job(
@@ -213,7 +226,7 @@ def _job(
     images = sizes
     if cache:
         images = {split: cache.missing(weights, model.model.config, data.split(split)) for split in read}
-    sample = min(filter(None, (settings.sample, len(data.test))))
+    sample = len(data.test) if settings.sample is None else min(settings.sample, len(data.test))
     return Job(model, data, weights, prints, done, todo, images, sizes, sample)
 
 

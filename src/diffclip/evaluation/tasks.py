@@ -2,20 +2,22 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from diffclip.data.sources import TEMPLATES
+from diffclip.data.sources import TEMPLATES, Subset
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.errors import UserError
-from diffclip.evaluation import corruptions, fine_grained, retrieval, robustness, zero_shot
+from diffclip.evaluation import corruptions, few_shot, fine_grained, linear_probe, retrieval, robustness, zero_shot
 from diffclip.evaluation.feature_cache import FeatureCache
 from diffclip.evaluation.features import ImageFeatures, image_features, text_features
 from diffclip.evaluation.fine_grained import PairImages
+from diffclip.evaluation.labelled import chosen
 from diffclip.evaluation.results import Examples
 from diffclip.evaluation.splits import DataSet, Split, Task, first_readable
 from diffclip.models.clip import CLIP
@@ -34,13 +36,17 @@ class Settings:
 
     batch_size: int = 256
     num_workers: int = 0
+    features: Literal["tower", "joint"] = "tower"
+    """What is learned from: the image tower's features before the joint projection, or those after it."""
     sample: int | None = 500
     """How many images the tasks that encode changed images look at; None: all."""
     seed: int = 0
-    """Of what is drawn: that sample, attacks, corruptions."""
+    """Of what is drawn: that sample, few-shot episodes, attacks, corruptions, noise."""
 
     def of(self, task: Task) -> tuple[object, ...]:
         """Those that change a task's result."""
+        if "train" in SPECS[task].splits:
+            return (self.features, self.seed if task == "few_shot" else None)
         return (self.sample, self.seed) if SPECS[task].passes else ()
 
 
@@ -111,7 +117,10 @@ class Subject:
         Raises UserError where a label has no class name, or no image has a label.
         """
         source, images = self.data.split(split), self.features(split)
-        classes = len(source.classnames or self.data.test.classnames or ())
+        own, tested = source.classnames, self.data.test.classnames
+        if own and tested and own != tested:
+            raise UserError(f"{source.name} has other classes than {self.data.test.name}: the same folders are needed")
+        classes = len(own or tested or ())
         if int(images.labels.max()) >= classes:
             raise UserError(f"{source.name} has the label {int(images.labels.max())}, but only {classes} class names")
         labelled = images.labels >= 0
@@ -141,6 +150,30 @@ def _retrieval(subject: Subject) -> Examples:
     return Examples(images.indices, values, retrieval.chance(len(images.features), owner, RETRIEVAL_KS))
 
 
+def _linear_probe(subject: Subject) -> Examples:
+    train_x, train_y, _ = _learned(subject, "train")
+    val_x, val_y, _ = _learned(subject, "val") if subject.data.has("val") else (None, None, None)
+    test_x, test_y, indices = _learned(subject, "test")
+    by_class = subject.data.mean_per_class
+    probe = linear_probe.fit_and_predict(train_x, train_y, val_x, val_y, test_x, mean_per_class=by_class)
+    return replace(linear_probe.examples(probe, test_y, indices, by_class), facts={"C": probe.C})
+
+
+def _few_shot(subject: Subject) -> Examples:
+    train_x, train_y, _ = _learned(subject, "train")
+    test_x, test_y, _ = _learned(subject, "test")
+    accuracies = few_shot.episode_accuracies(train_x, train_y, test_x, test_y, seed=subject.settings.seed)
+    return replace(few_shot.examples(accuracies), facts={"std": accuracies.std().item()})
+
+
+def _learned(subject: Subject, split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """Features on the model's device, labels, places in the source, of a split's labelled images."""
+    images, labelled = subject.labelled(split)
+    x = images.tower if subject.settings.features == "tower" else images.features
+    device = next(subject.model.parameters()).device
+    return x[labelled].to(device), images.labels[labelled], images.indices[labelled]
+
+
 def _fine_grained(subject: Subject) -> Examples:
     source = subject.data.split("pairs")
     assert isinstance(source, PairImages)
@@ -154,6 +187,21 @@ def _grounding(subject: Subject) -> Examples:
     return grounding.examples(
         subject.model, cast(Any, subject.data.test), limit=settings.sample, on_progress=subject.on_sample
     )
+
+
+def _noise(subject: Subject) -> Examples:
+    from diffclip.analysis import noise
+
+    source, settings = subject.data.test, subject.settings
+    if isinstance(source, noise.ClutteredSource):
+        return noise.examples(
+            subject.model, source, limit=settings.sample, seed=settings.seed, on_progress=subject.on_sample
+        )
+    # Drawn, because the first images of a folder of classes are all of one class.
+    drawn = np.array(chosen(source, settings.sample, settings.seed))
+    sample = Subset(source, drawn, "sample")
+    found = noise.examples(subject.model, sample, seed=settings.seed, on_progress=subject.on_sample)
+    return replace(found, indices=torch.from_numpy(drawn)[found.indices])
 
 
 def _robustness(subject: Subject) -> Examples:
@@ -195,17 +243,22 @@ class Spec:
     """The splits whose features it reads."""
     measure: Callable[[Subject], Examples]
     passes: float = 0
-    """How many times it encodes each image of its sample, one that it takes a gradient of counting thrice."""
+    """How many times it encodes each image of its sample; with a gradient counts thrice, with attention maps twice."""
 
 
 # In results, the LAION CLIP benchmark's names where it has the task.
 SPECS: Mapping[Task, Spec] = {
     "zero_shot": Spec("zeroshot_classification", "labels and class names", ("test",), _zero_shot),
     "retrieval": Spec("zeroshot_retrieval", "captions", ("test",), _retrieval),
+    "linear_probe": Spec(
+        "linear_probe", "labels, class names and a train split", ("train", "val", "test"), _linear_probe
+    ),
+    "few_shot": Spec("few_shot", "labels, class names and a train split", ("train", "test"), _few_shot),
     "fine_grained": Spec("fine_grained", "pairs of images", ("pairs",), _fine_grained),
     "robustness": Spec("robustness", "labels and class names", (), _robustness, passes=ATTACK_PASSES),
     "corruptions": Spec("corruptions", "labels and class names", (), _corruptions, passes=CORRUPTED_PASSES),
     "grounding": Spec("grounding", "masks of what captions name", (), _grounding, passes=2 * 3),
+    "noise": Spec("noise", "images", (), _noise, passes=3 * 2),
 }
 
 
@@ -220,6 +273,9 @@ def served(data: DataSet) -> tuple[Task, ...]:
     classes = first.label is not None and bool(source.classnames)
     able: dict[Task, bool] = {
         "zero_shot": classes,
+        "linear_probe": classes and data.has("train"),
+        "few_shot": classes and data.has("train"),
+        "noise": True,
         "robustness": classes,
         "corruptions": classes,
         "retrieval": bool(first.captions),

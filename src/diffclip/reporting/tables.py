@@ -89,6 +89,8 @@ def compare(path: Path, baseline: ModelName, candidate: ModelName) -> Comparison
         pair = [dict(by_key[key].metrics) if key in by_key else {} for key in keys]
         examples = [results.load_examples(path, key) if key in by_key else None for key in keys]
         for metric in dict.fromkeys([*pair[0], *pair[1]]):
+            if metric in results.NOT_SCORES:
+                continue
             if metric == "mean_per_class_recall" and all(_same(table, metric, "acc1") for table in pair):
                 continue
             rows.append(_row(dataset, task, metric, pair, examples))
