@@ -102,6 +102,13 @@ def test_parquet_with_captions(tmp_path, captions, kind, expected):
     assert (source.classnames, source.templates) == (None, None)
 
 
+def test_parquet_with_a_column_for_each_caption(tmp_path):
+    table = pa.table({"image": IMAGES[:2], "caption_0": ["a", None], "caption_1": ["b", "c"], "md5": ["x", "y"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert [e.captions for e in everything(source)] == [("a", "b"), ("c",)]
+
+
 def test_parquet_columns_can_be_chosen(tmp_path):
     table = captioned(["a", "b"], pa.string(), "x").append_column("y", pa.array(["dog", "cat"]))
     table = table.append_column("thumb", pa.array([b"1", b"2"])).append_column("alt", pa.array(["c", "d"]))

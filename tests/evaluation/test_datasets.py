@@ -87,21 +87,26 @@ def test_a_folder_of_the_data_set_itself_may_be_the_root(tmp_path):
 # Hub parquet
 
 
-def test_hub_parquet_with_two_label_columns(tmp_path):
+def write_hub_table(file, columns):
+    """columns: name → (labels, class names), as the hub's `datasets` library writes them."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    features = {
-        "img": {"_type": "Image"},
-        "fine_label": {"_type": "ClassLabel", "names": ["apple", "aquarium_fish"]},
-        "coarse_label": {"_type": "ClassLabel", "names": ["a", "b"]},
-    }
+    features = {name: {"_type": "ClassLabel", "names": list(known)} for name, (_, known) in columns.items()}
     schema = pa.schema(
-        [("img", kind), ("fine_label", pa.int64()), ("coarse_label", pa.int64())],
+        [("img", kind), *((name, pa.int64()) for name in columns)],
         {"huggingface": json.dumps({"info": {"features": features}})},
     )
-    rows = {"img": [{"bytes": jpeg(), "path": None}] * 2, "fine_label": [1, 0], "coarse_label": [0, 0]}
-    (tmp_path / "cifar100" / "data").mkdir(parents=True)
+    rows = {name: labels for name, (labels, _) in columns.items()}
+    count = len(next(iter(rows.values())))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"img": [{"bytes": jpeg(), "path": None}] * count, **rows}, schema), file)
+
+
+def test_hub_parquet_with_two_label_columns(tmp_path):
     for split in ("train", "test"):
-        pq.write_table(pa.table(rows, schema), tmp_path / "cifar100" / "data" / f"{split}-00000-of-00001.parquet")
+        write_hub_table(
+            tmp_path / "cifar100" / "data" / f"{split}-00000-of-00001.parquet",
+            {"coarse_label": ([0, 0], "ab"), "fine_label": ([1, 0], ["apple", "aquarium_fish"])},
+        )
     source = open_dataset("cifar100", tmp_path)
     assert labels_of(source) == [1, 0]
     assert source.classnames == ("apple", "aquarium fish")
@@ -156,6 +161,21 @@ def test_shifts_in_webdataset_keep_their_own_200_names(tmp_path):
     assert open_dataset("imagenet-r", tmp_path).classnames[3] == "name 3"
     everything = open_dataset("imagenet-r", tmp_path, all_classes=True)
     assert everything[0].label == names.imagenet_subset("imagenet-r")[3]
+
+
+@pytest.mark.parametrize("kind", ["wnids", "synonyms", "200 wnids"])
+def test_shifts_in_tables_that_number_all_classes(tmp_path, kind):
+    wnids, subset = names.imagenet_wnids(), names.imagenet_subset("imagenet-a")
+    known = {
+        "wnids": wnids,
+        "synonyms": [f"{name}, {i}" for i, name in enumerate(names.imagenet_classnames())],
+        "200 wnids": [wnids[n] for n in reversed(subset)],
+    }[kind]
+    labels = [0, 199] if kind == "200 wnids" else [subset[199], subset[0], 0]  # class 0 is not among the 200
+    write_hub_table(tmp_path / "imagenet-a" / "data" / "test-0.parquet", {"label": (labels, known)})
+    assert labels_of(open_dataset("imagenet-a", tmp_path)) == [199, 0, None][: len(labels)]
+    everything = open_dataset("imagenet-a", tmp_path, all_classes=True)
+    assert labels_of(everything) == [subset[199], subset[0], 0][: len(labels)]
 
 
 def test_which_classes_the_shifts_have():

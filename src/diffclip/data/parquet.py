@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,9 @@ class ParquetSource:
     """Examples from the rows of one or more files with the same columns.
 
     The image column holds encoded bytes, alone or in a struct {bytes, path}; captions are a string or a list
-    of them; class names come from the schema's "huggingface" metadata. Data of up to 1 GiB are read when the
-    source is opened and shared by forked workers; of larger data each process keeps the row groups that it
-    used last.
+    of them, or columns caption_0, caption_1, …; class names come from the schema's "huggingface" metadata. Data
+    of up to 1 GiB are read when the source is opened and shared by forked workers; of larger data each process
+    keeps the row groups that it used last.
     """
 
     def __init__(self, files: Sequence[Path], options: Options) -> None:
@@ -40,12 +41,12 @@ class ParquetSource:
         where = str(files[0])
         features = _hub_features(schema)
         self._image = _image_column(schema, features, options.image_key, where)
-        self._caption = _caption_column(schema, options.caption_key, where)
+        self._captions = _caption_columns(schema, options.caption_key, where)
         label = _label_column(schema, features, options.label_key, where)
-        if self._caption is None and label is None:
+        if not self._captions and label is None:
             raise columns.nothing_to_learn(where, "columns", schema.names)
         for file, data in zip(files, metadata, strict=True):
-            for column in filter(None, (self._image, self._caption, label)):
+            for column in filter(None, (self._image, *self._captions, label)):
                 columns.find(column, (), data.schema.to_arrow_schema().names, str(file))
 
         groups = [
@@ -89,10 +90,10 @@ class ParquetSource:
     def __getitem__(self, index: int) -> Example:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[group])
-        image, *caption = self._columns_of(group)
+        image, *captions = self._columns_of(group)
         return Example(
             image[row].as_py() or b"",
-            columns.captions(caption[0][row].as_py()) if caption else (),
+            tuple(text for column in captions for text in columns.captions(column[row].as_py())),
             self._labels[index] if self._labels else None,
         )
 
@@ -104,12 +105,11 @@ class ParquetSource:
         if group in self._kept:
             self._kept.move_to_end(group)
             return self._kept[group]
-        wanted = [self._image, self._caption] if self._caption else [self._image]
-        table = _read(*self._groups[group], wanted)
+        table = _read(*self._groups[group], [self._image, *self._captions])
         images = table[self._image]
         if pa.types.is_struct(images.type):
             images = pc.struct_field(images, "bytes")
-        self._kept[group] = (images, table[self._caption]) if self._caption else (images,)
+        self._kept[group] = (images, *(table[column] for column in self._captions))
         self._kept_bytes += sum(column.nbytes for column in self._kept[group])
         while self._kept_bytes > KEPT_IN_MEMORY and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
@@ -179,13 +179,15 @@ def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: s
     return found
 
 
-def _caption_column(schema: pa.Schema, key: str | None, where: str) -> str | None:
+def _caption_columns(schema: pa.Schema, key: str | None, where: str) -> list[str]:
+    """The column of captions; or the columns caption_0, caption_1, …, as some tables with several have; or none."""
     possible = [field.name for field in schema if _is_text(field.type)]
     if key is not None:
         columns.find(key, (), schema.names, where)
         if key not in possible:
             raise UserError(f"{where}: column {key!r} holds {schema.field(key).type}, not captions")
-    return columns.find(key, columns.CAPTIONS, possible, where)
+    found = columns.find(key, columns.CAPTIONS, possible, where)
+    return [found] if found else [name for name in possible if re.fullmatch(r"caption_\d+", name)]
 
 
 def _label_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str) -> str | None:

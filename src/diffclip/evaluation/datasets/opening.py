@@ -174,7 +174,7 @@ def _label_key(wanted: Entry, folder: Path, split: str | None) -> str | None:
 
 
 class Renumbered:
-    """A source whose class i is class numbers[i] of other class names."""
+    """A source whose class i is class numbers[i] of other class names, or no class where that is -1."""
 
     def __init__(self, source: Source, numbers: Sequence[int], classnames: tuple[str, ...]) -> None:
         self.name, self.templates = source.name, source.templates
@@ -190,7 +190,8 @@ class Renumbered:
             return example
         if example.label >= len(self._numbers):
             raise UserError(f"{self.name} has the label {example.label}, but only {len(self._numbers)} classes")
-        return Example(example.image, example.captions, self._numbers[example.label])
+        number = self._numbers[example.label]
+        return Example(example.image, example.captions, number if number >= 0 else None)
 
     def stamp(self) -> str:
         inner = self._source.stamp() if isinstance(self._source, Stamped) else self._source.name
@@ -216,23 +217,25 @@ def _with_names(wanted: Entry, source: Source, all_classes: bool) -> Source:
 
 
 def _imagenet(wanted: Entry, source: Source, all_classes: bool) -> Source:
-    """Names for ImageNet's classes, of which class folders give WordNet ids or numbers, and tables long lists.
+    """ImageNet's classes by the names of open_clip; only names in the LAION benchmark's classnames.txt stay.
 
-    Only the names in the LAION benchmark's classnames.txt are taken as they are.
+    Class folders and some tables name their classes by WordNet ids, ImageNet-V2 by numbers, other tables by long
+    lists of synonyms. Of ImageNet-A and -R the 200 classes are kept, unless all_classes.
     """
-    everything, subset = names.imagenet_classnames(), names.imagenet_subset(wanted.name)
+    everything, own = names.imagenet_classnames(), source.classnames
+    subset = names.imagenet_subset(wanted.name) or range(len(everything))
+    numbers: Sequence[int]  # the class of ImageNet that each label stands for
     if isinstance(source, FolderSource):
-        numbers = [_class_number(folder, source.name) for folder in source.folders]
-        if len(numbers) == len(everything) or all_classes:
-            return Renumbered(source, numbers, everything)
-        kept = sorted(numbers)
-        return Renumbered(source, [kept.index(n) for n in numbers], tuple(everything[n] for n in kept))
-    if all_classes and subset:
-        return Renumbered(source, subset, everything)
-    own = source.classnames
-    if own is None or any("," in name for name in own) or any(_WNID.fullmatch(name) for name in own):
-        source.classnames = tuple(everything[n] for n in subset) if subset else everything
-    return source
+        numbers, own = [_class_number(folder, source.name) for folder in source.folders], None
+    elif own and all(_WNID.fullmatch(name) for name in own):
+        numbers, own = [_class_number(name, source.name) for name in own], None
+    else:
+        numbers = range(len(everything)) if own and len(own) == len(everything) else subset
+    kept = list(range(len(everything))) if all_classes else sorted(set(numbers) & set(subset))
+    place = {number: label for label, number in enumerate(kept)}
+    if own is None or len(own) != len(kept) or any("," in name for name in own):
+        own = tuple(everything[number] for number in kept)
+    return Renumbered(source, [place.get(number, -1) for number in numbers], own)
 
 
 def _class_number(folder: str, where: str) -> int:
