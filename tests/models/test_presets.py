@@ -40,6 +40,10 @@ def test_lambda_schedules():
     depth = ModelConfig(lambda_schedule="depth")
     assert depth.lambda_init_at(0) == pytest.approx(0.2)
     assert depth.lambda_init_at(11) == pytest.approx(0.8 - 0.6 * math.exp(-3.3))
+    own = {"lambda_depth_limit": 0.9, "lambda_depth_drop": 0.4, "lambda_depth_rate": 1.0}
+    changed = ModelConfig(lambda_schedule="depth", **own)
+    assert [changed.lambda_init_at(layer) for layer in (0, 2)] == pytest.approx([0.5, 0.9 - 0.4 * math.exp(-2)])
+    assert ModelConfig(lambda_init=0.3, **own).lambda_init_at(0) == 0.3  # the coefficients belong to the schedule
 
 
 def test_the_published_pairing_of_layer_norm_eps():
@@ -48,7 +52,9 @@ def test_the_published_pairing_of_layer_norm_eps():
     assert model_config("diffclip_vit_b16", init="released").resolved_vision_norm_eps == 1e-5
     assert model_config("clip_vit_b16", init="released").resolved_vision_norm_eps == 1e-6
     assert model_config("diffclip_vit_b16_text", init="released").resolved_vision_norm_eps == 1e-6
-    assert model_config("diffclip_vit_b16", init="released", vision_norm_eps=1e-4).resolved_vision_norm_eps == 1e-4
+    # Each by itself: the published initialisation with the baseline's eps, and the reverse.
+    assert model_config("diffclip_vit_b16", init="released", vision_norm_eps=1e-6).resolved_vision_norm_eps == 1e-6
+    assert model_config("diffclip_vit_b16", init="matched", vision_norm_eps=1e-5).resolved_vision_norm_eps == 1e-5
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -75,6 +81,9 @@ def test_survives_json(name):
         ("clip_vit_b16", {"embed_dim": 512.0}, "embed_dim = 512.0"),
         ("diffclip_vit_b16", {"lambda_init": 1.0}, "lambda_init = 1.0"),
         ("diffclip_vit_b16", {"lambda_init": float("nan")}, "lambda_init = nan"),
+        ("diffclip_vit_b16_dynamic", {"lambda_depth_drop": 0.9}, "λ_init = -0.1 in layer 0"),
+        ("diffclip_vit_b16_dynamic", {"lambda_depth_limit": 1.1}, r"λ_init = 1.0\d* in layer 6"),
+        ("diffclip_vit_b16_dynamic", {"lambda_depth_rate": float("nan")}, "λ_init = nan in layer 0"),
         ("clip_vit_b16", {"patch_dropout": 1.0}, "patch_dropout = 1.0"),
         ("clip_vit_b16", {"vision_norm_eps": 0.0}, "vision_norm_eps = 0.0"),
         ("clip_vit_b16", {"image_mean": (0.5,)}, "image_mean"),

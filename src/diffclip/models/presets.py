@@ -83,7 +83,13 @@ class ModelConfig:
     lambda_init: float = 0.8
     """λ_init of every differential layer, in [0, 1); not used with lambda_schedule = "depth"."""
     lambda_schedule: Literal["constant", "depth"] = "constant"
-    """depth: 0.8 − 0.6·exp(−0.3·l) for layer l, counted from 0 at the input."""
+    """depth: limit − drop·exp(−rate·l) for layer l, counted from 0 at the input: published as 0.8 − 0.6·exp(−0.3·l)."""
+    lambda_depth_limit: float = 0.8
+    """What λ_init comes near to in deep layers; this and the next two are used with lambda_schedule = "depth" alone."""
+    lambda_depth_drop: float = 0.6
+    """How far below its limit λ_init starts, in the first layer."""
+    lambda_depth_rate: float = 0.3
+    """How fast it rises, by layer."""
     init: Literal["matched", "released"] = "matched"
     """How weights start; see diffclip.models.initialise."""
     patch_dropout: float = 0.0
@@ -117,6 +123,13 @@ class ModelConfig:
             check_heads(width, heads, getattr(self, f"{tower}_attention") == "differential", tower)
         if not 0 <= self.lambda_init < 1:
             raise UserError(f"lambda_init = {self.lambda_init}: give a number in [0, 1); 1 would multiply heads by 0")
+        for layer in range(max(self.vision_depth, self.text_depth) if self.lambda_schedule == "depth" else 0):
+            if not 0 <= self.lambda_init_at(layer) < 1:
+                raise UserError(
+                    f"the depth schedule {self.lambda_depth_limit:g} − {self.lambda_depth_drop:g}·"
+                    f"exp(−{self.lambda_depth_rate:g}·l) gives λ_init = {self.lambda_init_at(layer):g} in layer {layer}: "
+                    "it must stay in [0, 1)"
+                )
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout = {self.patch_dropout}: give a number in [0, 1)")
         for name in ("mlp_ratio", "vision_norm_eps", "text_norm_eps"):
@@ -134,7 +147,7 @@ class ModelConfig:
     def lambda_init_at(self, layer: int) -> float:
         """λ_init of layer `layer`, counted from 0 at the input of a tower."""
         if self.lambda_schedule == "depth":
-            return 0.8 - 0.6 * math.exp(-0.3 * layer)
+            return self.lambda_depth_limit - self.lambda_depth_drop * math.exp(-self.lambda_depth_rate * layer)
         return self.lambda_init
 
 
