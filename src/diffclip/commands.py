@@ -1,7 +1,7 @@
 """What each command does: the parts of the library put together, and what a person reads meanwhile."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,11 +21,16 @@ from diffclip.training import dry_run, trainer
 def train(recipe: Recipe, run: Path, *, resume: bool) -> None:
     """Train, evaluate as the recipe says, and write the run's results.jsonl."""
     data = [evaluation_data(recipe, evaluation) for evaluation in recipe.evaluation]
-    trainer.train(recipe, run, resume=resume, evaluators={one.name: _evaluator(one) for one in data})
+    trainer.train(recipe, run, resume=resume, evaluators=evaluators(data))
     console = Console()
     failures = run_suite([named_model(str(run))], data, run / "results.jsonl", console) if data else []
     console.print(f"The model is in {run}: diffclip.load({str(run)!r})", highlight=False, soft_wrap=True)
     raise_failures(failures)
+
+
+def evaluators(data: Sequence[DataSet]) -> dict[str, trainer.Evaluator]:
+    """What measures a model on each data set while it trains."""
+    return {one.name: _evaluator(one) for one in data}
 
 
 def _evaluator(data: DataSet) -> Callable[[CLIP], Mapping[str, float]]:

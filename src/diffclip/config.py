@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli
 import tomli_w
@@ -16,6 +16,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig, model_config
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # An unknown key is an error, not a silent default: a typo in a recipe must not change an experiment.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -174,16 +177,20 @@ _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe. Raises UserError where the file is missing, is not TOML, or holds a wrong key or value."""
+    return validate(read_toml(path, "recipe"), where=str(path))
+
+
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
-        raise UserError(f"cannot read the recipe {path}: {reason}") from None
+        raise UserError(f"cannot read the {what} {path}: {reason}") from None
     try:
-        table = tomli.loads(text)
+        return tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    return validate(table, where=str(path))
 
 
 def validate(table: Mapping[str, Any], where: str) -> Recipe:
@@ -191,7 +198,7 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
     try:
         recipe = _RECIPE.validate_python(table)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_describe(e) for e in error.errors())) from None
+        raise UserError(f"{where}: " + "; ".join(describe(e) for e in error.errors())) from None
     recipe.model.resolve()
     return recipe
 
@@ -201,8 +208,8 @@ def revalidate(recipe: Recipe) -> Recipe:
     return validate(dataclasses.asdict(recipe), where="command line")
 
 
-def to_toml(recipe: Recipe) -> str:
-    """The whole recipe, defaults included, as TOML that `load_recipe` reads back to an equal one."""
+def to_toml(recipe: "DataclassInstance") -> str:
+    """The whole recipe, defaults included, as TOML that reads back to an equal one."""
     return tomli_w.dumps(_plain(dataclasses.asdict(recipe)))
 
 
@@ -215,7 +222,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _describe(error: Mapping[str, Any]) -> str:
+def describe(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in words: where, what was expected, what was found."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{place}: no such key"

@@ -123,19 +123,26 @@ class ModelConfig:
             check_heads(width, heads, getattr(self, f"{tower}_attention") == "differential", tower)
         if not 0 <= self.lambda_init < 1:
             raise UserError(f"lambda_init = {self.lambda_init}: give a number in [0, 1); 1 would multiply heads by 0")
-        for layer in range(max(self.vision_depth, self.text_depth) if self.lambda_schedule == "depth" else 0):
-            if not 0 <= self.lambda_init_at(layer) < 1:
-                raise UserError(
-                    f"the depth schedule {self.lambda_depth_limit:g} − {self.lambda_depth_drop:g}·"
-                    f"exp(−{self.lambda_depth_rate:g}·l) gives λ_init = {self.lambda_init_at(layer):g} in layer {layer}: "
-                    "it must stay in [0, 1)"
-                )
+        if self.lambda_schedule == "depth":
+            self._check_depth_schedule()
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout = {self.patch_dropout}: give a number in [0, 1)")
         for name in ("mlp_ratio", "vision_norm_eps", "text_norm_eps"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} = {value}: give a number above 0")
+
+    def _check_depth_schedule(self) -> None:
+        if not self.lambda_depth_rate >= 0:
+            raise UserError(f"lambda_depth_rate = {self.lambda_depth_rate}: give a number of at least 0")
+        for layer in range(max(self.vision_depth, self.text_depth)):
+            value = self.lambda_init_at(layer)
+            if not 0 <= value < 1:
+                raise UserError(
+                    f"the depth schedule {self.lambda_depth_limit:g} − {self.lambda_depth_drop:g}·"
+                    f"exp(−{self.lambda_depth_rate:g}·l) gives λ_init = {value:g} in layer {layer}: "
+                    "it must stay in [0, 1)"
+                )
 
     @property
     def resolved_vision_norm_eps(self) -> float:

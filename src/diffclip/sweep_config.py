@@ -1,0 +1,184 @@
+"""The recipe of a sweep: variants of one training recipe × seeds, and what is measured on each. TOML in, validated.
+
+`docs/sweeps.md` is the reference. A sweep states its base recipe, what each variant changes in it, and the groups of
+tasks that its table has as columns; what is to be evaluated follows from the groups.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli
+from pydantic import Field, TypeAdapter, ValidationError
+
+from diffclip.config import STRICT, Count, Recipe, describe, read_toml, validate
+from diffclip.errors import UserError
+from diffclip.evaluation.splits import Task
+
+Name = Annotated[str, Field(min_length=1)]
+
+# The metric of each task that stands for it in a table.
+METRICS: Mapping[str, str] = {
+    "zero_shot": "acc1",
+    "linear_probe": "acc1",
+    "few_shot": "acc1",
+    "fine_grained": "pair_accuracy",
+    "grounding": "pointing_game",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One model to train: what differs from the base recipe."""
+
+    __pydantic_config__ = STRICT
+
+    name: Name
+    set: dict[str, Any] = field(default_factory=dict)
+    """Settings of the recipe, as `set.model.overrides.lambda_init = 0.5`."""
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder: DiffCLIP* is `diffclip-star`."""
+        text = self.name.lower()
+        for sign, word in SIGNS.items():
+            text = text.replace(sign, f" {word} ")
+        return re.sub(r"[^\w.]+", "-", text).strip("-.") or "variant"
+
+
+SIGNS = {"*": "star", "†": "dagger", "λ": "lambda", "+": "plus", "−": "-", "ε": "eps"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One column of the table: the mean of a metric over some data sets."""
+
+    __pydantic_config__ = STRICT
+
+    name: Name
+    task: Task
+    data: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Names of data sets: of `[data]`, or of the registry that `diffclip data list` shows."""
+    metric: str = ""
+    """As in results.jsonl; by default the task's: accuracy, pairs right, the pointing game. Retrieval has none."""
+
+    @property
+    def resolved_metric(self) -> str:
+        return self.metric or METRICS[self.task]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Variants of a recipe, each trained with every seed and measured alike."""
+
+    __pydantic_config__ = STRICT
+
+    base: str
+    """The recipe that all variants share, a path from this file's folder."""
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0, 1, 2)
+    baseline: str = ""
+    """The variant that the others are compared with; by default the first."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Settings that replace the base recipe's in all variants, unless a variant sets them itself."""
+    variant: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    data: dict[str, str] = field(default_factory=dict)
+    """Name → path, as `diffclip eval --data` takes them. A name that is not here is one of the registry's."""
+    group: Annotated[tuple[Group, ...], Field(min_length=1)]
+
+    def tasks(self) -> dict[str, tuple[Task, ...]]:
+        """Data set → the tasks that any group asks of it."""
+        asked: dict[str, dict[Task, None]] = {}
+        for group in self.group:
+            for name in group.data:
+                asked.setdefault(name, {})[group.task] = None
+        return {name: tuple(tasks) for name, tasks in asked.items()}
+
+
+_SWEEP: TypeAdapter[Sweep] = TypeAdapter(Sweep)
+
+
+def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[str, Any] | None = None) -> Sweep:
+    """Read a sweep from one file or several: later ones win over earlier ones, table by table.
+
+    A file that says `extends = "OTHER.toml"` starts from that one. base: another base recipe. settings: nested as in a
+    recipe, put into `set`. Raises UserError where a file is missing, is not TOML, or the whole holds a wrong key or
+    value.
+    """
+    table: dict[str, Any] = {}
+    for path in paths:
+        table = merged(table, _extended(Path(path), ()))
+    if base is not None:
+        table["base"] = str(base.resolve())
+    where = " with ".join(map(str, paths))
+    try:
+        sweep = _SWEEP.validate_python(table)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(describe(e) for e in error.errors())) from None
+    _check(sweep, where)
+    baseline = sweep.baseline or sweep.variant[0].name
+    return replace(sweep, baseline=baseline, set=merged(sweep.set, settings or {}))
+
+
+def _extended(path: Path, above: Sequence[Path]) -> dict[str, Any]:
+    """The tables of a file over those of the file which it extends; `base` becomes an absolute path."""
+    table = read_toml(path, "sweep")
+    if isinstance(table.get("base"), str):
+        table["base"] = str((path.parent / Path(table["base"]).expanduser()).resolve())
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table
+    here = path.resolve()
+    if not isinstance(parent, str) or here in above:
+        problem = "extends itself" if isinstance(parent, str) else f"extends: expected a file's name, found {parent!r}"
+        raise UserError(f"{path}: {problem}")
+    return merged(_extended(path.parent / parent, (*above, here)), table)
+
+
+def _check(sweep: Sweep, path: str) -> None:
+    names = [variant.name for variant in sweep.variant]
+    folders = [variant.folder for variant in sweep.variant]
+    for what, values in (("variant", folders), ("group", [g.name for g in sweep.group]), ("seed", sweep.seeds)):
+        twice = [value for i, value in enumerate(values) if value in values[:i]]
+        if twice:
+            raise UserError(f"{path}: two of the {what}s are called {twice[0]!r}")
+    if sweep.baseline and sweep.baseline not in names:
+        raise UserError(f"{path}: baseline = {sweep.baseline!r} is no variant; there are {', '.join(names)}")
+    for group in sweep.group:
+        if not group.metric and group.task not in METRICS:
+            raise UserError(f"{path}: group {group.name!r}: give a metric of {group.task}, as results.jsonl calls it")
+
+
+def recipe_of(sweep: Sweep, variant: Variant, seed: int) -> Recipe:
+    """The training recipe of one run. Raises UserError where it is not a valid one."""
+    table = read_toml(sweep.base, "recipe")
+    for changes in (sweep.set, variant.set, {"seed": seed}):
+        table = merged(table, changes)
+    return validate(table, where=f"{sweep.base} with what {variant.name} sets")
+
+
+def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`table` with `changes` in it, table by table; anything but a table is replaced."""
+    result = dict(table)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """`section.key=value` as nested tables; the value in TOML, or a plain word. Raises UserError for another form."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise UserError(f"--set {text}: expected SECTION.KEY=VALUE, such as training.epochs=1")
+        try:
+            parsed = tomli.loads(f"value = {value}")["value"]
+        except tomli.TOMLDecodeError:
+            parsed = value
+        for part in reversed(key.split(".")):
+            parsed = {part: parsed}
+        found = merged(found, parsed)
+    return found

@@ -1,0 +1,382 @@
+"""Sweeps, made small: read, run, gone on with, put into a table."""
+
+import csv
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from diffclip import sweep as sweeps
+from diffclip.cli import main
+from diffclip.config import load_recipe, read_toml
+from diffclip.errors import Stopped, UserError
+from diffclip.evaluation import results, seeds
+from diffclip.reporting import sweep_table
+from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, parse_settings, recipe_of
+from diffclip.training import checkpoint, step, trainer
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "sweeps"
+COMPLETE = sorted(path for path in FOLDER.glob("*.toml") if not path.name.startswith("on_"))
+ELSEWHERE = sorted(FOLDER.glob("on_*.toml"))
+
+BASE = """
+[model]
+preset = "clip_vit_quickstart"
+[model.overrides]
+image_size = 16
+patch_size = 8
+vision_width = 32
+vision_depth = 2
+text_width = 32
+embed_dim = 16
+[data]
+workers = 0
+[data.train]
+path = "scenes:train?size=16&length=64"
+[optimizer]
+lr = 1e-3
+warmup_epochs = 0.5
+[training]
+epochs = 1
+batch_size = 8
+checkpoint_every = 3
+precision = "float32"
+"""
+SWEEP = """
+base = "base.toml"
+seeds = [0, 1]
+[[variant]]
+name = "CLIP"
+[[variant]]
+name = "DiffCLIP*"
+set.model.overrides = { vision_attention = "differential", lambda_schedule = "depth" }
+[data]
+small = "scenes:test?size=16&length=24"
+[[group]]
+name = "zero-shot"
+task = "zero_shot"
+data = ["small"]
+[[group]]
+name = "image retrieval"
+task = "retrieval"
+metric = "image_retrieval_recall@5"
+data = ["small"]
+"""
+
+
+def write(folder, sweep=SWEEP, base=BASE):
+    (folder / "base.toml").write_text(base)
+    path = folder / "sweep.toml"
+    path.write_text(sweep)
+    return path
+
+
+def run(path, out, **options):
+    defaults = {"base": None, "seeds": (), "variants": (), "root": None, "settings": (), "dry_run": False}
+    sweeps.command([path], out, **(defaults | options))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep that nothing interrupted: its file and its folder."""
+    folder = tmp_path_factory.mktemp("sweep")
+    path = write(folder)
+    run(path, folder / "out")
+    return path, folder / "out"
+
+
+# The recipes that come with the library
+
+
+@pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
+def test_every_variant_of_every_sweep_is_a_valid_recipe(path):
+    for files in ([path], *([path, where] for where in ELSEWHERE)):
+        sweep = load_sweep(*files)
+        made = [recipe_of(sweep, variant, 7) for variant in sweep.variant]
+        assert all(recipe.seed == 7 for recipe in made)
+        models = [recipe.model.resolve() for recipe in made]
+        assert len(set(models)) == len(models), "two variants are the same model"
+        base = load_recipe(sweep.base)
+        assert all((r.data, r.optimizer, r.loss) == (base.data, base.optimizer, base.loss) for r in made)
+
+
+def test_figure_5_has_the_papers_models_and_its_six_groups():
+    sweep = load_sweep(FOLDER / "figure5.toml")
+    names = {v.name: recipe_of(sweep, v, 0).model.resolve() for v in sweep.variant}
+    for name, recipe in {
+        "CLIP": "clip",
+        "DiffCLIP": "diffclip",
+        "DiffCLIP*": "diffclip_dynamic",
+        "DiffCLIP†": "diffclip_vision",
+    }.items():
+        assert names[name] == load_recipe(FOLDER.parent / "cc12m" / f"{recipe}.toml").model.resolve()
+    assert len(sweep.group) == 6
+    assert sweep.tasks()["cifar10"] == ("linear_probe", "few_shot")
+
+
+def test_the_confounds_are_switched_one_by_one():
+    sweep = load_sweep(FOLDER / "confounds.toml")
+    found = [recipe_of(sweep, variant, 0).model.resolve() for variant in sweep.variant]
+    switches = {(m.vision_attention, m.init, m.resolved_vision_norm_eps) for m in found}
+    assert {("differential", init, eps) for init in ("matched", "released") for eps in (1e-6, 1e-5)} < switches
+
+
+def test_every_key_is_in_the_reference():
+    text = (FOLDER.parents[1] / "docs" / "sweeps.md").read_text()
+    for kind in (Sweep, Variant, Group):
+        assert all(f"`{f.name}`" in text or f"[{f.name}]" in text for f in dataclasses.fields(kind))
+    assert all(f"recipes/sweeps/{path.name}" in text for path in [*COMPLETE, *ELSEWHERE])
+
+
+# Reading
+
+
+def test_later_files_and_settings_win(tmp_path):
+    path = write(tmp_path)
+    other = tmp_path / "deeper" / "other.toml"
+    other.parent.mkdir()
+    other.write_text('extends = "../sweep.toml"\nseeds = [5]\n[set.training]\nepochs = 3\n')
+    sweep = load_sweep(
+        other, settings=parse_settings(["training.batch_size=4", "data.train.path=scenes:train", "seed=9"])
+    )
+    assert sweep.seeds == (5,)
+    assert [v.name for v in sweep.variant] == ["CLIP", "DiffCLIP*"]
+    recipe = recipe_of(sweep, sweep.variant[1], 5)
+    assert (recipe.training.epochs, recipe.training.batch_size, recipe.seed) == (3, 4, 5)
+    assert recipe.data.train.path == "scenes:train"
+    assert recipe.model.overrides["lambda_schedule"] == "depth"
+    assert recipe.model.overrides["vision_width"] == 32
+    both = load_sweep(other, path)
+    assert both.seeds == (0, 1)
+    assert both.set == {"training": {"epochs": 3}}
+    assert load_sweep(path, base=FOLDER.parent / "quickstart.toml").base.endswith("recipes/quickstart.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds = [0, 1]", "seed = [0]", "seed: no such key"),
+        ("seeds = [0, 1]", "seeds = []", "seeds: .*at least 1"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", "two of the seeds are called 1"),
+        ("seeds = [0, 1]", 'baseline = "clip"', "baseline = 'clip' is no variant; there are CLIP, DiffCLIP"),
+        ('name = "DiffCLIP*"', 'name = "clip"', "two of the variants are called 'clip'"),
+        ("set.model", "model", "variant.1.model: no such key"),
+        ('metric = "image_retrieval_recall@5"', "", "group 'image retrieval': give a metric of retrieval"),
+        ('task = "retrieval"', 'task = "juggling"', "group.1.task: .*found 'juggling'"),
+        ("seeds = [0, 1]", 'extends = "sweep.toml"', "extends itself"),
+        ("seeds = [0, 1]", "extends = 3", "extends: expected a file's name, found 3"),
+        ('base = "base.toml"', "", "base: "),
+    ],
+)
+def test_a_wrong_sweep_is_one_line(tmp_path, old, new, message):
+    path = write(tmp_path, SWEEP.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as caught:
+        load_sweep(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": ["training.epochs"]}, "expected SECTION.KEY=VALUE"),
+        ({"settings": ["training.epoch=1"]}, "training.epoch: no such key"),
+        ({"settings": ["model.overrides.lambda_int=1"]}, "no model setting 'lambda_int'"),
+        ({"variants": ["CLAP"]}, "--variants CLAP: there are CLIP, DiffCLIP"),
+        ({"base": Path("nowhere.toml")}, "cannot read the recipe .*nowhere.toml"),
+    ],
+)
+def test_wrong_options_are_one_line_and_start_nothing(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        run(write(tmp_path), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_nothing_knows(tmp_path):
+    with pytest.raises(UserError, match=r"elsewhere: no such data set; give its path in \[data\], or one of .*cifar10"):
+        run(write(tmp_path, SWEEP.replace('data = ["small"]', 'data = ["elsewhere"]')), tmp_path / "out")
+
+
+def test_names_as_folders():
+    names = ["DiffCLIP", "DiffCLIP*", "DiffCLIP†", "λ_init 0.5", "eps 1e-5", "../x", "..."]
+    folders = [Variant(name=name).folder for name in names]
+    assert folders[:5] == ["diffclip", "diffclip-star", "diffclip-dagger", "lambda-_init-0.5", "eps-1e-5"]
+    assert all(re.fullmatch(r"\w[\w.-]*", folder) for folder in folders)
+
+
+# Running
+
+
+def test_every_variant_is_trained_with_every_seed_and_measured(finished):
+    _, out = finished
+    for variant, attention in (("clip", "standard"), ("diffclip-star", "differential")):
+        for seed in (0, 1):
+            recipe = load_recipe(out / variant / f"seed_{seed}" / "recipe.toml")
+            assert recipe.seed == seed
+            assert recipe.model.resolve().vision_attention == attention
+    found = results.read(out / "results.jsonl")
+    assert {(r.pretrained, r.task) for r in found} == {
+        (f"out/{variant}/seed_{seed}", task)
+        for variant in ("clip", "diffclip-star")
+        for seed in (0, 1)
+        for task in ("zeroshot_classification", "zeroshot_retrieval")
+    }
+    assert load_sweep(out / "sweep.toml").variant[1].name == "DiffCLIP*"
+
+
+def test_the_table_is_what_the_results_say(finished):
+    _, out = finished
+    found = {(r.pretrained, r.task): r.metrics for r in results.read(out / "results.jsonl")}
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert [(row["group"], row["variant"]) for row in rows] == [
+        (group, variant) for group in ("zero-shot", "image retrieval") for variant in ("CLIP", "DiffCLIP*")
+    ]
+    by_seed = [
+        [found[f"out/{v}/seed_{seed}", "zeroshot_retrieval"]["image_retrieval_recall@5"] for seed in (0, 1)]
+        for v in ("clip", "diffclip-star")
+    ]
+    last = rows[-1]
+    assert float(last["mean"]) == pytest.approx(sum(by_seed[1]) / 2)
+    assert float(last["sd"]) == pytest.approx(abs(by_seed[1][0] - by_seed[1][1]) / 2**0.5)
+    difference = seeds.paired(dict(enumerate(by_seed[0])), dict(enumerate(by_seed[1])))
+    assert float(last["difference"]) == pytest.approx(difference.mean)
+    assert [float(last["t_low"]), float(last["t_high"])] == pytest.approx([difference.t.low, difference.t.high])
+    assert last["verdict"] == "not significant"  # two seeds, and hardly trained
+    markdown = (out / "table.md").read_text()
+    assert "| DiffCLIP\\* |" in markdown
+    assert "not significant" in markdown
+
+
+def test_the_table_fits_80_columns(finished):
+    path, out = finished
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    table = sweeps.write_table(load_sweep(path), out)
+    longest = max((v.name for file in COMPLETE for v in load_sweep(file).variant), key=len)
+    wide = tuple(dataclasses.replace(row, variant=longest) if row.difference else row for row in table.rows)
+    console.print(sweep_table.to_rich(dataclasses.replace(table, rows=wide)))
+    text = console.export_text()
+    assert "not significant" in text
+    assert "…" not in text
+    assert f"  {longest} " in text  # not broken over two lines
+    assert "2 seeds." in text
+
+
+def test_started_again_nothing_is_done_twice_and_more_seeds_are_added(finished, monkeypatch, capsys):
+    path, out = finished
+    before = (out / "results.jsonl").read_text()
+    trained = []
+    monkeypatch.setattr(trainer, "train", lambda recipe, run, **options: trained.append(run))
+    run(path, out)
+    assert not trained
+    assert (out / "results.jsonl").read_text() == before
+    assert "4 of 4: DiffCLIP*, seed 1" in capsys.readouterr().out
+    monkeypatch.undo()
+    run(path, out, seeds=(2,), variants=("CLIP",))
+    assert (out / "clip" / "seed_2" / "model.safetensors").exists()
+    first = next(csv.DictReader((out / "table.csv").open()))
+    assert first["seeds"] == "3"  # also those that were not asked for this time
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(finished, tmp_path):
+    path, out = finished
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        run(path, out, settings=("training.epochs=2",), variants=("CLIP",), seeds=(0,))
+
+
+def test_stopped_it_says_how_to_go_on(tmp_path, monkeypatch):
+    def stop(self, number, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0, 0.0
+
+    monkeypatch.setattr(step.Trainer, "step", stop)
+    with pytest.raises(Stopped, match=r"stopped while training CLIP, seed 0, and saved; the same command goes on"):
+        run(write(tmp_path), tmp_path / "out")
+
+
+def test_killed_in_the_middle_it_goes_on_from_the_checkpoint(finished, tmp_path, monkeypatch):
+    _, whole = finished
+    path, out = write(tmp_path), tmp_path / "out"
+    # The process kills itself in the second run, after the checkpoint of step 3: nothing can be tidied up.
+    program = (
+        "import os, signal; from diffclip.training import step; from diffclip.cli import main\n"
+        "train = step.Trainer.step\n"
+        "def killed(self, number, batch):\n"
+        "    if number == 4 and 'star' in ' '.join(os.listdir(OUT)): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return train(self, number, batch)\n"
+        "step.Trainer.step = killed\n"
+        "main(['sweep', PATH, '--out', OUT])\n"
+    )
+    program = f"PATH, OUT = {str(path)!r}, {str(out)!r}\n" + program
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    halfway = out / "diffclip-star" / "seed_0"
+    assert [p.name for p in checkpoint.found(halfway)] == ["step_00000003"]
+    steps = []
+    train = step.Trainer.step
+    monkeypatch.setattr(
+        step.Trainer, "step", lambda self, number, batch: steps.append(number) or train(self, number, batch)
+    )
+    run(path, out, seeds=(0,))
+    assert steps == [3, 4, 5, 6, 7]  # the first run was finished, this one had three steps
+    for name in ("clip", "diffclip-star"):
+        one, other = (load_file(folder / name / "seed_0" / "model.safetensors") for folder in (whole, out))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    train = trainer.train
+
+    def failing(recipe, folder, **options):
+        if "star" in str(folder) and recipe.seed == 0:
+            raise UserError("the loss is nan at step 3")
+        if "star" in str(folder):
+            raise RuntimeError("out\nof memory")
+        return train(recipe, folder, **options)
+
+    monkeypatch.setattr(trainer, "train", failing)
+    path = write(tmp_path, SWEEP + '[[group]]\nname = "few"\ntask = "zero_shot"\ndata = ["cifar10"]\n')
+    with pytest.raises(UserError) as caught:
+        run(path, tmp_path / "out", root=tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("3 could not be done")
+    assert [line.strip() for line in lines[1:]] == [
+        f"cifar10: not in {tmp_path}, as --root names it",
+        "DiffCLIP*, seed 0: the loss is nan at step 3",
+        "DiffCLIP*, seed 1: RuntimeError: out of memory",
+    ]
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    assert [row["seeds"] for row in rows] == ["2", "", "2", "", "", ""]
+    assert "CLIP lacks results of few with seeds 0, 1" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_is_left_and_writes_nothing(finished, tmp_path, capsys):
+    path, out = finished
+    before = sorted(p for p in out.rglob("*"))
+    main(["sweep", str(path), "--out", str(out), "--seeds", "0", "9", "--dry-run"])
+    text = capsys.readouterr().out
+    assert re.search(r"CLIP, seed 0 +finished +0", text)
+    assert re.search(r"DiffCLIP\*, seed 9 +new +8 +\d+\.\d", text)
+    assert sorted(p for p in out.rglob("*")) == before
+    base = BASE.replace('path = "scenes:train?size=16&length=64"', "").replace(
+        "workers = 0", "workers = 0\nexamples = 800"
+    )
+    main(["sweep", str(write(tmp_path, base=base)), "--dry-run"])
+    assert re.search(r"CLIP, seed 0 +new +100 +not known", capsys.readouterr().out)
+
+
+def test_settings_of_the_command_line(capsys, tmp_path):
+    path = write(tmp_path)
+    main(["sweep", str(path), "--set", "training.epochs=3", "training.batch_size=16", "--dry-run"])
+    assert re.search(r"seed 1 +new +12 ", capsys.readouterr().out)
+    with pytest.raises(SystemExit) as caught:
+        main(["sweep", "--dry-run"])
+    assert "no sweep: give a TOML file" in str(caught.value.code)
+    assert read_toml(path, "sweep")["seeds"] == [0, 1]
