@@ -70,6 +70,7 @@ def evaluate(
     all_classes: bool = False,
     sample: int = 500,
     seed: int = 0,
+    repeats: int = 1,
     batch_size: int = 256,
     workers: int = 2,
 ) -> None:
@@ -90,13 +91,22 @@ def evaluate(
             imagenet-a@1000 and imagenet-r@1000.
         sample: How many images robustness, corruptions, grounding and noise look at; 0: all.
         seed: Of that sample, of few-shot episodes, attacks, corruptions and noise.
+        repeats: How often few_shot draws its episodes, with this seed and those after it; results have the mean, and
+            the standard deviation between the repeats as acc1_sd.
         batch_size: Images encoded at a time.
         workers: Processes that decode images.
     """
     from diffclip.evaluation import command
 
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats}: give a number of at least 1")
     settings = command.Settings(
-        batch_size=batch_size, num_workers=workers, features=features, sample=sample or None, seed=seed
+        batch_size=batch_size,
+        num_workers=workers,
+        features=features,
+        sample=sample or None,
+        seed=seed,
+        repeats=repeats,
     )
     data_sets = [command.data_set(text, tasks, all_classes=all_classes) for text in data]
     command.evaluate(models, data_sets, out, cache=cache, force=force, settings=settings)

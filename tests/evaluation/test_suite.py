@@ -339,6 +339,23 @@ def test_what_is_learned_is_learned_from_the_asked_for_features_and_splits(tmp_p
     assert shots.result.metrics == pytest.approx(expected)
 
 
+def test_few_shot_repeated_is_the_mean_of_its_seeds_and_their_deviation(tmp_path):
+    data = DataSet("squares", Squares(60), ("few_shot",), {"train": lambda: Squares(90)})
+    model = NamedModel("tiny", "runs/a", tiny())
+
+    def measured(**settings):
+        path = tmp_path / f"{settings}.jsonl"
+        (found,) = suite.evaluate([model], [data], path, settings=Settings(**settings))
+        return found.result.metrics
+
+    one_by_one = [measured(seed=seed)["acc1"] for seed in (4, 5, 6)]
+    assert len(set(one_by_one)) == 3
+    repeated = measured(seed=4, repeats=3)
+    assert repeated["acc1"] == pytest.approx(np.mean(one_by_one))
+    assert repeated["acc1_sd"] == pytest.approx(np.std(one_by_one, ddof=1))
+    assert "acc1_sd" not in measured(seed=4)
+
+
 def test_settings_redo_only_the_tasks_that_they_change(tmp_path):
     path, train = tmp_path / "results.jsonl", Squares(90)
     tasks = ("zero_shot", "few_shot", "corruptions")
@@ -355,6 +372,7 @@ def test_settings_redo_only_the_tasks_that_they_change(tmp_path):
     assert fresh(sample=3) == ["corruptions"]
     assert fresh(sample=3, features="joint") == ["few_shot"]
     assert fresh(sample=3, features="joint", seed=1) == ["few_shot", "corruptions"]
+    assert fresh(sample=3, features="joint", seed=1, repeats=2) == ["few_shot"]
 
 
 def test_a_missing_split_fails_only_what_needs_it(tmp_path, caplog):

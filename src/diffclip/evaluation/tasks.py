@@ -19,6 +19,7 @@ from diffclip.evaluation.features import ImageFeatures, image_features, text_fea
 from diffclip.evaluation.fine_grained import PairImages
 from diffclip.evaluation.labelled import chosen
 from diffclip.evaluation.results import Examples
+from diffclip.evaluation.seeds import spread
 from diffclip.evaluation.splits import DataSet, Split, Task, first_readable
 from diffclip.models.clip import CLIP
 
@@ -42,11 +43,14 @@ class Settings:
     """How many images the tasks that encode changed images look at; None: all."""
     seed: int = 0
     """Of what is drawn: that sample, few-shot episodes, attacks, corruptions, noise."""
+    repeats: int = 1
+    """How often few-shot draws its episodes anew, with this seed and those after it."""
 
     def of(self, task: Task) -> tuple[object, ...]:
         """Those that change a task's result."""
         if "train" in SPECS[task].splits:
-            return (self.features, self.seed if task == "few_shot" else None)
+            repeated = (self.repeats,) if task == "few_shot" and self.repeats > 1 else ()
+            return (self.features, self.seed if task == "few_shot" else None, *repeated)
         return (self.sample, self.seed) if SPECS[task].passes else ()
 
 
@@ -162,8 +166,15 @@ def _linear_probe(subject: Subject) -> Examples:
 def _few_shot(subject: Subject) -> Examples:
     train_x, train_y, _ = _learned(subject, "train")
     test_x, test_y, _ = _learned(subject, "test")
-    accuracies = few_shot.episode_accuracies(train_x, train_y, test_x, test_y, seed=subject.settings.seed)
-    return replace(few_shot.examples(accuracies), facts={"std": accuracies.std().item()})
+    first, count = subject.settings.seed, subject.settings.repeats
+    repeats = [
+        few_shot.episode_accuracies(train_x, train_y, test_x, test_y, seed=seed) for seed in range(first, first + count)
+    ]
+    accuracies = torch.cat(repeats)
+    facts = {"std": accuracies.std().item()}
+    if (sd := spread([one.mean().item() for one in repeats]).sd) is not None:
+        facts["acc1_sd"] = sd
+    return replace(few_shot.examples(accuracies), facts=facts)
 
 
 def _learned(subject: Subject, split: Split) -> tuple[Tensor, Tensor, Tensor]:
