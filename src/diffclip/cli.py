@@ -167,6 +167,27 @@ def sweep(
     )
 
 
+def report(
+    inputs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path,
+    label: tuple[str, ...] = (),
+    with_paper: bool = False,
+) -> None:
+    """Make tables, figures and one page, OUT/report.html, of any results.
+
+    Args:
+        inputs: Run directories, folders of them, results.jsonl files, or the LAION benchmark's .json and .csv.
+        out: Where report.html, tables/ and figures/ go.
+        label: NAME=PATTERN: call the models NAME whose name or weights match a shell pattern.
+        with_paper: Show the paper's own numbers beside, marked as such.
+    """
+    from diffclip.reporting import command
+
+    command.report(inputs, out, labels=label, with_paper=with_paper)
+
+
 def models() -> None:
     """List the presets with their sizes."""
     from diffclip import commands
@@ -214,6 +235,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command(Recipe()),
     "eval": evaluate,
     "sweep": sweep,
+    "report": report,
     "models": models,
     "data": data,
     "pope": pope,

@@ -7,6 +7,7 @@ of the text around them, so one figure serves a light and a dark page.
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from PIL import Image
 
 from diffclip.analysis.curves import Curve
 
-# Baseline blue, candidate pink, as in the paper's Figure 1; both readable on white and on black, and told
-# apart by colour-blind readers, for whom the candidate is also the thicker line.
-COLOURS = ("#3b82f6", "#e0399a")
+# The paper's blue and pink, and for its other variants colours that stay apart for colour-blind readers and on white
+# and dark ground (a test simulates both).
+MODELS = {"CLIP": "#1659f0", "DiffCLIP": "#ef2087", "DiffCLIP*": "#c97ce6", "DiffCLIP†": "#c17006"}
+MORE = ("#137b78", "#8f6135")
+COLOURS = (MODELS["CLIP"], MODELS["DiffCLIP"])
 LAYERS = LinearSegmentedColormap.from_list("layers", ["#f59e0b", "#ef4478", "#8b5cf6", "#22a6c8"])
 HEAT = matplotlib.colormaps["inferno"]
 # Stands for "the colour of the text around the figure" until the SVG is written.
@@ -46,6 +49,18 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+# Of files: on white, with fonts embedded as text that can be searched. The widths are a paper's column.
+PRINT = {
+    **STYLE,
+    "axes.edgecolor": "#444444",
+    "axes.labelcolor": "#1a1a1a",
+    "font.size": 7,
+    "pdf.fonttype": 42,
+    "text.color": "#1a1a1a",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+}
+SCREEN = {**STYLE, "font.size": 7}
 PANEL = (4.2, 2.7)
 # A curve is averaged down to this many points: more cannot be seen, and only make the file larger.
 POINTS = 300
@@ -64,6 +79,11 @@ class AttentionPanel:
     baseline: tuple[Map, ...]
     """A relevance map (rows, columns) ≥ 0 for each query."""
     candidate: tuple[Map, ...]
+
+
+def style(settings: Mapping[str, object]) -> AbstractContextManager[None]:
+    """Draw in a style, STYLE, SCREEN or PRINT, while the context lasts."""
+    return matplotlib.rc_context(dict(settings))
 
 
 def curve_figure(curves: Mapping[str, Curve], *, title: str, percent: bool = False) -> Figure:
@@ -155,6 +175,14 @@ def to_png(pixels: Pixels) -> bytes:
     """(h, w, 3) uint8 as a PNG file's bytes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def to_bytes(figure: Figure, suffix: str, *, dpi: int = 160) -> bytes:
+    """A file of a figure on white, "png" or "pdf"; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    metadata = {"CreationDate": None} if suffix == "pdf" else None
+    figure.savefig(buffer, format=suffix, dpi=dpi, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
 

@@ -147,18 +147,18 @@ def _panels(panels: Sequence[AttentionPanel], comparison: Comparison) -> list[st
 
 def _panel(panel: AttentionPanel, comparison: Comparison) -> str:
     side = max(panel.image.shape[:2])
-    parts = [_picture(panel.image, "image", "test image", pixelated=side < 128)]
+    parts = [picture(panel.image, "image", "test image", pixelated=side < 128)]
     for query, baseline, candidate in zip(panel.queries, panel.baseline, panel.candidate, strict=True):
         maps = ((comparison.baseline, "baseline", baseline), (comparison.candidate, "candidate", candidate))
         pictures = "".join(
-            _picture(figures.overlay(panel.image, relevance), label, f"{label}, query: {query}", kind=kind)
+            picture(figures.overlay(panel.image, relevance), label, f"{label}, query: {query}", kind=kind)
             for label, kind, relevance in maps
         )
         parts.append(f'<div class="query"><p>“{escape(query)}”</p><div class="pair">{pictures}</div></div>\n')
     return f'<article class="panel">\n{"".join(parts)}</article>\n'
 
 
-def _picture(pixels: figures.Pixels, caption: str, alternative: str, *, kind: str = "", pixelated: bool = False) -> str:
+def picture(pixels: figures.Pixels, caption: str, alternative: str, *, kind: str = "", pixelated: bool = False) -> str:
     data = base64.b64encode(figures.to_png(pixels)).decode("ascii")
     style = ' class="pixelated"' if pixelated else ""
     return (

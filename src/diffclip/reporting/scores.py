@@ -1,0 +1,160 @@
+"""A family's score on a task, over its seeds, and how sure its difference from another family's is."""
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffclip.evaluation import seeds
+from diffclip.evaluation.bootstrap import Interval
+from diffclip.evaluation.results import Examples, Result
+from diffclip.reporting.collect import Collection
+from diffclip.reporting.families import Family, Member
+
+SEEDS, EXAMPLES = "seeds", "test examples"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which result a number is taken from."""
+
+    datasets: tuple[str, ...]
+    """Names of one data set, as `plain` makes them; the first with a result counts."""
+    task: str
+    metrics: tuple[str, ...]
+    """The first that the result has counts."""
+
+
+Sources = tuple[Source, ...]
+"""What a number is the mean of: one source, or all of an average."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number as a fraction, for each seed that has it; for an average, for each seed that has all of it."""
+
+    by_seed: Mapping[int | None, float]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.by_seed.values())
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over seeds (n − 1); None of one seed."""
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score minus the baseline's, over the seeds that both have."""
+
+    mean: float
+    interval: Interval | None
+    """None where nothing can be said: single runs without the values of their test examples."""
+    over: str
+    """What the interval is over: SEEDS (and test examples, where those are known), EXAMPLES, or nothing."""
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether the 95 % interval leaves out 0; None where there is no interval."""
+        return None if self.interval is None else self.interval.significant
+
+
+class Scores:
+    """The results of a collection, found by data set, task and member."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+        self._differences: dict[tuple[object, ...], Difference | None] = {}
+        self._found: dict[tuple[str, str, str, str], Result] = {}
+        for result in collection.results:
+            self._found[plain(result.dataset), result.task, result.model, result.pretrained] = result
+
+    def result(self, member: Member, source: Source) -> tuple[Result, str] | None:
+        """The result of a source and the metric of it that counts."""
+        for dataset in source.datasets:
+            result = self._found.get((dataset, source.task, member.model, member.pretrained))
+            for metric in source.metrics if result is not None else ():
+                if result is not None and metric in result.metrics:
+                    return result, metric
+        return None
+
+    def score(self, family: Family, sources: Sources) -> Score | None:
+        """None where no member has every source: no mean is taken over what happens to be there."""
+        by_seed = {}
+        for member in family.members:
+            values = [self._value(member, source) for source in sources]
+            numbers = [value for value in values if value is not None]
+            if numbers and len(numbers) == len(values):
+                by_seed[member.seed] = statistics.fmean(numbers)
+        return Score(by_seed) if by_seed else None
+
+    def difference(self, baseline: Family, family: Family, sources: Sources) -> Difference | None:
+        """Paired by seed, over the seeds that both have; None where one of the two has no score.
+
+        Two lone runs are a pair, whatever their seeds: then the interval is over the test examples alone.
+        """
+        names = tuple(tuple((m.model, m.pretrained) for m in each.members) for each in (baseline, family))
+        if (names, sources) not in self._differences:  # a bootstrap takes long, and tables share their numbers
+            self._differences[names, sources] = self._difference(baseline, family, sources)
+        return self._differences[names, sources]
+
+    def _difference(self, baseline: Family, family: Family, sources: Sources) -> Difference | None:
+        one, other = self.score(baseline, sources), self.score(family, sources)
+        if one is None or other is None:
+            return None
+        pairs = [(seed, seed) for seed in one.by_seed if seed in other.by_seed]
+        if len(one.by_seed) == len(other.by_seed) == 1:
+            pairs = [(next(iter(one.by_seed)), next(iter(other.by_seed)))]
+        if not pairs:
+            return Difference(other.mean - one.mean, None, "")
+        members = [(baseline.by_seed[first], family.by_seed[second]) for first, second in pairs]
+        matrices = self._example_differences(members, sources)
+        found = seeds.paired(
+            {place: one.by_seed[first] for place, (first, _) in enumerate(pairs)},
+            {place: other.by_seed[second] for place, (_, second) in enumerate(pairs)},
+            examples=matrices,
+        )
+        if len(pairs) > 1:
+            return Difference(found.mean, found.interval, SEEDS)
+        return Difference(found.mean, found.interval if matrices else None, EXAMPLES if matrices else "")
+
+    def _example_differences(
+        self, members: Sequence[tuple[Member, Member]], sources: Sources
+    ) -> list[NDArray[np.float64]]:
+        """What each test example adds to the difference, by source; empty where one source cannot tell."""
+        matrices = []
+        for source in sources:
+            found = [[self.result(member, source) for member in pair] for pair in members]
+            metrics = {each[1] for pair in found for each in pair if each is not None}
+            if len(metrics) != 1:
+                return []
+            pairs = [tuple(self._examples(each) for each in pair) for pair in found]
+            matrix = seeds.example_differences([(first, second) for first, second in pairs], metrics.pop())
+            if matrix is None:
+                return []
+            matrices.append(matrix)
+        return matrices
+
+    def _examples(self, found: tuple[Result, str] | None) -> Examples | None:
+        return None if found is None else self.collection.examples(found[0].key)
+
+    def _value(self, member: Member, source: Source) -> float | None:
+        found = self.result(member, source)
+        return None if found is None else found[0].metrics[found[1]]
+
+    def of(self, families: Sequence[Family]) -> Iterator[Result]:
+        """Every result of some families, in the order in which they were read."""
+        names = {(member.model, member.pretrained) for family in families for member in family.members}
+        return (r for r in self.collection.results if (r.model, r.pretrained) in names)
+
+
+def plain(dataset: str) -> str:
+    """A data set's name without what differs between programs: `wds/vtab/caltech101`, `caltech-101`."""
+    name = re.sub(r"[-_ ]", "", dataset.lower())
+    return re.sub(r"^(wds/)?(vtab/)?", "", name)

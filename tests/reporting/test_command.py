@@ -1,0 +1,149 @@
+"""The command from results to files, and the page as a browser would take it."""
+
+import hashlib
+import itertools
+import re
+
+import pytest
+from made_results import make_run, paper_results, put, put_examples, scene_results
+from test_html import Checker
+
+from diffclip import cli
+from diffclip.errors import UserError
+from diffclip.reporting import command
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report of everything at once: the paper's data sets and scenes, with the paper's numbers."""
+    folder = tmp_path_factory.mktemp("results")
+    scene_results(folder / "scenes", seeds=2)
+    paper_results(folder / "paper" / "results.jsonl")
+    out = folder / "out"
+    command.report([folder / "scenes", folder / "paper"], out, with_paper=True)
+    return folder, out
+
+
+def files(out):
+    return {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+
+
+def test_every_table_and_figure_is_written(made):
+    _, out = made
+    names = set(files(out))
+    for table in ("table1", "table2", "table4", "table5", "table1-scenes", "table2-scenes", "figure5-scenes"):
+        assert {f"tables/{table}.{suffix}" for suffix in ("md", "tex", "csv")} <= names
+    drawn = ("figure1-cc12m", "figure3-cc12m", "figure4-cc12m", "figure1-scenes", "figure3-scenes", "figure4-scenes",
+             "figure5-scenes", "attacks-scenes-scenes-test", "corruptions-scenes-scenes-test",
+             "noise-scenes-scenes-test", "lambda-layers-scenes", "lambda-time-scenes-diffclip-vision",
+             "loss-scenes")  # fmt: skip
+    for figure in drawn:
+        assert {f"figures/{figure}.png", f"figures/{figure}.pdf"} <= names
+    assert "tables/differences-scenes.csv" in names
+    assert not any("unfinished" in name for name in names)
+
+
+def test_the_fonts_of_a_pdf_are_embedded_as_text(made):
+    _, out = made
+    data = (out / "figures" / "figure1-scenes.pdf").read_bytes()
+    assert data.startswith(b"%PDF")
+    assert b"/FontFile2" in data
+    assert b"/Type3" not in data
+
+
+def test_the_page_is_whole_and_opens_offline(made):
+    _, out = made
+    text = (out / "report.html").read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert not checker.open
+    assert all(url.startswith(("data:", "#")) for url in checker.urls)
+    assert "script" not in checker.seen
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+    assert set(re.findall(r"https?://([\w.]+)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org"}
+    ids = re.findall(r'<(?:section|h2) id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'<a href="#([^"]+)"', text):
+        assert target in ids
+
+
+def test_the_page_can_be_read_without_seeing_it(made):
+    _, out = made
+    text = (out / "report.html").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg[^>]*>", text)
+    assert len(drawings) > 10
+    assert all('role="img"' in tag and re.search(r'aria-label="[^"]{20,}"', tag) for tag in drawings)
+    assert 'aria-label="Figure 3: zero-shot ImageNet and its shifts, CC12M (accuracy, %). ImageNet: CLIP 30.0' in text
+    levels = [int(level) for level in re.findall(r"<h([1-6])", text)]
+    assert levels[0] == 1
+    assert all(deeper <= level + 1 for level, deeper in itertools.pairwise(levels))
+    assert text.count("<caption>") == text.count("<table") - text.count('<table class="differences">')
+    assert all("scope=" in head for head in re.findall(r"<th[ >][^>]*>?", text))
+
+
+def test_the_page_says_what_came_out_what_is_missing_and_how_it_was_made(made):
+    folder, out = made
+    checker = Checker()
+    checker.feed((out / "report.html").read_text(encoding="utf-8"))
+    words = " ".join(" ".join(checker.text).split())
+    for part in (
+        "comparisons, CLIP in",
+        "not significant",
+        "Table 1: Linear probing, CC12M, DiffCLIP: Pets, Avg.",
+        "Table 4: no model was trained with several seeds",
+        "Table 5: no model was trained with several seeds",
+        "Nothing is filled in from elsewhere",
+        f"diffclip report {folder / 'scenes'}",
+        "--with-paper",
+        "DiffCLIP (paper)",
+        "seeds 0, 1",
+    ):
+        assert part in words, part
+
+
+def test_a_second_run_writes_the_same(tmp_path):
+    for model in ("clip_vit_b16", "diffclip_vit_b16"):
+        put(tmp_path / "results.jsonl", "imagenet1k", model, f"cc3m/{model}", "zeroshot_classification", acc1=0.5)
+    digests = []
+    for _ in range(2):
+        command.report([tmp_path / "results.jsonl"], tmp_path / "out")
+        written = files(tmp_path / "out")
+        digests.append({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in written.items()})
+    assert digests[0] == digests[1]
+    assert {"figures/figure1-cc3m.pdf", "figures/figure1-cc3m.png", "tables/table2.tex"} <= set(digests[0])
+
+
+def test_runs_alone_have_curves(tmp_path):
+    make_run(tmp_path / "runs" / "d", seed=0, preset="diffclip_vit_quickstart")
+    command.report([tmp_path / "runs"], tmp_path / "out")
+    names = set(files(tmp_path / "out"))
+    assert {"report.html", "figures/lambda-time-scenes-diffclip.pdf", "figures/loss-scenes.png"} <= names
+    assert not any(name.startswith("tables") for name in names)
+
+
+def test_names_are_escaped_and_sizes_told(tmp_path):
+    nasty = "<script>alert('x')</script>"
+    for model in ("clip_vit_b16", "diffclip_vit_b16"):
+        put_examples(tmp_path / "results.jsonl", nasty, model, f"cc3m/{model}", "linear_probe", [1.0, 0.0])
+    command.report([tmp_path / "results.jsonl"], tmp_path / "out", labels=["<b>=diff*"])
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; 2" in text  # under "test examples"
+
+
+@pytest.mark.parametrize("label", ["x", "=x", "x="])
+def test_a_wrong_label_is_one_line_and_writes_nothing(tmp_path, label):
+    put(tmp_path / "results.jsonl", "dtd", "clip_vit_b16", "x", "linear_probe", acc1=0.5)
+    with pytest.raises(UserError, match="expected NAME=PATTERN"):
+        command.report([tmp_path / "results.jsonl"], tmp_path / "out", labels=[label])
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_results_is_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", str(tmp_path / "empty"), "--out", str(tmp_path / "out")])
+    assert str(ended.value.code).startswith(f"diffclip: no results in {tmp_path / 'empty'}: expected results.jsonl")
+    assert not (tmp_path / "out").exists()
