@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffclip.errors import UserError
+from diffclip.models.attention_choice import fastest
 from diffclip.models.attention_ops import (
     AttentionMaps,
     attention_map,
@@ -124,7 +125,7 @@ class DifferentialAttention(nn.Module):
 
 
 class StandardAttention(timm.layers.Attention):  # type: ignore[misc]  # timm is untyped
-    """timm's attention, whose map can be recorded, and which takes the faster path on CPUs in bfloat16.
+    """timm's attention, whose map can be recorded, and which takes the path that is fastest on the device.
 
     Same parameters and same numbers as timm's. It has neither qk_norm nor scale_norm here.
     """
@@ -133,7 +134,9 @@ class StandardAttention(timm.layers.Attention):  # type: ignore[misc]  # timm is
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""
-        if self.recorded is None and not _slow_fused_kernel(x):
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if self.recorded is None and fastest("standard", device, dtype, x.shape[1]) == "sdpa":
             fused: Tensor = super().forward(x, attn_mask, is_causal)
             return fused
         batch, length, dim = x.shape
@@ -144,13 +147,6 @@ class StandardAttention(timm.layers.Attention):  # type: ignore[misc]  # timm is
             self.recorded.append(AttentionMaps(attention, attention))
         out: Tensor = self.proj_drop(self.proj((attention @ v).transpose(1, 2).reshape(batch, length, dim)))
         return out
-
-
-def _slow_fused_kernel(x: Tensor) -> bool:
-    # torch's flash kernel for CPUs in bfloat16: its backward pass makes training steps of this layer 1.5 to
-    # 3.6 times as long as materialising the map does. A baseline trained with it would look slower than it
-    # is.
-    return x.device.type == "cpu" and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
 
 
 ATTENTION: dict[str, type[nn.Module]] = {"standard": StandardAttention, "differential": DifferentialAttention}

@@ -9,14 +9,22 @@ after "Differential Transformer" (Ye et al. 2024, arXiv 2410.05258, eq. 1), with
 DiffCLIP.
 """
 
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from diffclip.errors import UserError
+from diffclip.models.attention_choice import fastest
+from diffclip.models.fused_attention import fused_attention
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,25 +58,39 @@ def differential_attention(
 
     Args:
         q, k: (B, H, N, D), H even; heads 2i and 2i + 1 belong to differential head i.
-        v: (B, H/2, N, 2D), of the dtype of q and k.
+        v: (B, H/2, N, 2D), of the dtype of q and k. Under autocast all three are cast, as torch does it for
+            scaled_dot_product_attention.
         lam: λ, a scalar, in float32 whatever the dtype of q: rounded to bfloat16 it would move in steps of
             0.004.
         is_causal: a token attends to itself and those before it. Not together with attn_mask.
         attn_mask: broadcastable to (B, H/2, N, N); bool, True where a query may attend, or floats to add to
             the logits. A query that may attend to nothing gets zeros.
         dropout_p: share of each softmax map set to 0, drawn separately for A1 and A2.
-        backend: "eager" materialises both maps; "sdpa" calls torch's scaled_dot_product_attention for each
-            group; "auto" takes the faster one for the device.
+        backend: "eager" materialises both maps, and is the reference; "fused" keeps no map, on CPUs; "sdpa" calls
+            torch's scaled_dot_product_attention for each group; "flex" is FlexAttention, compiled, for GPUs; "auto"
+            is what was measured to be fastest on the device, for the dtype and number of tokens. "fused" takes no
+            attn_mask and no dropout, "flex" no dropout: with those, eager is taken, and a warning logged once if
+            the backend was asked for by name.
 
     Returns: (B, H/2, N, 2D), of the dtype of v.
-    Raises: UserError for an odd number of heads, shapes that do not fit, both masks, or an unknown backend.
+    Raises: UserError for an odd number of heads, shapes that do not fit, both masks, an unknown backend, or one that
+        the device does not have.
     """
     _check(q, k, v, is_causal, attn_mask)
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype is not torch.float64:
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     if backend == "auto":
-        backend = _fastest(q)
-    if backend not in BACKENDS:
+        backend = fastest("differential", device, q.dtype, q.shape[2])
+        if not _serves(backend, attn_mask, dropout_p):
+            backend = "eager"
+    elif backend not in BACKENDS:
         raise UserError(f"backend = {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
-    return BACKENDS[backend](q, k, v, lam, is_causal, attn_mask, dropout_p)
+    elif not _serves(backend, attn_mask, dropout_p):
+        _say_once(f"backend {backend} has no {'dropout' if dropout_p else 'attn_mask'}: eager is taken instead")
+        backend = "eager"
+    with torch.autocast(device, enabled=False):
+        return BACKENDS[backend](q, k, v, lam, is_causal, attn_mask, dropout_p)
 
 
 def differential_maps(
@@ -155,19 +177,84 @@ def _sdpa(
         F.scaled_dot_product_attention(q_, k_, v, attn_mask, dropout_p, is_causal)
         for q_, k_ in zip(_pairs(q), _pairs(k), strict=True)
     )
+    return _subtract(first, second, lam)
+
+
+def _subtract(first: Tensor, second: Tensor, lam: Tensor | float) -> Tensor:
+    """first − λ · second in float32 at least, rounded once."""
     if isinstance(lam, Tensor):
         lam = lam.reshape(1)  # a tensor without dimensions would be rounded to the dtype of `second`
-    return (first - lam * second).to(v.dtype)
+    return (first - lam * second).to(first.dtype)
 
 
-BACKENDS: Mapping[str, Callable[..., Tensor]] = {"eager": _eager, "sdpa": _sdpa}
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    if q.device.type != "cpu":
+        raise UserError(f'backend = "fused" is for CPUs, these tensors are on {q.device}: use sdpa, flex or auto')
+    if not isinstance(lam, Tensor):
+        lam = torch.tensor(lam, dtype=torch.promote_types(q.dtype, torch.float32))
+    out: Tensor = fused_attention(q, k, v, lam, is_causal)
+    return out
 
 
-def _fastest(q: Tensor) -> str:
-    # Measured on a CPU, forward and backward: eager takes a quarter of the time in bfloat16, two thirds in
-    # float32, because torch's flash kernel for CPUs refuses values that are wider than the keys
-    # (docs/numerics.md has the figures).
-    return "eager" if q.device.type == "cpu" else "sdpa"
+def _flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    batch, heads, length, width = q.shape
+    allowed = attn_mask
+    if is_causal:
+        allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    if allowed is not None:
+        allowed = allowed.expand(batch, heads // 2, length, length)
+
+    def masked(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        assert allowed is not None
+        if allowed.dtype is torch.bool:
+            return torch.where(allowed[b, h // 2, i, j], score, float("-inf"))
+        return score + allowed[b, h // 2, i, j]
+
+    if q.device.type == "cpu":  # uncompiled, for tests
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            raise UserError('backend = "flex": FlexAttention has no backward pass on a CPU: use fused, or auto')
+        q, k, v = (x.detach() for x in (q, k, v))
+    # Both groups in one call: v is read by two heads.
+    shared = v.unsqueeze(2).expand(batch, heads // 2, 2, length, 2 * width).flatten(1, 2)  # (B, H, N, 2D)
+    attend: Any = _compiled_flex_attention() if q.device.type == "cuda" else flex_attention
+    first, second = _pairs(attend(q, k, shared, score_mod=None if allowed is None else masked))
+    return _subtract(first, second, lam)
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
+
+
+BACKENDS: Mapping[str, Callable[..., Tensor]] = {"eager": _eager, "fused": _fused, "sdpa": _sdpa, "flex": _flex}
+
+
+def _serves(backend: str, attn_mask: Tensor | None, dropout_p: float) -> bool:
+    if backend == "fused":
+        return attn_mask is None and dropout_p == 0
+    return backend != "flex" or dropout_p == 0
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, attn_mask: Tensor | None) -> None:

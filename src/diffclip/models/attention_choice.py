@@ -1,0 +1,47 @@
+"""Which form of attention is fastest where: read from a table that a benchmark wrote.
+
+`benchmarks/attention.py --write-table` measures forward and backward of every form on a CPU and writes
+attention_choice.json. For GPUs it holds what is standard there, not measured.
+"""
+
+import functools
+import json
+import math
+from importlib.resources import files
+from typing import Literal
+
+import torch
+
+from diffclip.models import native_attention
+
+Kind = Literal["differential", "standard"]
+
+
+def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
+    """The backend of differential_attention, or for standard attention "eager" or "sdpa".
+
+    Measured at some numbers of tokens; the nearest one, as a ratio, decides.
+    """
+    if device != "cpu":
+        return "sdpa"
+    if kind == "differential" and dtype not in (torch.float32, torch.bfloat16):
+        return "eager"  # float64 and float16 are for tests here, and eager is what they are tested against
+    kernel = "operators"
+    if kind == "differential" and native_attention.available(dtype):
+        kernel = "compiled"
+    measured = _table()[kind].get(kernel, {}).get(str(dtype).removeprefix("torch."))
+    if measured is None:
+        return "sdpa"
+    return measured[min(measured, key=lambda known: abs(math.log(known / tokens)))]
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, dict[int, str]]]]:
+    text = files("diffclip.models").joinpath("attention_choice.json").read_text(encoding="utf-8")
+    return {
+        kind: {
+            kernel: {dtype: {int(tokens): name for tokens, name in row.items()} for dtype, row in rows.items()}
+            for kernel, rows in kernels.items()
+        }
+        for kind, kernels in json.loads(text)["fastest"].items()
+    }

@@ -1,0 +1,343 @@
+// (A1 − λA2)V and its gradients on x86 processors with AVX-512, for float32 and bfloat16.
+//
+// Letters as in attention_ops.py: B batch, H heads, N tokens, D head width; a pair is two heads of q and k and one of
+// v, which is 2D wide. A thread takes one pair of one image at a time, and of its queries `rows` at a time, so that
+// the maps of a step (rows × N) stay in the second-level cache. Maps, sums and products are float32; the operands of
+// the matrix products have the type of the tensors.
+//
+// The matrix products are PyTorch's (oneDNN's brgemm): C = A·B with A row by row and B packed, for bfloat16 in twos
+// (K × N → [K/2][N][2]), which is what the processor multiplies. K is then even: odd ends are filled with zeros.
+// The gradients of k and v, sums over queries, are made transposed, dVᵀ = dOᵀ·A, since A is at hand as a right operand.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+#include <vector>
+
+namespace c10 {
+struct BFloat16 {
+  uint16_t bits;
+};
+}  // namespace c10
+
+namespace at::native::cpublas {  // declared here, so that compiling takes two seconds and none of PyTorch's headers
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, bool add, const float* A,
+            const float* B, float* C, bool packed);
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, bool add, const c10::BFloat16* A,
+            const c10::BFloat16* B, float* C, bool packed);
+void brgemm_release(bool packed);
+}  // namespace at::native::cpublas
+
+namespace {
+using at::native::cpublas::brgemm;
+using c10::BFloat16;
+
+template <class T>
+constexpr int PACK = 4 / sizeof(T);  // rows of a right operand that lie interleaved
+
+void store(float& to, float x) { to = x; }
+void store(BFloat16& to, float x) {  // to the nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  to.bits = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0;
+}
+
+// 2^x for x ≤ 0, relative error 1e-7; below −126 it stays at 2^−126. x = n + f with n whole and |f| ≤ ½: a polynomial
+// (through the Chebyshev nodes) gives 2^f, and n goes into its exponent. Adding 1.5·2^23 rounds, and leaves n in the lowest bits.
+inline float power_of_two(float x) {
+  constexpr float ROUND = 12582912.0f;
+  x = std::max(x, -126.0f);
+  const float rounded = x + ROUND, f = x - (rounded - ROUND);
+  float p = 1.3390863364e-3f;
+  p = p * f + 9.6760319183e-3f;
+  p = p * f + 5.5503571142e-2f;
+  p = p * f + 2.4022107485e-1f;
+  p = p * f + 6.9314718803e-1f;
+  p = p * f + 1.0000000755f;
+  int32_t bits, whole;
+  memcpy(&bits, &p, 4);
+  memcpy(&whole, &rounded, 4);
+  bits += (int32_t)((uint32_t)whole << 23);
+  memcpy(&p, &bits, 4);
+  return p;
+}
+
+// softmax of the first `seen` of `width` numbers times scale, of two rows in place; the others become 0. Two at a time,
+// because a row alone is too short to keep the processor busy.
+void softmax(float* x, float* y, int seen, int width, float scale) {
+  for (int j = seen; j < width; j++) x[j] = y[j] = -3e38f;
+  float x_highest = x[0], y_highest = y[0], x_sum = 0, y_sum = 0;
+#pragma omp simd reduction(max : x_highest, y_highest)
+  for (int j = 0; j < width; j++) x_highest = std::max(x_highest, x[j]), y_highest = std::max(y_highest, y[j]);
+  const float slope = scale * 1.44269504f;  // log2 e
+#pragma omp simd reduction(+ : x_sum, y_sum)
+  for (int j = 0; j < width; j++) {
+    x_sum += x[j] = power_of_two((x[j] - x_highest) * slope);
+    y_sum += y[j] = power_of_two((y[j] - y_highest) * slope);
+  }
+  const float x_factor = 1 / x_sum, y_factor = 1 / y_sum;
+#pragma omp simd
+  for (int j = 0; j < width; j++) x[j] *= x_factor, y[j] *= y_factor;
+  for (int j = seen; j < width; j++) x[j] = y[j] = 0;
+}
+
+// A tensor (B, heads, N, width) whose last dimension is contiguous.
+template <class T>
+struct View {
+  T* data;
+  int64_t image, head, token;
+  T* at(int64_t i, int64_t h, int64_t n = 0) const { return data + i * image + h * head + n * token; }
+};
+
+template <class T>
+View<T> view(void* data, const int64_t*& strides) {
+  View<T> made{(T*)data, strides[0], strides[1], strides[2]};
+  strides += 3;
+  return made;
+}
+
+int rounded_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// (n, width) → (width, n).
+template <class U>
+void transpose(const U* x, int64_t row, int n, int width, U* out, int64_t out_row) {
+  for (int i = 0; i < n; i += 16)
+    for (int j = 0; j < width; j += 16)
+      for (int jj = j; jj < std::min(width, j + 16); jj++)
+        for (int ii = i; ii < std::min(n, i + 16); ii++) out[jj * out_row + ii] = x[ii * row + jj];
+}
+
+// Right operand X: (n, width) → [n/PACK][width][PACK].
+template <class T>
+void pack(const T* x, int64_t row, int n, int width, T* out) {
+  for (int i = 0; i < n; i += PACK<T>)
+    for (int part = 0; part < PACK<T>; part++)
+      for (int j = 0; j < width; j++)
+        out[(int64_t)i * width + j * PACK<T> + part] = i + part < n ? x[(i + part) * row + j] : T{};
+}
+
+// Right operand Xᵀ: (n, width) → [width/PACK][n][PACK]: a transposition of PACK numbers at a time.
+template <class T>
+void pack_transposed(const T* x, int64_t row, int n, int width, T* out) {
+  transpose((const uint32_t*)x, row / PACK<T>, n, width / PACK<T>, (uint32_t*)out, n);
+}
+
+// Left operand Xᵀ: (n, width) → (width, n rounded up to PACK).
+template <class T>
+void transposed(const T* x, int64_t row, int n, int width, T* out) {
+  const int padded = rounded_up(n, PACK<T>);
+  for (int j = 0; j < width && padded > n; j++) out[(int64_t)j * padded + n] = T{};
+  transpose(x, row, n, width, out, padded);
+}
+
+template <class T>
+void multiply(int m, int n, int k, const T* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  brgemm(m, n, rounded_up(k, PACK<T>), lda, ldb, ldc, add, a, b, c, PACK<T> == 2);
+}
+
+template <class T>
+void write(const float* x, int64_t row, int n, int width, float factor, T* out, int64_t out_row) {
+  for (int i = 0; i < n; i++) {
+    T* to = out + i * out_row;
+    const float* from = x + i * row;
+#pragma omp simd
+    for (int j = 0; j < width; j++) store(to[j], factor * from[j]);
+  }
+}
+
+struct Shape {
+  int batch, heads, length, width, rows;
+  float lam;
+  bool causal;
+  int pairs() const { return batch * heads / 2; }
+  float scale() const { return 1 / std::sqrt((float)width); }
+  // A row of a map in memory: whole vectors of 16.
+  int row() const { return rounded_up(length, 16); }
+};
+
+template <class T>
+void forward(const Shape& s, View<T> q, View<T> k, View<T> v, View<T> out) {
+  const int N = s.length, D = s.width, row = s.row(), steps = (N + s.rows - 1) / s.rows;
+  // Where there are fewer pairs than threads, several threads share the queries of a pair.
+  const int shares = std::min(steps, (omp_get_max_threads() + s.pairs() - 1) / s.pairs());
+#pragma omp parallel
+  {
+    std::vector<float> map1((size_t)s.rows * row), map2((size_t)s.rows * row), result((size_t)s.rows * 2 * D);
+    std::vector<T> combined((size_t)s.rows * row), keys1((size_t)N * D), keys2((size_t)N * D);
+    std::vector<T> values((size_t)(N + 1) * 2 * D);
+#pragma omp for schedule(dynamic) collapse(2)
+    for (int pair = 0; pair < s.pairs(); pair++)
+      for (int share = 0; share < shares; share++) {
+        const int b = pair / (s.heads / 2), p = pair % (s.heads / 2);
+        pack_transposed(k.at(b, 2 * p), k.token, N, D, keys1.data());
+        pack_transposed(k.at(b, 2 * p + 1), k.token, N, D, keys2.data());
+        pack(v.at(b, p), v.token, N, 2 * D, values.data());
+        for (int step = steps * share / shares; step < steps * (share + 1) / shares; step++) {
+          const int start = step * s.rows, m = std::min(s.rows, N - start), seen = s.causal ? start + m : N;
+          const int width = rounded_up(seen, 16);
+          multiply(m, seen, D, q.at(b, 2 * p, start), q.token, keys1.data(), N, map1.data(), row, false);
+          multiply(m, seen, D, q.at(b, 2 * p + 1, start), q.token, keys2.data(), N, map2.data(), row, false);
+          for (int i = 0; i < m; i++) {
+            float *a1 = &map1[(size_t)i * row], *a2 = &map2[(size_t)i * row];
+            T* a = &combined[(size_t)i * row];
+            softmax(a1, a2, s.causal ? start + i + 1 : N, width, s.scale());
+#pragma omp simd
+            for (int j = 0; j < width; j++) store(a[j], a1[j] - s.lam * a2[j]);
+          }
+          multiply(m, 2 * D, seen, combined.data(), row, values.data(), 2 * D, result.data(), 2 * D, false);
+          write(result.data(), 2 * D, m, 2 * D, 1, out.at(b, p, start), out.token);
+        }
+      }
+    at::native::cpublas::brgemm_release(PACK<T> == 2);
+  }
+}
+
+// What a thread of the backward pass needs for the rows of one step.
+template <class T>
+struct Maps {
+  std::vector<float> a1, a2, y;          // A1, A2 and Y = dO·Vᵀ
+  std::vector<T> combined, ds1, ds2;     // A1 − λA2, packed; dS1 and dS2/(−λ), row by row
+  std::vector<T> packed_ds1, packed_ds2;  // the same, packed
+  Maps(size_t size) : a1(size), a2(size), y(size), combined(size), ds1(size), ds2(size) {
+    if (PACK<T> > 1) packed_ds1.resize(size), packed_ds2.resize(size);
+  }
+  const T* right1() const { return PACK<T> > 1 ? packed_ds1.data() : ds1.data(); }
+  const T* right2() const { return PACK<T> > 1 ? packed_ds2.data() : ds2.data(); }
+};
+
+// Row i of A1 and A2 to that of A1 − λA2, dS1 and dS2/(−λ); returns what the row adds to dλ.
+template <class T>
+float differentiate(Maps<T>& maps, int i, int row, int width, float lam) {
+  float *a1 = &maps.a1[(size_t)i * row], *a2 = &maps.a2[(size_t)i * row];
+  const float* y = &maps.y[(size_t)i * row];
+  T *ds1 = &maps.ds1[(size_t)i * row], *ds2 = &maps.ds2[(size_t)i * row];
+  float sum1 = 0, sum2 = 0;
+#pragma omp simd reduction(+ : sum1, sum2)
+  for (int j = 0; j < width; j++) sum1 += a1[j] * y[j], sum2 += a2[j] * y[j];
+  T* combined = &maps.combined[(size_t)i * row];  // in twos, filled by `interleave` instead
+#pragma omp simd
+  for (int j = 0; j < width; j++) {
+    store(ds1[j], a1[j] * (y[j] - sum1));
+    store(ds2[j], a2[j] * (y[j] - sum2));
+    if constexpr (PACK<T> == 1)
+      combined[j] = a1[j] - lam * a2[j];
+    else
+      a1[j] -= lam * a2[j];
+  }
+  return -sum2;
+}
+
+// Rows i and i + 1, which may be missing, of the three maps as pairs of numbers.
+void interleave(Maps<BFloat16>& maps, int i, bool two, int row, int width) {
+  const size_t at = (size_t)i * row;
+  const float *a = &maps.a1[at], *next = a + (two ? row : 0);
+  const BFloat16 *ds1 = &maps.ds1[at], *ds2 = &maps.ds2[at];
+  uint32_t *combined = (uint32_t*)&maps.combined[at], *right1 = (uint32_t*)&maps.packed_ds1[at],
+           *right2 = (uint32_t*)&maps.packed_ds2[at];
+  const uint32_t mask = two ? 0xffff0000u : 0;
+  const int step = two ? row : 0;
+#pragma omp simd
+  for (int j = 0; j < width; j++) {
+    BFloat16 low, high;
+    store(low, a[j]);
+    store(high, next[j]);
+    combined[j] = low.bits | ((uint32_t)high.bits << 16 & mask);
+    right1[j] = ds1[j].bits | ((uint32_t)ds1[j + step].bits << 16 & mask);
+    right2[j] = ds2[j].bits | ((uint32_t)ds2[j + step].bits << 16 & mask);
+  }
+}
+
+template <class T>
+double backward(const Shape& s, View<T> grad, View<T> q, View<T> k, View<T> v, View<T> dq, View<T> dk, View<T> dv) {
+  const int N = s.length, D = s.width, row = s.row(), rows = rounded_up(s.rows, PACK<T>);
+  const float factors[2] = {s.scale(), -s.lam * s.scale()};
+  std::vector<double> dlam(s.pairs());  // added up in order, so that the sum does not depend on the threads
+#pragma omp parallel
+  {
+    Maps<T> maps((size_t)rows * row);
+    std::vector<T> keys[2], packed_keys[2], values((size_t)N * 2 * D), left((size_t)2 * D * rows);
+    std::vector<float> dkeys[2], dvalues((size_t)2 * D * N), result((size_t)rows * D), turned((size_t)N * 2 * D);
+    for (int g : {0, 1}) keys[g].resize((size_t)N * D), packed_keys[g].resize((size_t)(N + 1) * D), dkeys[g].resize((size_t)D * N);
+#pragma omp for schedule(dynamic)
+    for (int pair = 0; pair < s.pairs(); pair++) {
+      const int b = pair / (s.heads / 2), p = pair % (s.heads / 2);
+      for (int g : {0, 1}) {
+        pack_transposed(k.at(b, 2 * p + g), k.token, N, D, keys[g].data());
+        pack(k.at(b, 2 * p + g), k.token, N, D, packed_keys[g].data());
+      }
+      pack_transposed(v.at(b, p), v.token, N, 2 * D, values.data());
+      // From the end, so that the first step reaches every key also under a causal mask, and the others add to it.
+      for (int start = (N - 1) / s.rows * s.rows; start >= 0; start -= s.rows) {
+        const int m = std::min(s.rows, N - start), seen = s.causal ? start + m : N, width = rounded_up(seen, 16);
+        const int padded = rounded_up(m, PACK<T>);
+        const bool add = start + m < N;
+        multiply(m, seen, D, q.at(b, 2 * p, start), q.token, keys[0].data(), N, maps.a1.data(), row, false);
+        multiply(m, seen, D, q.at(b, 2 * p + 1, start), q.token, keys[1].data(), N, maps.a2.data(), row, false);
+        multiply(m, seen, 2 * D, grad.at(b, p, start), grad.token, values.data(), N, maps.y.data(), row, false);
+        for (int i = 0; i < m; i++) {
+          float *a1 = &maps.a1[(size_t)i * row], *a2 = &maps.a2[(size_t)i * row];
+          softmax(a1, a2, s.causal ? start + i + 1 : N, width, s.scale());
+          std::fill(&maps.y[(size_t)i * row] + seen, &maps.y[(size_t)i * row] + width, 0.0f);
+          dlam[pair] += differentiate(maps, i, row, width, s.lam);
+          if constexpr (PACK<T> == 2)
+            if (i % 2 == 1 || i == m - 1) interleave(maps, i - i % 2, i % 2 == 1, row, width);
+        }
+        transposed(grad.at(b, p, start), grad.token, m, 2 * D, left.data());
+        multiply(2 * D, seen, m, left.data(), padded, maps.combined.data(), row, dvalues.data(), N, add);
+        for (int g : {0, 1}) {
+          const T* ds = g ? maps.ds2.data() : maps.ds1.data();
+          multiply(m, D, seen, ds, row, packed_keys[g].data(), D, result.data(), D, false);
+          write(result.data(), D, m, D, factors[g], dq.at(b, 2 * p + g, start), dq.token);
+          transposed(q.at(b, 2 * p + g, start), q.token, m, D, left.data());
+          multiply(D, seen, m, left.data(), padded, g ? maps.right2() : maps.right1(), row, dkeys[g].data(), N, add);
+        }
+      }
+      transpose(dvalues.data(), N, 2 * D, N, turned.data(), 2 * D);
+      write(turned.data(), 2 * D, N, 2 * D, 1, dv.at(b, p), dv.token);
+      for (int g : {0, 1}) {
+        transpose(dkeys[g].data(), N, D, N, turned.data(), D);
+        write(turned.data(), D, N, D, factors[g], dk.at(b, 2 * p + g), dk.token);
+      }
+    }
+    at::native::cpublas::brgemm_release(PACK<T> == 2);
+  }
+  double sum = 0;
+  for (double one : dlam) sum += one;
+  return sum;
+}
+
+template <class T>
+double run(const Shape& s, void** tensors, const int64_t* strides, bool gradients) {
+  View<T> views[7];
+  for (int i = 0; i < (gradients ? 7 : 4); i++) views[i] = view<T>(tensors[i], strides);
+  auto& [a, b, c, d, e, f, g] = views;
+  if (gradients) return backward(s, a, b, c, d, e, f, g);
+  forward(s, a, b, c, d);
+  return 0;
+}
+
+template <class T>
+bool multiplies() {
+  try {  // throws where the processor lacks the instructions; inside a parallel region nobody could catch it
+    std::vector<T> zeros(256);
+    std::vector<float> out(256);
+    multiply(4, 4, 4, zeros.data(), 4, zeros.data(), 4, out.data(), 4, false);
+    at::native::cpublas::brgemm_release(PACK<T> == 2);
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+}  // namespace
+
+// Whether this processor can.
+extern "C" bool usable(bool bfloat16) { return bfloat16 ? multiplies<BFloat16>() : multiplies<float>(); }
+
+// Forward: tensors q, k, v, output; returns 0. With gradients: tensors dO, q, k, v, dq, dk, dv; returns dλ.
+// strides: of (B, heads, N), in numbers, for each tensor.
+extern "C" double attention(bool bfloat16, bool gradients, void** tensors, const int64_t* strides, int batch,
+                            int heads, int length, int width, int rows, float lam, bool causal) {
+  const Shape s{batch, heads, length, width, rows, lam, causal};
+  return bfloat16 ? run<BFloat16>(s, tensors, strides, gradients) : run<float>(s, tensors, strides, gradients);
+}
