@@ -153,3 +153,9 @@ def test_nothing_to_find_is_told(monkeypatch):
     monkeypatch.setattr(Dots, "masks", lambda self, index: [])
     with pytest.raises(UserError, match="dots names nothing in its first 10 images"):
         grounding.examples(Model(), Dots())
+
+
+def test_a_mask_of_another_size_is_told(monkeypatch):
+    monkeypatch.setattr(Dots, "masks", lambda self, index: [("a dot", np.ones((16, 17), bool))])
+    with pytest.raises(UserError, match="mask of 'a dot' in example 0 is 16×17 but its image 16×16 pixels"):
+        grounding.examples(Model(), Dots())

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -399,3 +400,42 @@ def test_a_folder_called_scenes_is_reached_by_its_path(tmp_path, monkeypatch):
     write_shard(tmp_path / "scenes" / "0.tar", "mine")
     assert captions(open_source("./scenes")) == ["mine"]
     assert sources.FORMATS[-1] == "scenes"
+
+
+def test_a_table_with_masks_names_what_each_shows(tmp_path):
+    plain = np.zeros((6, 8, 3), np.uint8)
+    for name in ("a", "b"):
+        Image.fromarray(plain).save(tmp_path / f"{name}.png")
+    where = np.zeros((6, 8), bool)
+    where[1:4, 2:7] = True
+    kinds = {
+        "L": (where * np.uint8(1), "L"),
+        "1": (where, None),
+        "I": (where.astype(np.uint16), None),
+        "RGB": (np.stack([where * np.uint8(0), where * np.uint8(3), where * np.uint8(0)], -1), "RGB"),
+        "RGBA": (np.stack([np.full(where.shape, 9, np.uint8)] * 3 + [where * np.uint8(255)], -1), "RGBA"),
+    }
+    for name, (pixels, _) in kinds.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    palette = Image.fromarray(where * np.uint8(2), "P")
+    palette.putpalette([255, 255, 255, 0, 0, 0, 0, 0, 0])
+    palette.save(tmp_path / "P.png")
+    rows = [f"a.png,a thing in {name},{name}.png" for name in (*kinds, "P")]
+    (tmp_path / "t.csv").write_text("\n".join(["filepath,caption,Mask", *rows, "b.png,nothing,", "a.png,,L.png"]))
+    source = open_source(str(tmp_path / "t.csv"))
+    assert len(source) == 2
+    assert source[0].captions == tuple(f"a thing in {name}" for name in (*kinds, "P"))
+    found = source.masks(0)
+    assert [phrase for phrase, _ in found] == list(source[0].captions)
+    assert all(np.array_equal(mask, where) for _, mask in found)
+    assert source.masks(1) == []
+    before = source.stamp()
+    Image.fromarray(~where).save(tmp_path / "L.png")
+    os.utime(tmp_path / "L.png", (1, 1))
+    assert source.stamp() != before
+    (tmp_path / "L.png").write_bytes(b"no mask")
+    with pytest.raises(UserError, match=r"cannot read the mask .*L\.png"):
+        source.masks(0)
+    (tmp_path / "u.csv").write_text("filepath,label,mask\na.png,1,L.png")
+    with pytest.raises(UserError, match="masks without captions"):
+        open_source(str(tmp_path / "u.csv"))

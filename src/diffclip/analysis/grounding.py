@@ -60,7 +60,8 @@ def examples(
     pixel, images without phrases, and images that cannot be read (told in a warning). `OTHER_QUERY` is the average
     precision of the maps of the image's other phrases on this phrase's mask, NaN where there is no other: a map that
     finds objects whatever the text scores as high there as on its own. Chance: see `chance`.
-    Raises UserError where no image has a phrase.
+    Raises UserError where no image has a phrase, or a mask
+    has not the size of its image.
     """
     config, device = model.config, next(model.parameters()).device
     transform, tokenizer = EvalTransform(config.image_size, config.resize), get_tokenizer(config.context_length)
@@ -81,6 +82,9 @@ def examples(
                 unreadable += 1
                 continue
             for phrase, mask in source.masks(index):
+                if mask.shape != image.shape[:2]:
+                    sizes = " but its image ".join("×".join(map(str, one)) for one in (mask.shape, image.shape[:2]))
+                    raise UserError(f"{source.name}: the mask of {phrase!r} in example {index} is {sizes} pixels")
                 seen = cover(mask, *model.visual.patch_embed.grid_size, resize=config.resize)
                 if seen.any():
                     of_image[index].append(len(phrases))

@@ -14,6 +14,7 @@ from diffclip.errors import UserError
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_bytes", "bytes")
 PATHS = ("filepath", "path", "image_path", "image", "img", "file_name", "filename", "file", "filepaths")
 CAPTIONS = ("caption", "captions", "text", "txt", "title", "alt_text", "sentence", "sentences", "description")
+MASKS = ("mask", "mask_path", "mask_file")
 LABELS = ("label", "labels", "class", "cls", "target", "category", "fine_label")
 
 

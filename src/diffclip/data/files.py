@@ -1,4 +1,4 @@
-"""Images that lie in files of their own: listed in a CSV or TSV file, or sorted into one folder a class."""
+"""Images that lie in files of their own: listed in a CSV or TSV file, maybe with masks, or one folder a class."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+from numpy.typing import NDArray
+from PIL import Image
 
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
@@ -84,16 +86,82 @@ class TableSource:
         return stamp_of([*self._tables, *self._paths.to_pylist()], self._options)
 
 
-def _table(file: Path) -> pa.Table:
-    """All columns as strings."""
+class MaskedTable(TableSource):
+    """A table with a column of mask files too: the pixels that show what the row's caption names.
+
+    A pixel of a mask that is not 0 (index 0 of a palette, black, transparent) is in it, whatever its value. A mask has
+    the size of its image; a row without a mask or without a caption names nothing.
+    """
+
+    def __init__(self, files: Sequence[Path], options: Options) -> None:
+        super().__init__(files, options)
+        if self._captions is None:
+            raise UserError(f"{files[0]}: masks without captions: name the column of phrases with caption_key")
+        tables = [_table(file) for file in files]
+        column = columns.find(None, columns.MASKS, tables[0].column_names, str(files[0]))
+        for file, table in zip(files, tables, strict=True):
+            columns.find(column, (), table.column_names, str(file))
+        named = pa.concat_tables([table.select([column]) for table in tables])[column]
+        paths = pa.chunked_array([_full_paths(file, table[column]) for file, table in zip(files, tables, strict=True)])
+        self._masks = pc.if_else(pc.equal(named, ""), None, paths).combine_chunks()
+
+    def masks(self, index: int) -> list[tuple[str, NDArray[np.bool_]]]:
+        """Phrases and masks (H, W) bool of example `index`. Raises UserError for a mask that cannot be read."""
+        assert self._captions is not None
+        rows = self._rows[self._starts[index] : self._starts[index + 1]].tolist()
+        found = [(self._captions[row].as_py(), self._masks[row].as_py()) for row in rows]
+        return [(phrase, _mask(Path(path))) for phrase, path in found if phrase.strip() and path is not None]
+
+    def stamp(self) -> str:
+        masks = self._masks.drop_null().to_pylist()
+        return stamp_of([*self._tables, *self._paths.to_pylist(), *masks], self._options)
+
+
+def table_source(files: Sequence[Path], options: Options) -> TableSource:
+    """The examples of CSV or TSV files, with masks where the first has a column of them."""
+    names = _heading(files[0])[0]
+    masked = columns.find(None, columns.MASKS, names, str(files[0])) is not None
+    return MaskedTable(files, options) if masked else TableSource(files, options)
+
+
+def _mask(file: Path) -> NDArray[np.bool_]:
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            pixels = np.asarray(opened)
+            alpha = opened.mode in ("LA", "PA", "RGBA")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"cannot read the mask {file}: {' '.join(str(error).split())[:120]}") from None
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    shown: NDArray[np.bool_] = (pixels[..., :-1] if alpha else pixels).any(axis=2)
+    shown[alpha & (pixels[..., -1] == 0)] = False
+    return shown
+
+
+def _heading(file: Path) -> tuple[list[str], str]:
+    """The names of the columns, and what stands between them."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             heading = opened.readline()
         tabs = file.suffix.lower() == ".tsv" or ("\t" in heading and "," not in heading)
         delimiter = "\t" if tabs else ","
         names = next(csv.reader([heading], delimiter=delimiter), [])
-        if len(set(names)) < len(names) or not names:
-            raise UserError(f"{file}: the first line must name the columns, each once; it is {heading.strip()[:80]!r}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(file, error) from None
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"{file}: the first line must name the columns, each once; it is {heading.strip()[:80]!r}")
+    return names, delimiter
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} cannot be read as a table: {' '.join(str(error).split())[:200]}")
+
+
+def _table(file: Path) -> pa.Table:
+    """All columns as strings."""
+    names, delimiter = _heading(file)
+    try:
         return pyarrow.csv.read_csv(
             file,
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
@@ -101,8 +169,8 @@ def _table(file: Path) -> pa.Table:
                 column_types={name: pa.string() for name in names}, strings_can_be_null=False
             ),
         )
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from None
 
 
 def _full_paths(file: Path, paths: pa.ChunkedArray) -> pa.Array:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffclip.data.columns import listed
 from diffclip.data.example import Example, Options
-from diffclip.data.files import FolderSource, TableSource
+from diffclip.data.files import FolderSource, table_source
 from diffclip.data.parquet import ParquetSource
 from diffclip.data.shards import TarSource
 from diffclip.data.stamp import Stamped, stamp_of
@@ -180,7 +180,7 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
     files = _of_split(files, root, split) if root.is_dir() or split else files
     if format == "tar":
         return TarSource(files, options)
-    return ParquetSource(files, options) if format == "parquet" else TableSource(files, options)
+    return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
 
 
 def _matching(path: str) -> list[Path]:
