@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import FlagConversionOff, Positional, arg
+from tyro.conf import FlagConversionOff, Positional, UseAppendAction, arg
 
 from diffclip.config import Recipe, load_recipe, revalidate
 from diffclip.errors import Stopped, UserError
@@ -230,12 +230,42 @@ def data(action: Positional[Literal["list"]], /, *, root: Path | None = None) ->
     print_list(root)
 
 
+def attend(
+    model: Positional[str],
+    image: Positional[Path],
+    /,
+    *,
+    beside: tuple[str, ...] = (),
+    text: UseAppendAction[tuple[str, ...]] = (),
+    out: Path,
+    layers: Path | None = None,
+    heads: Path | None = None,
+    maps: Path | None = None,
+) -> None:
+    """Draw where a model looks in an image for each text, beside others if you like.
+
+    Args:
+        model: A run directory, a .safetensors file, a released checkpoint or a hub id.
+        image: The image, a file.
+        beside: Further models, a row of the figure each.
+        text: What to look for; once for each text.
+        out: The figure of relevance maps: .png, .pdf or .svg.
+        layers: A second figure: A1, A2 and A1 − λA2 of every layer, signed, averaged over heads.
+        heads: A third: the same of every head.
+        maps: All maps as arrays: .safetensors or .npz.
+    """
+    from diffclip.reporting.attend import run
+
+    run((model, *beside), image, text, out, layers=layers, heads=heads, maps=maps)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "train": train_command(Recipe()),
     "eval": evaluate,
     "sweep": sweep,
     "report": report,
+    "attend": attend,
     "models": models,
     "data": data,
     "pope": pope,

@@ -3,8 +3,10 @@ import pytest
 import torch
 
 import diffclip.analysis
-from diffclip.analysis import relevance
+from diffclip.analysis import image_attention, relevance, text_attention
+from diffclip.analysis.attention_maps import class_token_rows
 from diffclip.models.clip import create_model
+from diffclip.models.maps import forward_with_maps
 
 TINY = {
     "embed_dim": 6, "image_size": 8, "patch_size": 4, "vision_width": 8, "vision_depth": 3, "vision_heads": 4,
@@ -69,7 +71,8 @@ def score(model, pixels, text, nudges):
     """Cosine of one pair, with the image tower written out in NumPy. Returns (cosine, maps of each layer)."""
     tower = model.visual
     x = tower.patch_embed(pixels)[0].detach().numpy()
-    x = np.concatenate([tower.cls_token[0].detach().numpy(), x]) + tower.pos_embed[0].detach().numpy()
+    first = [token[0].detach().numpy() for token in (tower.cls_token, tower.reg_token) if token is not None]
+    x = np.concatenate([*first, x]) + tower.pos_embed[0].detach().numpy()
     maps = []
     for block, nudge in zip(tower.blocks, nudges, strict=True):
         update, found = attention(layer_norm(x, block.norm1), block.attn, nudge)
@@ -86,7 +89,7 @@ def reference(model, pixels, tokens, step=1e-6):
     text = model.encode_text(tokens).detach().numpy()[0]
     layers = len(model.visual.blocks)
     heads = len(score(model, pixels, text, [np.zeros(99)] * layers)[1][0])
-    size = 5
+    size = model.visual.pos_embed.shape[1]
     nothing = np.zeros((layers, heads, size, size))
     maps = score(model, pixels, text, nothing)[1]
     total = np.eye(size)
@@ -102,12 +105,25 @@ def reference(model, pixels, tokens, step=1e-6):
                     product = (up - down) / (2 * step) * maps[layer][head][i, j]
                     mean[i, j] += max(product, 0.0) / heads
         total = total + mean @ total
-    return total[0, 1:].reshape(2, 2), np.array(maps)
+    return total[0, -4:].reshape(2, 2), np.array(maps)
 
 
+def with_registers(model, count=2):
+    """The model with register tokens, as timm keeps them, between the class token and the patches."""
+    tower = model.visual
+    tower.reg_token = torch.nn.Parameter(torch.randn(1, count, 8, dtype=torch.float64))
+    tower.num_reg_tokens, tower.num_prefix_tokens = count, 1 + count
+    places = torch.randn(1, count, 8, dtype=torch.float64)
+    tower.pos_embed = torch.nn.Parameter(torch.cat([places, tower.pos_embed.detach()], 1))
+    return model
+
+
+@pytest.mark.parametrize("tower", ["patches", "convolutions", "registers"])
 @pytest.mark.parametrize("kind", ["standard", "differential"])
-def test_equals_finite_differences_through_a_written_out_tower(kind):
-    model = tiny(kind)
+def test_equals_finite_differences_through_a_written_out_tower(kind, tower):
+    model = tiny(kind, vision_stem="convolutions" if tower == "convolutions" else "patches")
+    if tower == "registers":
+        model = with_registers(model)
     pixels, tokens = pair()
     expected, maps = reference(model, pixels, tokens)
     assert expected.min() > 0
@@ -115,6 +131,19 @@ def test_equals_finite_differences_through_a_written_out_tower(kind):
     found = relevance(model, pixels, tokens)
     assert found.shape == (1, 2, 2)
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_what_the_weights_of_a_differential_row_add_cancels_out():
+    # Its RMSNorm takes away the size of a head, so growing all weights of a row together changes nothing.
+    for kind, cancels in (("differential", True), ("standard", False)):
+        model = tiny(kind)
+        pixels, tokens = pair(batch=2)
+        features, maps = forward_with_maps(model.visual, pixels)
+        score = torch.cosine_similarity(features @ model.image_projection, model.encode_text(tokens)).sum()
+        for layer, gradient in zip(maps, torch.autograd.grad(score, [m.combined for m in maps]), strict=True):
+            terms = gradient * layer.combined
+            share = terms.sum(-1).abs().sum() / terms.abs().sum()
+            assert (share < 1e-2) == cancels, (kind, share)
 
 
 @pytest.mark.parametrize("kind", ["standard", "differential"])
@@ -158,5 +187,44 @@ def test_rows_and_columns_are_where_the_patches_are():
     torch.testing.assert_close(relevance(model, pixels.mT, tokens)[0], found.T)
 
 
-def test_public_name():
+@pytest.mark.parametrize("kind", ["standard", "differential"])
+def test_maps_of_the_image_tower_equal_those_written_out(kind):
+    model = with_registers(tiny(kind)).train()
+    pixels, _ = pair(batch=2)
+    layers = image_attention(model, pixels)
+    assert model.training
+    assert len(layers) == 3
+    nothing = np.zeros((3, 4, 7, 7))
+    for row in range(2):
+        expected = score(model.eval(), pixels[row : row + 1], np.ones(6), nothing)[1]
+        for layer, maps in zip(layers, expected, strict=True):
+            np.testing.assert_allclose(layer.combined[row].numpy(), maps, atol=1e-12)
+            rows = class_token_rows(model, layer.combined)
+            assert rows.shape == (2, len(maps), 2, 2)
+            np.testing.assert_allclose(rows[row].numpy(), np.array(maps)[:, 0, 3:].reshape(-1, 2, 2), atol=1e-12)
+    layer = layers[1]
+    assert not layer.a1.requires_grad
+    torch.testing.assert_close(layer.a1.sum(-1), torch.ones_like(layer.a1[..., 0]))
+    if kind == "differential":
+        assert isinstance(layer.lam, float)
+        torch.testing.assert_close(layer.combined, layer.a1 - layer.lam * layer.a2)
+    else:
+        assert layer.a2 is None
+        assert layer.lam is None
+        assert torch.equal(layer.a1, layer.combined)
+
+
+def test_maps_of_the_text_tower_are_causal_and_end_with_the_longest_text():
+    model = tiny("differential")
+    _, tokens = pair(batch=2)
+    layers = text_attention(model, tokens)
+    assert len(layers) == 1
+    assert layers[0].a1.shape == (2, 1, 5, 5)  # the texts end at their fifth of six tokens
+    assert (layers[0].combined.triu(1) == 0).all()
+    torch.testing.assert_close(layers[0].a2.sum(-1), torch.ones(2, 1, 5, dtype=torch.float64))
+
+
+def test_public_names():
     assert diffclip.analysis.relevance is relevance
+    assert diffclip.analysis.image_attention is image_attention
+    assert diffclip.analysis.text_attention is text_attention

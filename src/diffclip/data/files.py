@@ -134,8 +134,9 @@ def _mask(file: Path) -> NDArray[np.bool_]:
         raise UserError(f"cannot read the mask {file}: {' '.join(str(error).split())[:120]}") from None
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    shown: NDArray[np.bool_] = (pixels[..., :-1] if alpha else pixels).any(axis=2)
-    shown[alpha & (pixels[..., -1] == 0)] = False
+    shown = np.asarray((pixels[..., :-1] if alpha else pixels).any(axis=2), dtype=np.bool_)
+    if alpha:
+        shown &= pixels[..., -1] > 0
     return shown
 
 
