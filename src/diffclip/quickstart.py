@@ -29,7 +29,7 @@ from diffclip.training.step import Schedule, Trainer, default_device, training_l
 # Baseline first: label, preset.
 MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}
 
-EVALUATION_MINUTES = 1.0
+EVALUATION_MINUTES = 1.5
 """What evaluation and the report take on two CPU cores, kept free of the budget."""
 TIMED_STEPS = 6
 TEST_IMAGES, SHIFTED_IMAGES, GROUNDED_IMAGES, PANELS = 1000, 500, 200, 4

@@ -46,7 +46,8 @@ def test_chance_is_the_mean_over_all_orders(shape):
     maps = torch.tensor(orders).double().view(-1, *shape)
     for cover, found in zip(covers, grounding.chance(covers), strict=True):
         measured = grounding.scores(maps, cover.expand_as(maps)).mean(0).tolist()
-        assert found.tolist() == pytest.approx([measured[0], measured[2]])
+        assert found[[0, 2]].tolist() == pytest.approx([measured[0], measured[2]])
+        assert found[1] == found[0]  # an even map has the mask's share of its energy
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (7, 7), (7, 12), (13, 6), (5, 8)])
@@ -104,6 +105,15 @@ def looks_at_the_dot(model, pixels, tokens):
     return torch.nn.functional.adaptive_avg_pool2d(pixels.mean(1), 2)
 
 
+def misses_the_dot(model, pixels, tokens, image_of_text):
+    return torch.nn.functional.adaptive_avg_pool2d(pixels.mean(1), 8)[image_of_text]
+
+
+@pytest.fixture(autouse=True)
+def occluded(monkeypatch):
+    monkeypatch.setattr(grounding, "occlusion", misses_the_dot)
+
+
 def test_a_perfect_map_scores_one_on_the_dot_and_zero_off_it(monkeypatch):
     monkeypatch.setattr(grounding, "relevance", looks_at_the_dot)
     progress = []
@@ -121,6 +131,10 @@ def test_a_perfect_map_scores_one_on_the_dot_and_zero_off_it(monkeypatch):
     other = found.values[grounding.OTHER_QUERY]
     assert other.isnan().tolist() == [i % 2 == 0 for i in found.indices.tolist()]
     assert other[~other.isnan()].tolist() == pytest.approx([(1 + 3 / 4) / 2] * 4)
+    for metric in grounding.METRICS:  # of 64 cells instead of 4 patches, so other equal ones and another chance
+        assert found.values[f"{metric}_by_occlusion"].tolist() == pytest.approx(found.values[metric].tolist())
+    assert found.chance["energy_in_mask_by_occlusion"] == pytest.approx(found.chance["energy_in_mask"])
+    assert found.chance["average_precision_by_occlusion"] < found.chance["average_precision"]
     assert found.chance["pointing_game"] == pytest.approx((4 * 1 / 4 + 4 * 1 / 2) / 8)
     one = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4  # the dot's patch is at any of four places
     three = (3 * (25 / 12) + 6 * (4 - 25 / 12) / 3) / 12
@@ -145,7 +159,9 @@ def test_what_the_model_does_not_see_and_what_cannot_be_read_is_left_out(monkeyp
     monkeypatch.setattr(grounding, "relevance", leftmost)
     found = grounding.examples(Model(), Wide())
     assert found.indices.tolist() == [0, 1, 3]
-    assert found.metrics == dict.fromkeys(grounding.METRICS, 1.0)  # and no other phrase
+    assert {name: found.metrics[name] for name in grounding.METRICS} == dict.fromkeys(grounding.METRICS, 1.0)
+    assert grounding.OTHER_QUERY not in found.metrics
+    assert found.metrics["average_precision_by_occlusion"] == pytest.approx(1 / 2)  # of a map of zeros
     assert "dots: 1 of 10 images could not be read" in caplog.text
 
 

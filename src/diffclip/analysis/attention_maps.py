@@ -68,7 +68,9 @@ def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
     would lower it. The map says that a patch matters in favour of the text, not in which of these two ways.
 
     Works in evaluation mode and leaves the model's mode and gradients as they were. Maps of two models are
-    not on one scale: compare places in a map, not sizes between maps.
+    not on one scale: compare places in a map, not sizes between maps. Nor is the rule neutral between the two
+    kinds of attention: the RMSNorm of a differential head makes the terms of each of its rows add up to 0, so
+    as much is clipped as is kept. `occlusion` is, and is the control for such a comparison.
     """
     with evaluating(model), torch.no_grad():
         text = model.encode_text(tokens, normalize=True)  # (B, embed_dim)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffclip.analysis.attention_maps import relevance
+from diffclip.analysis.occlusion import CELLS, occlusion
 from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 TASK = "grounding"
 METRICS = ("pointing_game", "energy_in_mask", "average_precision")
 OTHER_QUERY = "average_precision_of_other_query"
+BY_OCCLUSION = tuple(f"{metric}_by_occlusion" for metric in METRICS)
 
 
 class MaskedSource(Protocol):
@@ -54,14 +56,16 @@ def examples(
     batch_size: int = 64,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Examples:
-    """`METRICS` and `OTHER_QUERY` on the first `limit` images of a source (None: all), by image.
+    """`METRICS`, `OTHER_QUERY` and `BY_OCCLUSION` on the first `limit` images of a source (None: all), by image.
 
     An image counts the mean over its phrases. Left out are phrases of which the model, which crops the image, sees no
     pixel, images without phrases, and images that cannot be read (told in a warning). `OTHER_QUERY` is the average
     precision of the maps of the image's other phrases on this phrase's mask, NaN where there is no other: a map that
-    finds objects whatever the text scores as high there as on its own. Chance: see `chance`.
-    Raises UserError where no image has a phrase, or a mask
-    has not the size of its image.
+    finds objects whatever the text scores as high there as on its own. `BY_OCCLUSION` are `METRICS` of the maps of
+    `occlusion`, for comparing models that differ in their attention, to which relevance is not neutral. Chance: see
+    `chance`.
+
+    batch_size: images at a time. Raises UserError where no image has a phrase, or a mask has not the size of its image.
     """
     config, device = model.config, next(model.parameters()).device
     transform, tokenizer = EvalTransform(config.image_size, config.resize), get_tokenizer(config.context_length)
@@ -74,7 +78,8 @@ def examples(
         pixels: list[Tensor] = []
         phrases: list[str] = []
         covers: list[Tensor] = []
-        of_image: dict[int, list[int]] = defaultdict(list)  # image → its rows in this batch
+        coarse: list[Tensor] = []
+        of_image: dict[int, list[int]] = defaultdict(list)  # image → its phrases in this batch
         for index in range(start, min(start + batch_size, count)):
             try:
                 image = decode(source[index].image)
@@ -87,42 +92,49 @@ def examples(
                     raise UserError(f"{source.name}: the mask of {phrase!r} in example {index} is {sizes} pixels")
                 seen = cover(mask, *model.visual.patch_embed.grid_size, resize=config.resize)
                 if seen.any():
+                    if index not in of_image:
+                        pixels.append(transform(image))
                     of_image[index].append(len(phrases))
-                    pixels.append(transform(image))
                     phrases.append(phrase)
                     covers.append(seen)
+                    coarse.append(cover(mask, CELLS, CELLS, resize=config.resize))
         if phrases:
             batch = normalise(torch.stack(pixels).to(device), config.image_mean, config.image_std)
-            maps = relevance(model, batch, tokenizer(phrases).to(device)).cpu()
-            values.append(_values(maps, torch.stack(covers), of_image))
+            tokens = tokenizer(phrases).to(device)
+            owner = torch.tensor([n for n, rows in enumerate(of_image.values()) for _ in rows], device=device)
+            maps = relevance(model, batch[owner], tokens).cpu()
+            occluded = occlusion(model, batch, tokens, owner).cpu()
+            values.append(_values(maps, torch.stack(covers), occluded, torch.stack(coarse), of_image))
             owners += list(of_image)
         on_progress(min(start + batch_size, count))
     if unreadable:
         log.warning("%s: %d of %d images could not be read and were left out", source.name, unreadable, count)
     if not owners:
         raise UserError(f"{source.name} names nothing in its first {count} images, so there is nothing to find")
-    pointing, energy, precision, other, share, random_precision = torch.cat(values).unbind(1)
-    measured = dict(zip(METRICS, (pointing, energy, precision), strict=True))
-    level = {name: share.mean().item() for name in METRICS} | {"average_precision": random_precision.mean().item()}
-    if not other.isnan().all():
-        measured[OTHER_QUERY] = other
-        level[OTHER_QUERY] = random_precision[~other.isnan()].mean().item()
-    return Examples(torch.tensor(owners), measured, level)
+    columns = torch.cat(values).unbind(1)
+    names = (*METRICS, OTHER_QUERY, *BY_OCCLUSION)
+    measured = dict(zip(names, columns, strict=False))
+    level = dict(zip(names, columns[len(names) :], strict=True))
+    return Examples(
+        torch.tensor(owners),
+        {name: measured[name] for name in names if not measured[name].isnan().all()},
+        {name: level[name][~measured[name].isnan()].mean().item() for name in names},
+    )
 
 
-def _values(maps: Tensor, covers: Tensor, of_image: dict[int, list[int]]) -> Tensor:
-    """(images, 6): the scores of `scores`, the average precision of other phrases' maps, both chances."""
-    every = torch.cat([scores(maps, covers), _nothing(maps), chance(covers)], 1)  # (phrases, 6)
+def _values(maps: Tensor, covers: Tensor, occluded: Tensor, coarse: Tensor, of_image: dict[int, list[int]]) -> Tensor:
+    """(images, 14): each of `METRICS`, `OTHER_QUERY` and `BY_OCCLUSION`, then the chance of each."""
+    other = torch.full((len(maps), 1), torch.nan, dtype=torch.float64)
     for rows in of_image.values():
         for row in rows:
-            others = [other for other in rows if other != row]
+            others = [another for another in rows if another != row]
             if others:
-                every[row, 3] = scores(maps[others], covers[[row] * len(others)])[:, 2].mean()
+                other[row] = scores(maps[others], covers[[row] * len(others)])[:, 2].mean()
+    level, level_of_occlusion = chance(covers), chance(coarse)
+    every = torch.cat(
+        [scores(maps, covers), other, scores(occluded, coarse), level, level[:, 2:], level_of_occlusion], 1
+    )
     return torch.stack([every[rows].mean(0) for rows in of_image.values()])
-
-
-def _nothing(maps: Tensor) -> Tensor:
-    return torch.full((len(maps), 1), torch.nan, dtype=torch.float64)
 
 
 def scores(maps: Tensor, covers: Tensor) -> Tensor:
@@ -158,7 +170,7 @@ def _average_precision(maps: Tensor, covers: Tensor) -> Tensor:
 
 
 def chance(covers: Tensor) -> Tensor:
-    """(N, 2) float64: what maps that know nothing score, the mean over all orders of the patches.
+    """(N, 3) float64: what maps that know nothing score in `METRICS`, the mean over all orders of the patches.
 
     For the pointing game and the energy that is C/n, the mask's share of the image, where C is the sum of the cover of
     n patches. For average precision it is more, since even a random order has some of the mask early: with S = Σ c²
@@ -168,7 +180,7 @@ def chance(covers: Tensor) -> Tensor:
     n, total, squares = covers.shape[1], covers.sum(1), covers.square().sum(1)
     harmonic = sum(1 / k for k in range(1, n + 1))
     rest = (total.square() - squares) * (n - harmonic) / max(n - 1, 1)
-    return torch.stack([total / n, (squares * harmonic + rest) / (total * n)], 1)
+    return torch.stack([total / n, total / n, (squares * harmonic + rest) / (total * n)], 1)
 
 
 def cover(mask: NDArray[np.bool_], rows: int, columns: int, *, resize: Literal["shortest", "squash"]) -> Tensor:

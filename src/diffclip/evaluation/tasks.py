@@ -28,6 +28,8 @@ TASKS: tuple[Task, ...] = get_args(Task)
 RETRIEVAL_KS = (1, 5, 10)
 ATTACK_PASSES = 1 + 3 + len(robustness.EPSILONS) * (1 + 10 * 3)
 """Clean, FGSM's gradient, and for each ε FGSM's image and ten steps of PGD; fewer where images are broken early."""
+GROUNDING_PASSES = 2 * 3 + 8**2 + 1
+"""Relevance of about two phrases an image, and the image whole and with each of 8 × 8 cells covered."""
 CORRUPTED_PASSES = 1 + len(corruptions.KINDS) * len(corruptions.SEVERITIES)
 
 
@@ -268,7 +270,7 @@ SPECS: Mapping[Task, Spec] = {
     "fine_grained": Spec("fine_grained", "pairs of images", ("pairs",), _fine_grained),
     "robustness": Spec("robustness", "labels and class names", (), _robustness, passes=ATTACK_PASSES),
     "corruptions": Spec("corruptions", "labels and class names", (), _corruptions, passes=CORRUPTED_PASSES),
-    "grounding": Spec("grounding", "masks of what captions name", (), _grounding, passes=2 * 3),
+    "grounding": Spec("grounding", "masks of what captions name", (), _grounding, passes=GROUNDING_PASSES),
     "noise": Spec("noise", "images", (), _noise, passes=3 * 2),
 }
 

@@ -44,6 +44,9 @@ GROUNDED = {
     "energy_in_mask": "Energy in the mask",
     "average_precision": "Average precision",
     "average_precision_of_other_query": "The same, another query's map",
+    "pointing_game_by_occlusion": "Pointing game, by occlusion",
+    "energy_in_mask_by_occlusion": "Energy in the mask, by occlusion",
+    "average_precision_by_occlusion": "Average precision, by occlusion",
 }
 SIX = ("Linear probing", "Few-shot", "Image retrieval", "Text retrieval", "Zero-shot", "Zero-shot OOD")
 # Data sets that small models are tried on as well: alone they do not make a comparison with the paper.

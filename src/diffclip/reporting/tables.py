@@ -36,6 +36,9 @@ METRICS = {
     "energy_in_mask": "relevance in the mask",
     "average_precision": "average precision of the mask",
     "average_precision_of_other_query": "the same, by another query's map",
+    "pointing_game_by_occlusion": "most missed cell in the mask",
+    "energy_in_mask_by_occlusion": "what is missed in the mask",
+    "average_precision_by_occlusion": "average precision by what is missed",
 }
 
 
