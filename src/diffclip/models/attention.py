@@ -6,7 +6,6 @@ heads counted as in standard attention, D = C / H head width.
 
 import timm.layers
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffclip.errors import UserError
@@ -17,7 +16,10 @@ from diffclip.models.attention_ops import (
     differential_attention,
     differential_maps,
 )
+from diffclip.models.head_norm import head_norm
 from diffclip.models.presets import check_heads
+
+HEAD_NORM_EPS = 1e-5
 
 
 class DifferentialAttention(nn.Module):
@@ -85,7 +87,7 @@ class DifferentialAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.norm = nn.RMSNorm(2 * self.head_dim, eps=1e-5, device=device, dtype=dtype)
+        self.norm = nn.RMSNorm(2 * self.head_dim, eps=HEAD_NORM_EPS, device=device, dtype=dtype)
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
             vector = torch.randn(self.head_dim, device=device, dtype=torch.float32) * 0.1
             self.register_parameter(name, nn.Parameter(vector))
@@ -115,9 +117,10 @@ class DifferentialAttention(nn.Module):
             maps = differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout)
             self.recorded.append(maps)
             heads = maps.combined @ v
-        weight = (self.norm.weight * (1 - self.lambda_init)).to(heads.dtype)
-        heads = F.rms_norm(heads, (2 * self.head_dim,), weight, self.norm.eps)  # (B, H/2, N, 2D)
-        out: Tensor = self.proj_drop(self.proj(heads.transpose(1, 2).reshape(batch, length, dim)))
+        weight = self.norm.weight * (1 - self.lambda_init)
+        # (B, N, H/2, 2D): as the fused operation lays them in memory, and as the projection reads them
+        heads = head_norm(heads.transpose(1, 2), weight, HEAD_NORM_EPS)
+        out: Tensor = self.proj_drop(self.proj(heads.reshape(batch, length, dim)))
         return out
 
     def extra_repr(self) -> str:

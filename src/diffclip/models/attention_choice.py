@@ -17,6 +17,7 @@ from diffclip.models import native_attention
 Kind = Literal["differential", "standard"]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
     """The backend of differential_attention, or for standard attention "eager" or "sdpa".
 

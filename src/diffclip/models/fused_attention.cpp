@@ -36,8 +36,15 @@ using c10::BFloat16;
 template <class T>
 constexpr int PACK = 4 / sizeof(T);  // rows of a right operand that lie interleaved
 
-void store(float& to, float x) { to = x; }
-void store(BFloat16& to, float x) {  // to the nearest, ties to even; NaN stays NaN
+inline float load(float x) { return x; }
+inline float load(BFloat16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float made;
+  memcpy(&made, &bits, 4);
+  return made;
+}
+inline void store(float& to, float x) { to = x; }
+inline void store(BFloat16& to, float x) {  // to the nearest, ties to even; NaN stays NaN
   uint32_t bits;
   memcpy(&bits, &x, 4);
   to.bits = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0;
@@ -317,6 +324,50 @@ double run(const Shape& s, void** tensors, const int64_t* strides, bool gradient
   return 0;
 }
 
+// RMSNorm of rows: y = x·r·w with r = 1/√(mean x² + eps).
+template <class T>
+void norm(const T* x, const float* weight, T* y, int64_t rows, int width, float eps) {
+#pragma omp parallel for
+  for (int64_t i = 0; i < rows; i++) {
+    const T* from = x + i * width;
+    T* to = y + i * width;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < width; j++) sum += load(from[j]) * load(from[j]);
+    const float r = 1 / std::sqrt(sum / width + eps);
+#pragma omp simd
+    for (int j = 0; j < width; j++) store(to[j], load(from[j]) * r * weight[j]);
+  }
+}
+
+// dx = r·(w·g − x·r²·mean(w·g·x)) and dw = Σ g·x·r, g being the gradient of y. dw: PARTS rows for the caller to add
+// up, so that the sum does not depend on the threads.
+constexpr int PARTS = 64;
+template <class T>
+void norm_backward(const T* grad, const T* x, const float* weight, T* dx, float* dw, int64_t rows, int width, float eps) {
+#pragma omp parallel for
+  for (int part = 0; part < PARTS; part++) {
+    float* sums = dw + (int64_t)part * width;
+    std::fill(sums, sums + width, 0.0f);
+    for (int64_t i = rows * part / PARTS; i < rows * (part + 1) / PARTS; i++) {
+      const T *from = x + i * width, *g = grad + i * width;
+      T* to = dx + i * width;
+      float square = 0, product = 0;
+#pragma omp simd reduction(+ : square, product)
+      for (int j = 0; j < width; j++) {
+        square += load(from[j]) * load(from[j]);
+        product += load(g[j]) * weight[j] * load(from[j]);
+      }
+      const float r = 1 / std::sqrt(square / width + eps), shared = r * r * product / width;
+#pragma omp simd
+      for (int j = 0; j < width; j++) {
+        store(to[j], r * (weight[j] * load(g[j]) - shared * load(from[j])));
+        sums[j] += load(g[j]) * load(from[j]) * r;
+      }
+    }
+  }
+}
+
 template <class T>
 bool multiplies() {
   try {  // throws where the processor lacks the instructions; inside a parallel region nobody could catch it
@@ -340,4 +391,18 @@ extern "C" double attention(bool bfloat16, bool gradients, void** tensors, const
                             int heads, int length, int width, int rows, float lam, bool causal) {
   const Shape s{batch, heads, length, width, rows, lam, causal};
   return bfloat16 ? run<BFloat16>(s, tensors, strides, gradients) : run<float>(s, tensors, strides, gradients);
+}
+
+// The norm of the heads: x and y (rows, width). With gradients: dO, x, dx (rows, width), and dw (64, width) in float32.
+extern "C" void head_norm(bool bfloat16, bool gradients, void** tensors, const float* weight, float* dw, int64_t rows,
+                          int width, float eps) {
+  auto& [a, b, c] = *(void* (*)[3])tensors;
+  if (bfloat16 && gradients)
+    norm_backward((BFloat16*)a, (BFloat16*)b, weight, (BFloat16*)c, dw, rows, width, eps);
+  else if (gradients)
+    norm_backward((float*)a, (float*)b, weight, (float*)c, dw, rows, width, eps);
+  else if (bfloat16)
+    norm((BFloat16*)a, weight, (BFloat16*)b, rows, width, eps);
+  else
+    norm((float*)a, weight, (float*)b, rows, width, eps);
 }

@@ -40,6 +40,7 @@ FLAGS = (
 )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available(dtype: torch.dtype) -> bool:
     """Whether tensors of this dtype on the CPU can use the kernel; builds it the first time it is asked."""
     library = _library() if dtype in DTYPES else None
@@ -67,6 +68,24 @@ def attention(tensors: Sequence[Tensor], lam: float, is_causal: bool) -> float:
     return found
 
 
+def head_norm(tensors: Sequence[Tensor], weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of rows: fill in y of x, y, or dx of dO, x, dx, all contiguous (…, width). Returns weight's gradient.
+
+    weight: (width,), float32 and contiguous. What is returned for x, y is zeros.
+    """
+    library = _library()
+    assert library is not None
+    width = weight.numel()
+    dw = weight.new_zeros(64, width)
+    library.head_norm(
+        tensors[0].dtype is torch.bfloat16,
+        len(tensors) == 3,
+        (ctypes.c_void_p * 3)(*(tensor.data_ptr() for tensor in tensors)),
+        *(weight.data_ptr(), dw.data_ptr(), tensors[0].numel() // width, width, eps),
+    )
+    return dw.sum(0)
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     if os.environ.get("DIFFCLIP_NATIVE") == "0":
@@ -82,6 +101,11 @@ def _library() -> ctypes.CDLL | None:
         *(ctypes.c_bool, ctypes.c_bool, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int64)),
         *([ctypes.c_int] * 5),
         *(ctypes.c_float, ctypes.c_bool),
+    ]
+    library.head_norm.restype = None
+    library.head_norm.argtypes = [
+        *(ctypes.c_bool, ctypes.c_bool, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_int64, ctypes.c_int, ctypes.c_float),
     ]
     return library
 
