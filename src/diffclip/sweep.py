@@ -32,6 +32,8 @@ from diffclip.training.step import Schedule, Trainer, training_loader, training_
 log = logging.getLogger(__name__)
 
 TIMED_IMAGES, TIMED_STEPS = 32, 2
+ROUGH = 1000
+"""Resamples of the intervals between two runs; the last table has all."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def command(
             continue
         results = out / "results.jsonl"
         failures += run_suite([model], data, results, console, cache=FeatureCache(out / "features"))
-        write_table(sweep, out)
+        write_table(sweep, out, resamples=ROUGH)
     table = write_table(sweep, out)
     console.print(sweep_table.to_rich(table))
     for row in table.rows:
@@ -170,14 +172,14 @@ def train(one: Run) -> None:
         trainer.train(one.recipe, one.folder, resume=resume, evaluators=evaluators(data))
 
 
-def write_table(sweep: Sweep, out: Path) -> sweep_table.SweepTable:
+def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> sweep_table.SweepTable:
     """The table of what results.jsonl has, also as OUT/table.md and OUT/table.csv."""
     variants = {variant.name: f"{_weights(out, variant)}*" for variant in sweep.variant}
     groups = {
         group.name: [(name, SPECS[group.task].result, group.resolved_metric) for name in group.data]
         for group in sweep.group
     }
-    table = sweep_table.tabulate(out / "results.jsonl", variants, groups, sweep.baseline)
+    table = sweep_table.tabulate(out / "results.jsonl", variants, groups, sweep.baseline, resamples=resamples)
     _write(out / "table.md", sweep_table.to_markdown(table))
     _write(out / "table.csv", sweep_table.to_csv(table))
     return table

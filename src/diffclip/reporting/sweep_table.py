@@ -50,7 +50,12 @@ class SweepTable:
 
 
 def tabulate(
-    path: Path, variants: Mapping[str, str], groups: Mapping[str, Sequence[Metric]], baseline: str
+    path: Path,
+    variants: Mapping[str, str],
+    groups: Mapping[str, Sequence[Metric]],
+    baseline: str,
+    *,
+    resamples: int = 10_000,
 ) -> SweepTable:
     """Read the results of a sweep from `path`, a results.jsonl.
 
@@ -73,7 +78,8 @@ def tabulate(
             spread = seeds.spread(list(means.values())) if means else None
             difference = None
             if name != baseline:
-                difference = seeds.compare(path, measured[baseline], found, {group: metrics}).get(group)
+                compared = seeds.compare(path, measured[baseline], found, {group: metrics}, resamples=resamples)
+                difference = compared.get(group)
             rows.append(Row(group, name, spread, difference, tuple(sorted(found.keys() - means.keys()))))
     return SweepTable(baseline, tuple(rows))
 
