@@ -315,7 +315,7 @@ def test_killed_in_the_middle_it_goes_on_from_the_checkpoint(finished, tmp_path,
         "main(['sweep', PATH, '--out', OUT])\n"
     )
     program = f"PATH, OUT = {str(path)!r}, {str(out)!r}\n" + program
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr
     halfway = out / "diffclip-star" / "seed_0"
     assert [p.name for p in checkpoint.found(halfway)] == ["step_00000003"]
