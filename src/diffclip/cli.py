@@ -174,6 +174,8 @@ def report(
     out: Path,
     label: tuple[str, ...] = (),
     with_paper: bool = False,
+    image: tuple[str, ...] = (),
+    scenes: int = 2,
 ) -> None:
     """Make tables, figures and one page, OUT/report.html, of any results.
 
@@ -182,10 +184,13 @@ def report(
         out: Where report.html, tables/ and figures/ go.
         label: NAME=PATTERN: call the models NAME whose name or weights match a shell pattern.
         with_paper: Show the paper's own numbers beside, marked as such.
+        image: IMAGE=QUERY;QUERY: show where the models look in an image for each query; needs their run directories.
+        scenes: The same on this many test scenes, for models that were trained on scenes.
     """
     from diffclip.reporting import command
 
-    command.report(inputs, out, labels=label, with_paper=with_paper)
+    options = command.Options(labels=label, with_paper=with_paper, images=image, scenes=scenes)
+    command.report(inputs, out, options)
 
 
 def models() -> None:

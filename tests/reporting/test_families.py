@@ -88,3 +88,13 @@ def test_the_config_of_a_run_says_more_than_a_name(tmp_path):
     make_run(tmp_path / "r", seed=0, preset="diffclip_vit_quickstart_dynamic")
     groups = found(tmp_path, ("diffclip_128x4_patch4", str(tmp_path / "r")))
     assert shape(groups) == {"scenes": {"DiffCLIP*": [0]}}
+
+
+def test_a_run_that_has_no_results_yet_joins_its_family(tmp_path):
+    done = make_run(tmp_path / "a-seed0", seed=0, preset="clip_vit_quickstart")
+    make_run(tmp_path / "a-seed1", seed=1, preset="clip_vit_quickstart")
+    for run in (done, tmp_path / "a-seed1"):
+        with (run / "recipe.toml").open("a") as file:
+            file.write("[model.overrides]\npatch_size = 4\n")
+    # Results name a config that is no preset's by its numbers.
+    assert shape(found(tmp_path, ("clip_128x4_patch4", str(done)))) == {"scenes": {"CLIP": [0, 1]}}

@@ -1,15 +1,21 @@
 import io
 
 import numpy as np
+import pytest
 import torch
+from made_results import make_run
 from PIL import Image
 
 from diffclip.analysis import relevance
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.errors import UserError
 from diffclip.models.clip import create_model
-from diffclip.reporting.panels import attention_panel, scene_panels
+from diffclip.models.weights import save
+from diffclip.reporting.collect import collect
+from diffclip.reporting.families import group
+from diffclip.reporting.panels import attention_panel, of_group, pair_of, scene_panels
 
 
 def tiny(kind):
@@ -57,3 +63,37 @@ def test_the_first_scenes_that_name_enough_are_shown():
     assert [panel.queries for panel in panels] == names
     assert np.array_equal(panels[2].image, picture(6, 16, 16))
     assert len(scene_panels(clip, diffclip, Named(), count=99)) == 4
+
+
+def trained(folder, name, *, seed, data="scenes"):
+    """A run directory with the weights of a tiny model."""
+    run = make_run(folder / f"{name}-seed{seed}", seed=seed, preset=f"{name}_vit_t16", data=data)
+    save(tiny(name), run)
+    return run
+
+
+def test_a_group_s_models_are_shown_with_one_seed(tmp_path):
+    for name, seed in (("clip", 0), ("clip", 1), ("diffclip", 1), ("diffclip", 2)):
+        trained(tmp_path, name, seed=seed)
+    Image.fromarray(picture()).save(tmp_path / "desk.png")
+    (one,) = group(collect([tmp_path]))
+    found = of_group(one, [(tmp_path / "desk.png", ("a mug", "a lamp"))], scenes=1)
+    assert (found.baseline, found.candidate) == ("CLIP", "DiffCLIP")
+    mine, scene = found.panels
+    assert mine.queries == ("a mug", "a lamp")
+    assert len(scene.queries) == 2
+    _, first, _, second = pair_of(one)
+    assert (first.seed, second.seed) == (1, 1)
+    (tmp_path / "no.png").write_text("x")
+    with pytest.raises(UserError, match=r"no\.png is no image that can be read"):
+        of_group(one, [(tmp_path / "no.png", ("a mug",))], scenes=0)
+
+
+def test_models_of_other_data_are_not_shown_scenes(tmp_path):
+    for name in ("clip", "diffclip"):
+        trained(tmp_path, name, seed=0, data="cc3m")
+    (one,) = group(collect([tmp_path]))
+    assert of_group(one, [], scenes=2) is None
+    (tmp_path / "clip-seed0" / "model.safetensors").unlink()
+    (one,) = group(collect([tmp_path]))
+    assert pair_of(one) is None

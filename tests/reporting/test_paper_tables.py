@@ -196,3 +196,22 @@ def test_a_gain_that_is_not_significant_says_so(tmp_path):
     assert formats.gain_text(cells(table, "DiffCLIP")["DTD"]) == "0.0 ns"
     assert formats.gain_text(cells(table, "DiffCLIP†")["DTD"]) == "+50.0"
     assert "“ns”, not significant" in formats.to_markdown(table)
+
+
+def test_a_seed_that_was_not_measured_is_listed(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for seed in range(3):
+        put(path, "dtd", "clip_vit_b16", f"cc3m/c-seed{seed}", "linear_probe", acc1=0.5)
+        if seed != 1:
+            put(path, "cifar100", "clip_vit_b16", f"cc3m/c-seed{seed}", "linear_probe", acc1=0.5)
+    missing = tables_of(path)["table1"].missing
+    assert "Table 1: Linear probing, CC3M, CLIP, seed 1: CIFAR100" in missing
+
+
+def test_repeats_of_the_evaluation_are_a_deviation_of_their_own(tmp_path):
+    path = tmp_path / "results.jsonl"
+    put(path, "dtd", "clip_vit_b16", "cc3m/c", "few_shot", acc1=0.5, acc1_sd=0.002)
+    table = tables_of(path)["table5"]
+    assert formats.value_text(cells(table, "CLIP")["DTD"]) == "50.0 ± 0.2"
+    (note,) = (note for note in table.notes if "±" in note)
+    assert "over repeats of the evaluation" in note

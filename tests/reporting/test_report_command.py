@@ -11,6 +11,7 @@ from test_html import Checker
 from diffclip import cli
 from diffclip.errors import UserError
 from diffclip.reporting import command
+from diffclip.reporting.command import Options
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def made(tmp_path_factory):
     scene_results(folder / "scenes", seeds=2)
     paper_results(folder / "paper" / "results.jsonl")
     out = folder / "out"
-    command.report([folder / "scenes", folder / "paper"], out, with_paper=True)
+    command.report([folder / "scenes", folder / "paper"], out, Options(with_paper=True))
     return folder, out
 
 
@@ -88,7 +89,8 @@ def test_the_page_says_what_came_out_what_is_missing_and_how_it_was_made(made):
     checker.feed((out / "report.html").read_text(encoding="utf-8"))
     words = " ".join(" ".join(checker.text).split())
     for part in (
-        "comparisons, CLIP in",
+        "scenes: top-1 accuracy on scenes/test, zero-shot classification, is 51.0 ± 1.4 for CLIP and 56.0 ± 1.4 for "
+        "DiffCLIP: +5.0 points (95 % interval +5.0 to +5.0, over seeds), significant. Of",
         "not significant",
         "Table 1: Linear probing, CC12M, DiffCLIP: Pets, Avg.",
         "Table 4: no model was trained with several seeds",
@@ -126,7 +128,7 @@ def test_names_are_escaped_and_sizes_told(tmp_path):
     nasty = "<script>alert('x')</script>"
     for model in ("clip_vit_b16", "diffclip_vit_b16"):
         put_examples(tmp_path / "results.jsonl", nasty, model, f"cc3m/{model}", "linear_probe", [1.0, 0.0])
-    command.report([tmp_path / "results.jsonl"], tmp_path / "out", labels=["<b>=diff*"])
+    command.report([tmp_path / "results.jsonl"], tmp_path / "out", Options(labels=("<b>=diff*",)))
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "<b>" not in text
@@ -137,7 +139,7 @@ def test_names_are_escaped_and_sizes_told(tmp_path):
 def test_a_wrong_label_is_one_line_and_writes_nothing(tmp_path, label):
     put(tmp_path / "results.jsonl", "dtd", "clip_vit_b16", "x", "linear_probe", acc1=0.5)
     with pytest.raises(UserError, match="expected NAME=PATTERN"):
-        command.report([tmp_path / "results.jsonl"], tmp_path / "out", labels=[label])
+        command.report([tmp_path / "results.jsonl"], tmp_path / "out", Options(labels=(label,)))
     assert not (tmp_path / "out").exists()
 
 
@@ -147,3 +149,33 @@ def test_no_results_is_one_line(tmp_path, capsys):
         cli.main(["report", str(tmp_path / "empty"), "--out", str(tmp_path / "out")])
     assert str(ended.value.code).startswith(f"diffclip: no results in {tmp_path / 'empty'}: expected results.jsonl")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_run_is_named_and_not_drawn(tmp_path):
+    run = make_run(tmp_path / "runs" / "d", seed=0, preset="diffclip_vit_quickstart")
+    (run / "config.json").unlink()
+    command.report([tmp_path / "runs"], tmp_path / "out")
+    assert set(files(tmp_path / "out")) == {"report.html"}
+    assert f"the run {run.resolve()} is not finished" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("desk.jpg", "expected IMAGE=QUERY;QUERY"),
+        ("desk.jpg=;", "expected IMAGE=QUERY;QUERY"),
+        ("nowhere.jpg=a mug", "there is no file nowhere.jpg"),
+    ],
+)
+def test_a_wrong_image_is_one_line(tmp_path, image, message):
+    put(tmp_path / "results.jsonl", "dtd", "clip_vit_b16", "x", "linear_probe", acc1=0.5)
+    with pytest.raises(UserError, match=message):
+        command.report([tmp_path / "results.jsonl"], tmp_path / "out", Options(images=(image,)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_need_weights(tmp_path):
+    put(tmp_path / "results.jsonl", "dtd", "clip_vit_b16", "x", "linear_probe", acc1=0.5)
+    (tmp_path / "desk.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="no group has the weights of two models at hand"):
+        command.report([tmp_path / "results.jsonl"], tmp_path / "out", Options(images=(f"{tmp_path}/desk.jpg=a mug",)))

@@ -38,6 +38,11 @@ class RunDirectory:
     """config.json: the model's."""
 
     @property
+    def finished(self) -> bool:
+        """Whether it was trained to the end: its config is written with its weights."""
+        return bool(self.config)
+
+    @property
     def seed(self) -> int | None:
         """The seed it was trained with."""
         seed = self.recipe.get("seed")

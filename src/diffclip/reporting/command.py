@@ -1,12 +1,17 @@
 """`diffclip report`: from results to tables, figures and one page."""
 
+from __future__ import annotations
+
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import track
 
 from diffclip.errors import UserError
 from diffclip.reporting import differences, figures, formats, page
@@ -14,42 +19,105 @@ from diffclip.reporting.collect import Collection, collect
 from diffclip.reporting.contents import Drawing, Report, build
 from diffclip.reporting.families import Group, group
 from diffclip.reporting.filled import Table
+from diffclip.reporting.paper_tables import slug
 from diffclip.reporting.scores import Scores
+
+if TYPE_CHECKING:
+    from diffclip.reporting.panels import GroupPanels
 
 TABLE_FORMS = {"md": formats.to_markdown, "tex": formats.to_latex, "csv": formats.to_csv}
 DPI = 300
 
 
-def report(inputs: Sequence[Path], out: Path, *, labels: Sequence[str] = (), with_paper: bool = False) -> Path:
+@dataclass(frozen=True)
+class Options:
+    """What a person chooses, as it is given on the command line."""
+
+    labels: tuple[str, ...] = ()
+    """NAME=PATTERN each."""
+    with_paper: bool = False
+    images: tuple[str, ...] = ()
+    """IMAGE=QUERY;QUERY each: images to show where the models look in."""
+    scenes: int = 2
+    """Of how many test scenes, for models that were trained on scenes."""
+
+
+DEFAULTS = Options()
+
+
+def report(
+    inputs: Sequence[Path],
+    out: Path,
+    options: Options = DEFAULTS,
+    *,
+    title: str = "CLIP and DiffCLIP: results",
+    introduction: str | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Path:
     """Write OUT/report.html, OUT/tables and OUT/figures; returns the page.
 
-    labels: NAME=PATTERN each. Raises UserError where there is nothing to report, before anything is written.
+    introduction, facts: what the page says first, and how it was made, instead of what the inputs say. Raises
+    UserError where there is nothing to report, or an option is wrong, before anything is written.
     """
+    labels = [_label(text) for text in options.labels]
+    images = [_image(text) for text in options.images]
     collection = collect(inputs)
-    groups = group(collection, [_label(text) for text in labels])
-    scores = Scores(collection)
-    made = build(scores, groups, with_paper=with_paper)
+    groups = group(collection, labels)
+    made = build(Scores(collection), groups, with_paper=options.with_paper)
+    panels = _panels(groups, images, options.scenes)
     console = Console()
     for table in _tables(made):
         for suffix, form in TABLE_FORMS.items():
             write(out / "tables" / f"{table.layout.name}.{suffix}", form(table).encode())
     for part in made.parts:
         if part.compared:
-            name = f"differences-{page.slug(part.compared[0].group)}"
+            name = f"differences-{slug(part.compared[0].group)}"
             write(out / "tables" / f"{name}.csv", differences.to_csv(part.compared).encode())
             write(out / "tables" / f"{name}.md", differences.to_markdown(part.compared).encode())
-        for drawing in part.drawings:
-            _save(drawing, out / "figures")
+    drawings = [*(drawing for part in made.parts for drawing in part.drawings), *_panel_drawings(panels)]
+    for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
+        _save(drawing, out / "figures")
     text = page.render(
         made,
-        title="CLIP and DiffCLIP: results",
-        introduction=_introduction(collection, groups),
-        outcome=[line for one in groups if (line := _outcome(made, one))],
-        facts=_facts(collection, groups, inputs, out, labels, with_paper),
+        panels,
+        title=title,
+        introduction=introduction or _introduction(collection, groups),
+        outcome=_outcome(made, groups),
+        facts=facts or _facts(collection, groups, inputs, out, options),
     )
     write(out / "report.html", text.encode())
-    _tell(console, made, out)
+    for line in made.missing:
+        console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
+    told = f"{len(_tables(made))} tables in {out / 'tables'}, {len(drawings)} figures in {out / 'figures'}"
+    console.print(told, f"Report: {out / 'report.html'}", sep="\n", highlight=False, soft_wrap=True)
     return out / "report.html"
+
+
+def _panels(
+    groups: Sequence[Group], images: Sequence[tuple[Path, tuple[str, ...]]], scenes: int
+) -> dict[str, GroupPanels]:
+    """Where the models of each group look; this alone needs the models, so what it imports is imported here."""
+    if not images and not scenes:
+        return {}
+    from diffclip.reporting import panels
+
+    found = {one.name: panels.of_group(one, images, scenes=scenes) for one in groups}
+    if images and not any(found.values()):
+        raise UserError("--image: no group has the weights of two models at hand: give their run directories")
+    return {name: of_group for name, of_group in found.items() if of_group}
+
+
+def _panel_drawings(panels: Mapping[str, GroupPanels]) -> list[Drawing]:
+    return [
+        Drawing(
+            f"attention-{slug(name)}",
+            f"Where the models look, {name}",
+            "",
+            "",
+            lambda of=found: figures.attention_figure(of.panels, baseline=of.baseline, candidate=of.candidate),  # type: ignore[misc]
+        )
+        for name, found in panels.items()
+    ]
 
 
 def write(path: Path, content: bytes) -> None:
@@ -65,6 +133,16 @@ def _label(text: str) -> tuple[str, str]:
     if not (name and equals and pattern):
         raise UserError(f"--label {text}: expected NAME=PATTERN, such as Ours='*_dynamic'")
     return name, pattern
+
+
+def _image(text: str) -> tuple[Path, tuple[str, ...]]:
+    path, equals, queries = text.rpartition("=")
+    wanted = tuple(query.strip() for query in queries.split(";") if query.strip())
+    if not (path and equals and wanted):
+        raise UserError(f"--image {text}: expected IMAGE=QUERY;QUERY, such as desk.jpg='a mug;a lamp'")
+    if not Path(path).is_file():
+        raise UserError(f"--image {text}: there is no file {path}")
+    return Path(path), wanted
 
 
 def _tables(made: Report) -> list[Table]:
@@ -85,20 +163,11 @@ def _introduction(collection: Collection, groups: Sequence[Group]) -> str:
     return f"{len(collection.results)} results of {models} trained models, pretrained on {names}."
 
 
-def _outcome(made: Report, one: Group) -> str:
-    """How the comparisons of a group came out, in a sentence a model; empty where nothing is compared."""
-    rows = [row for part in made.parts for row in part.compared if row.group == one.name]
-    sentences = []
-    for family in one.families[1:]:
-        judged = [row.verdict for row in rows if row.model == family.label and row.verdict]
-        if judged:
-            base = one.baseline.label
-            sentences.append(
-                f"{family.label} is significantly higher in {judged.count(f'{family.label} higher')} of {len(judged)} "
-                f"comparisons, {base} in {judged.count(f'{base} higher')}, and neither in "
-                f"{judged.count('not significant')}."
-            )
-    return f"{one.name}: {' '.join(sentences)}" if sentences else ""
+def _outcome(made: Report, groups: Sequence[Group]) -> list[str]:
+    """A paragraph a group that has something to compare."""
+    rows = [row for part in made.parts for row in part.compared]
+    texts = (differences.summary([row for row in rows if row.group == one.name]) for one in groups)
+    return [text for text in texts if text]
 
 
 def _facts(
@@ -106,13 +175,14 @@ def _facts(
     groups: Sequence[Group],
     inputs: Sequence[Path],
     out: Path,
-    labels: Sequence[str],
-    with_paper: bool,
+    options: Options,
 ) -> dict[str, str]:
     words = ["diffclip", "report", *map(str, inputs), "--out", str(out)]
-    for label in labels:
-        words += ["--label", label]
-    facts = {"command": shlex.join([*words, *(["--with-paper"] if with_paper else [])])}
+    for option, texts in (("--label", options.labels), ("--image", options.images)):
+        words += [word for text in texts for word in (option, text)]
+    words += ["--with-paper"] if options.with_paper else []
+    words += ["--scenes", str(options.scenes)] if options.scenes != DEFAULTS.scenes else []
+    facts = {"command": shlex.join(words)}
     for one in groups:
         for family in one.families:
             seeds = ", ".join(str(member.seed) for member in family.members if member.seed is not None)
@@ -130,13 +200,3 @@ def _facts(
     facts["results from"] = ", ".join(dict.fromkeys(str(path) for path in collection.origin.values())) or "no file"
     facts["versions"] = ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "matplotlib"))
     return facts
-
-
-def _tell(console: Console, made: Report, out: Path) -> None:
-    tables, drawings = len(_tables(made)), sum(len(part.drawings) for part in made.parts)
-    for line in made.missing:
-        console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"{tables} tables in {out / 'tables'}, {drawings} figures in {out / 'figures'}", highlight=False, soft_wrap=True
-    )
-    console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """What a report holds: the tables and drawings of each group of models, the differences, and what is missing."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
@@ -10,7 +10,6 @@ from diffclip.errors import UserError
 from diffclip.reporting import curve_figures, paper_figures, paper_tables
 from diffclip.reporting.differences import Compared, compared
 from diffclip.reporting.families import Group
-from diffclip.reporting.figures import AttentionPanel
 from diffclip.reporting.filled import Table, fill
 from diffclip.reporting.formats import gain_text, value_text
 from diffclip.reporting.paper_figures import Palette
@@ -52,8 +51,6 @@ class Report:
     palette: Palette
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
-    panels: Mapping[str, Sequence[AttentionPanel]] = field(default_factory=dict)
-    """Group → relevance maps of its first two families."""
 
 
 def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Report:
@@ -67,8 +64,13 @@ def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) 
     else:
         missing.append("Tables 1, 2, 4 and 5, Figures 1, 3, 4 and 5: no results on the paper's data sets")
     for group in groups:
-        made = list(_group_parts(scores, group, palette, missing))
-        parts += made
+        parts += _group_parts(scores, group, palette, missing)
+        missing += [
+            f"{group.name}: the run {member.run.path} is not finished"
+            for family in group.families
+            for member in family.members
+            if member.run is not None and not member.run.finished
+        ]
     return Report(tuple(groups), palette, tuple(parts), tuple(missing))
 
 
@@ -236,7 +238,7 @@ def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
         yield Drawing(
             f"lambda-time-{slug(group.name)}-{_file(family.label)}",
             f"λ over training, {family.label}, {group.name}",
-            "Mean and range over seeds. Layer 1 is nearest the input.",
+            "Lines: mean; bands: range over seeds. Layer 1 is nearest the input.",
             f"λ of each layer over the steps of training of {family.label}",
             lambda family=family: _drawn(curve_figures.lambda_over_time(family)),  # type: ignore[misc]
         )
@@ -246,7 +248,7 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
     curves: dict[str, dict[str, list[Curve]]] = {"loss": {}, "logit_scale": {}}
     for family in group.families:
         for member in family.members:
-            if member.run is None or not (member.run.path / "metrics.jsonl").exists():
+            if member.run is None or not member.run.finished or not (member.run.path / "metrics.jsonl").exists():
                 continue
             found = read_curves(member.run.path)
             for name in curves:
@@ -258,7 +260,7 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
             yield Drawing(
                 f"{slug(name)}-{slug(group.name)}",
                 f"{titles[name]} over training, {group.name}",
-                "Mean and range over seeds.",
+                "Lines: mean; bands: range over seeds.",
                 f"{titles[name]} over the steps of training of {', '.join(of_family)}",
                 lambda of=of_family, title=titles[name]: curve_figures.training_curves(of, palette, ylabel=title),  # type: ignore[misc]
             )

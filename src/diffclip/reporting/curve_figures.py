@@ -184,7 +184,7 @@ def lambda_curves(family: Family) -> dict[str, list[Curve]]:
     """Tower → λ over the run, of each seed whose run directory is at hand."""
     found: dict[str, list[Curve]] = {}
     for member in family.members:
-        if member.run is not None and (member.run.path / "metrics.jsonl").exists():
+        if member.run is not None and member.run.finished and (member.run.path / "metrics.jsonl").exists():
             for tower, curve in by_layer(member.run.path).items():
                 if not found.get(tower) or found[tower][0].values.shape[1] == curve.values.shape[1]:
                     found.setdefault(tower, []).append(curve)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffclip.reporting.families import Family, Group
-from diffclip.reporting.paper_tables import GROUNDED
-from diffclip.reporting.scores import Difference, Score, Scores, Source, plain
+from diffclip.reporting.paper_tables import GROUNDED, ZERO_SHOT
+from diffclip.reporting.scores import EXAMPLES, Difference, Score, Scores, Source, plain
 from diffclip.reporting.tables import METRICS, TASKS, percent
 
 # Fractions that speak of a model's quality. Not: values by ε or severity, and what is no fraction (C, entropies).
@@ -112,6 +112,32 @@ def interval_text(difference: Difference) -> str:
 def score_text(score: Score) -> str:
     """ "72.5 ± 0.1"."""
     return percent(score.mean) + (f" ± {percent(score.sd)}" if score.sd is not None else "")
+
+
+def summary(rows: Sequence[Compared]) -> str:
+    """What came out for a group: its first zero-shot comparison in numbers, then how many of all went which way."""
+    if not rows:
+        return ""
+    first = next((row for row in rows if row.task == ZERO_SHOT), rows[0])
+    text = (
+        f"{first.group}: {metric_name(first.metric)} on {first.dataset}, {task_name(first.task)}, is "
+        f"{score_text(first.baseline_score)} for {first.baseline} and {score_text(first.score)} for {first.model}: "
+        f"{percent(first.difference.mean, signed=True)} points"
+    )
+    if first.difference.interval:
+        judged = "significant" if first.difference.significant else "not significant"
+        text += f" (95 % interval {interval_text(first.difference)}, over {first.difference.over}), {judged}"
+        text += " for this pair of training runs" if first.difference.over == EXAMPLES else ""
+    sentences = [f"{text}."]
+    for model in dict.fromkeys(row.model for row in rows):
+        verdicts = [row.verdict for row in rows if row.model == model and row.verdict]
+        if len(verdicts) > 1:
+            up, down = (verdicts.count(f"{name} higher") for name in (model, first.baseline))
+            sentences.append(
+                f"Of {len(verdicts)} comparisons {model} is significantly higher in {up}, {first.baseline} in {down}, "
+                f"and neither in {len(verdicts) - up - down}."
+            )
+    return " ".join(sentences)
 
 
 def to_csv(rows: Sequence[Compared]) -> str:

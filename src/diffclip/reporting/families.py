@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffclip.errors import UserError
 from diffclip.evaluation.seeds import split_seed
+from diffclip.models.presets import SIZES
 from diffclip.reporting.collect import Collection, RunDirectory
 
 BASELINE = "CLIP"
@@ -186,6 +187,13 @@ def _pretraining(member: Member) -> str:
 
 
 def _size(member: Member) -> str:
+    """The size in the model's name or its recipe's preset, with what the recipe sets otherwise."""
+    recipe = member.run.recipe.get("model", {}) if member.run else {}
+    changed = {name: value for name, value in recipe.get("overrides", {}).items() if name in SIZES}
+    if changed:
+        preset = SIZE.search(str(recipe.get("preset", "")))
+        settings = ", ".join(f"{name} {value}" for name, value in sorted(changed.items()))
+        return f"ViT-{preset.group(1)} with {settings}" if preset else settings
     match = SIZE.search(member.model) or SIZE.search(member.pretrained)
     if match:
         return f"ViT-{match.group(1).replace('_', '').replace('-', '')}"

@@ -1,7 +1,7 @@
 """Tables with their numbers: scores, gains over the baseline, the best of each group."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from diffclip.reporting import paper_numbers
 from diffclip.reporting.families import Family, Group
@@ -44,6 +44,8 @@ class Row:
     kind: str
     cells: tuple[Cell, ...]
     paper: bool = False
+    without: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Seeds of the family ("seed 3") → the columns whose numbers are without them."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ def fill(layout: Layout, scores: Scores, groups: Sequence[Group], *, with_paper:
         for row in of_block:
             wanted = zip(names, block.sources, row.cells, strict=True)
             empty = [name for name, sources, cell in wanted if sources and cell.mean is None]
+            place = ", ".join(part for part in (block.title, row.group, row.label) if part)
             if empty and not row.paper:
-                place = ", ".join(part for part in (block.title, row.group, row.label) if part)
                 missing.append(f"{layout.title.partition(':')[0]}: {place}: {', '.join(empty)}")
+            for seeds, columns in row.without.items():
+                missing.append(f"{layout.title.partition(':')[0]}: {place}, {seeds}: {', '.join(columns)}")
         rows.append(tuple(of_block))
     if not any(rows):
         return None
@@ -99,7 +103,13 @@ def _row(layout: Layout, block: Block, scores: Scores, group: Group, family: Fam
         return None
     if layout.seeds and not any(cell.sd is not None for cell in cells):
         return None
-    return Row(group.name, family.label, family.kind, tuple(cells))
+    without: dict[str, list[str]] = {}
+    for column, cell in zip(layout.columns, cells, strict=True):
+        left = [seed for seed in family.by_seed if cell.score is not None and seed not in cell.score.by_seed]
+        if left:
+            name = f"seed{'s' if len(left) > 1 else ''} {', '.join(map(str, left))}"
+            without.setdefault(name, []).append(column.name)
+    return Row(group.name, family.label, family.kind, tuple(cells), without=without)
 
 
 def _best(rows: Sequence[Row]) -> list[Row]:
@@ -129,7 +139,10 @@ def _notes(layout: Layout, rows: Sequence[Sequence[Row]], groups: Sequence[Group
     """What a reader must know to read the numbers."""
     measured = [row for block in rows for row in block if not row.paper]
     shown = {(row.group, row.label) for row in measured}
-    if any(cell.sd is not None for row in measured for cell in row.cells):
+    scores = [cell.score for row in measured for cell in row.cells if cell.score]
+    if any(score.sd is not None and len(score.by_seed) == 1 for score in scores):
+        yield "± of a single training run: one standard deviation over repeats of the evaluation with other episodes."
+    if any(len(score.by_seed) > 1 for score in scores):
         spans = [
             f"{one.name} {family.label}: {', '.join(str(seed) for seed in family.by_seed)}"
             for one in groups

@@ -1,20 +1,25 @@
 """The report as one HTML page that opens anywhere, offline: a screen or a phone, light or dark, or on paper."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from diffclip.reporting import differences, figures
 from diffclip.reporting.contents import Drawing, Part, Report
 from diffclip.reporting.differences import Compared
-from diffclip.reporting.figures import AttentionPanel
 from diffclip.reporting.filled import Cell, Row, Table
 from diffclip.reporting.formats import model_text, value_text
 from diffclip.reporting.html import picture
 from diffclip.reporting.paper_tables import slug
 from diffclip.reporting.tables import percent
+
+if TYPE_CHECKING:  # panels imports models, which a report without them does not need
+    from diffclip.reporting.panels import GroupPanels
 
 MISSING = "What is missing"
 MADE = "How it was made"
@@ -27,12 +32,18 @@ MAPS = (
 )
 
 
-def render(report: Report, *, title: str, introduction: str, outcome: Sequence[str], facts: Mapping[str, str]) -> str:
-    """The page. outcome: what came out, in sentences. facts: how the report was made."""
+def render(
+    report: Report,
+    panels: Mapping[str, GroupPanels],
+    *,
+    title: str,
+    introduction: str,
+    outcome: Sequence[str],
+    facts: Mapping[str, str],
+) -> str:
+    """The page. panels: by group. outcome: what came out, in sentences. facts: how the report was made."""
     sections = [(part.title, _part(part)) for part in report.parts]
-    for group, panels in report.panels.items():
-        labels = [family.label for family in next(g for g in report.groups if g.name == group).families[:2]]
-        sections.append((f"Where the models look, {group}", _panels(panels, labels)))
+    sections += [(f"Where the models look, {group}", _panels(found)) for group, found in panels.items()]
     sections.append((MISSING, _missing(report.missing)))
     sections.append((MADE, _facts(facts)))
     links = "".join(f'<li><a href="#{slug(name)}">{escape(name)}</a></li>' for name, _ in sections)
@@ -159,9 +170,10 @@ def _compared(rows: Sequence[Compared]) -> str:
     )
 
 
-def _panels(panels: Sequence[AttentionPanel], labels: Sequence[str]) -> str:
+def _panels(found: GroupPanels) -> str:
+    labels = (found.baseline, found.candidate)
     parts = [f'<p class="note">{escape(MAPS)}</p>\n']
-    for panel in panels:
+    for panel in found.panels:
         small = max(panel.image.shape[:2]) < 128
         cells = [picture(panel.image, "image", "the image", pixelated=small)]
         for query, *maps in zip(panel.queries, panel.baseline, panel.candidate, strict=True):

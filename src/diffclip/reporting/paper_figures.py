@@ -53,7 +53,7 @@ def bars(table: Table, group: str, palette: Palette) -> Figure:
     """
     rows, stated = _rows(table, group)
     columns = table.layout.columns
-    across = 2 if stated and len(rows) > 2 else ACROSS
+    across = min(2 if stated and len(rows) > 2 else ACROSS, len(columns))
     down = -(-len(columns) // across)
     figure = Figure(figsize=(COLUMN, 1.25 * down + 0.3), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)

@@ -37,6 +37,8 @@ class Score:
     """A number as a fraction, for each seed that has it; for an average, for each seed that has all of it."""
 
     by_seed: Mapping[int | None, float]
+    repeats_sd: float | None = None
+    """Of one training run whose evaluation was repeated: the standard deviation between the repeats."""
 
     @property
     def mean(self) -> float:
@@ -45,8 +47,8 @@ class Score:
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation over seeds (n − 1); None of one seed."""
-        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+        """Standard deviation over seeds (n − 1); of one seed that of the repeats, where it has any."""
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else self.repeats_sd
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,12 @@ class Scores:
             numbers = [value for value in values if value is not None]
             if numbers and len(numbers) == len(values):
                 by_seed[member.seed] = statistics.fmean(numbers)
-        return Score(by_seed) if by_seed else None
+        return Score(by_seed, self._repeats_sd(family, sources) if len(by_seed) == 1 else None) if by_seed else None
+
+    def _repeats_sd(self, family: Family, sources: Sources) -> float | None:
+        """What few-shot, repeated with other episodes, says beside its one number."""
+        found = [self.result(member, sources[0]) for member in family.members] if len(sources) == 1 else []
+        return next((each[0].metrics.get(f"{each[1]}_sd") for each in found if each), None)
 
     def difference(self, baseline: Family, family: Family, sources: Sources) -> Difference | None:
         """Paired by seed, over the seeds that both have; None where one of the two has no score.
