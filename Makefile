@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test check format clean
+.PHONY: install quickstart test bench check format clean
 
 install: .venv/installed
 
@@ -18,6 +18,16 @@ quickstart: install  ## train CLIP and DiffCLIP side by side, compare them, writ
 
 test: check  ## lint, types, tests
 	$(BIN)/python -m pytest -n 2
+
+BENCHMARKS := benchmarks/attention.py benchmarks/train_step.py benchmarks/encode.py benchmarks/tokenizer.py \
+  benchmarks/quickstart_speed.py benchmarks/scenes.py
+
+bench: install  ## every benchmark of speed, under 15 minutes on two idle cores; figures go to benchmarks/results
+	mkdir -p benchmarks/results
+	for script in $(BENCHMARKS); do \
+	  echo; echo "$$script"; \
+	  $(BIN)/python $$script --json benchmarks/results/$$(basename $$script .py).json || exit 1; \
+	done
 
 check: install
 	$(BIN)/ruff check .

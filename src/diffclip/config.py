@@ -131,6 +131,11 @@ class Training:
     batch_size: PositiveInt = 4096
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """`auto`: bfloat16 autocast where the processor computes in it, else float32."""
+    compile: bool = False
+    """Compile both towers with torch.compile: minutes at the start, faster steps on a GPU."""
+    checkpoint_activations: bool = False
+    """Keep only the input of every block, and run the block again in the backward pass: less memory, a third more work.
+    """
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: PositiveInt = 1000

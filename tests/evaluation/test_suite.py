@@ -112,6 +112,15 @@ def test_text_features_keep_the_order_and_encode_each_text_once(monkeypatch):
         torch.testing.assert_close(row, feature / feature.norm(), rtol=1e-4, atol=1e-5)
 
 
+def test_texts_of_as_many_tokens_share_a_batch(monkeypatch):
+    model, lengths = tiny(), []
+    read = model.text.token_features
+    monkeypatch.setattr(model.text, "token_features", lambda tokens: lengths.append(tokens.shape[1]) or read(tokens))
+    texts = ["a b c d", "photographs photographs", "! ! ! !", "encyclopedia watercolours"]
+    text_features(model, get_tokenizer(), texts, batch_size=2)
+    assert lengths == [5, 6]
+
+
 def test_a_broken_model_and_unreadable_data_are_told():
     with pytest.raises(UserError, match=r"squares: no image could be read: 20 truncated"):
         image_features(tiny(), Squares(bad=range(20)))

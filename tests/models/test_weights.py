@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import diffclip
 from diffclip.models import weights
+from diffclip.models.clip import CLIP
 
 SMALL = {"vision_width": 32, "vision_depth": 2, "vision_heads": 4, "text_width": 32, "text_depth": 2, "text_heads": 4}
 SMALL |= {"image_size": 32, "embed_dim": 16}
@@ -141,3 +142,54 @@ def test_preprocess_takes_pillow_images_of_any_mode(run, mode):
         mean, std = preprocess.config.image_mean, preprocess.config.image_std
         expected = [(c - m) / s for c, m, s in zip((1, 0, 0), mean, std, strict=True)]
         np.testing.assert_allclose(pixels[:, 5, 5].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_in_another_dtype_keep_lambda_and_temperature(model, run, dtype):
+    restored, preprocess, tokenizer = diffclip.load(run, dtype=dtype)
+    high = torch.promote_types(dtype, torch.float32)
+    for name, parameter in restored.named_parameters():
+        delicate = "lambda_" in name or name == "logit_scale"
+        assert parameter.dtype == (high if delicate else dtype), name
+    for tower, values in restored.lambdas().items():
+        torch.testing.assert_close(values.float(), model.lambdas()[tower], rtol=1e-6, atol=0)
+    with torch.no_grad():
+        pixels = preprocess(Image.new("RGB", (40, 40), (9, 99, 199)))[None]  # float32
+        tokens = tokenizer(["a dog"])
+        image, text = restored.encode_image(pixels, normalize=True), restored.encode_text(tokens, normalize=True)
+        model.eval()
+        assert image.dtype == text.dtype == high
+        assert restored.encode_image(pixels).dtype == restored.encode_text(tokens).dtype == dtype
+        torch.testing.assert_close(image.float(), model.encode_image(pixels, normalize=True), rtol=0, atol=2e-2)
+        torch.testing.assert_close(text.float(), model.encode_text(tokens, normalize=True), rtol=0, atol=2e-2)
+
+
+def test_weights_in_another_dtype_are_saved_and_read_back(run, tmp_path):
+    half = diffclip.load(run, dtype=torch.bfloat16)[0]
+    weights.save(half, tmp_path / "half")
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert stored["text.blocks.0.attn.lambda_q1"].dtype == torch.float32
+    assert stored["image_projection"].dtype == torch.bfloat16
+    assert torch.equal(embeddings(diffclip.load(tmp_path / "half", dtype=torch.bfloat16)[0]), embeddings(half))
+
+
+def test_weights_are_floats(run):
+    with pytest.raises(diffclip.UserError, match=r"dtype = torch\.int8: weights are floats"):
+        diffclip.load(run, dtype=torch.int8)
+
+
+def test_a_compiled_model_encodes_the_same(model, run, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_towers = CLIP.compile
+    monkeypatch.setattr(CLIP, "compile", lambda restored: compile_towers(restored, backend=backend))
+    assert torch.equal(embeddings(diffclip.load(run)[0]), embeddings(model))
+    assert graphs == []
+    restored, _, _ = diffclip.load(run, compile=True)
+    torch.testing.assert_close(embeddings(restored), embeddings(model))
+    assert len(graphs) >= 2
+    assert restored.state_dict().keys() == model.state_dict().keys()

@@ -1,5 +1,7 @@
 """What a dry run says, without data and without doing it."""
 
+import dataclasses
+
 import torch
 
 from diffclip.config import validate
@@ -42,3 +44,14 @@ def test_activations_are_those_of_a_real_forward_pass():
         contrastive_loss(image, text, model.logit_scale.exp())
     real = sum(size for address, size in saved.storages.items() if address not in owned)
     assert abs(activation_bytes(recipe(), 4) - real) < 0.1 * real
+
+
+def test_checkpointed_activations_are_counted_as_such():
+    def bytes_at(depth, checkpointed):
+        one = recipe(vision_depth=depth)
+        one = dataclasses.replace(one, training=dataclasses.replace(one.training, checkpoint_activations=checkpointed))
+        return activation_bytes(one, 4)
+
+    assert bytes_at(4, True) < 0.7 * bytes_at(4, False)
+    # Another block is another input of (images, class token and patches, width) floats, and nothing else.
+    assert bytes_at(5, True) - bytes_at(4, True) == 4 * (1 + 16) * 64 * 4

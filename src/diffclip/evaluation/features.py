@@ -139,23 +139,23 @@ def _joint(model: CLIP, tower: Tensor) -> Tensor:
 def text_features(model: CLIP, tokenizer: Tokenize, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
     """Encode texts: (N, embed_dim) float32, normalised, on the CPU, in their order.
 
-    Each distinct text is encoded once, so equal texts have equal features to the last bit, and texts of like
-    length share a batch, which the text tower cuts at its longest. Raises UserError for features that are not
+    Each distinct text is encoded once, so equal texts have equal features to the last bit, and texts of as many
+    tokens share a batch, which the text tower cuts at its longest. Raises UserError for features that are not
     finite.
     """
     device = next(model.parameters()).device
-    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    distinct = sorted(set(texts))
+    tokens = tokenizer(distinct)  # (distinct, context)
+    order = (tokens != 0).int().cumsum(1).argmax(1).argsort(stable=True)  # by where the padding begins
     with evaluating(model), torch.no_grad():
         features = torch.cat(
             [
-                model.encode_text(tokenizer(distinct[start : start + batch_size]).to(device), normalize=True)
-                .float()
-                .cpu()
-                for start in range(0, len(distinct), batch_size)
+                model.encode_text(tokens[rows].to(device), normalize=True).float().cpu()
+                for rows in torch.split(order, batch_size)
             ]
         )  # (distinct, embed_dim)
     check_finite("text features", features)
-    place = {text: row for row, text in enumerate(distinct)}
+    place = {distinct[text]: row for row, text in enumerate(order.tolist())}
     return features[torch.tensor([place[text] for text in texts])]
 
 

@@ -41,7 +41,8 @@ class CLIP(nn.Module):
     def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
         """(B, 3, image_size, image_size) float, normalised by the config's mean and std → (B, embed_dim).
 
-        Normalised features are float32 (float64 for a float64 model), others have the model's dtype.
+        Pixels are cast to the dtype of the weights. Normalised features are float32 (float64 for a float64 model),
+        others have the model's dtype.
         Raises UserError for another shape or for integer pixels.
         """
         size = self.config.image_size
@@ -88,6 +89,20 @@ class CLIP(nn.Module):
             "text_features": None if text is None else self.encode_text(text, normalize=True),
             "logit_scale": self.logit_scale.exp(),
         }
+
+    def compile(self, **options: Any) -> None:
+        """Compile both towers in place, so that encode_image, encode_text and forward run compiled.
+
+        options: torch.compile's, such as backend or mode. Parameters keep their names. A tower is compiled when it is
+        first called, and once more when its shapes turn out to change from call to call; the length of texts may.
+        """
+        for tower in (self.visual, self.text):
+            tower.compile(**options)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Activation checkpointing: keep only the input of every block, and run the block again for its gradients."""
+        for tower in (self.visual, self.text):
+            tower.set_grad_checkpointing(enable)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -6,8 +6,9 @@ made it.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from diffclip.models.attention import DifferentialAttention, StandardAttention
@@ -20,15 +21,17 @@ def record_attention(module: nn.Module) -> Iterator[list[AttentionMaps]]:
 
     Both kinds of layer compute by their maps while recorded, and give what they give otherwise up to
     rounding. A map is (B, heads, N, N), where heads is half as many in a differential layer; N counts the
-    class token of an image, first, and the tokens of the longest text. Nothing stays behind on leaving, also
-    after an exception.
+    class token of an image, first, and the tokens of the longest text. Compiled modules run as they are written.
+    Nothing stays behind on leaving, also after an exception.
     """
     layers = [m for m in module.modules() if isinstance(m, StandardAttention | DifferentialAttention)]
     maps: list[AttentionMaps] = []
     for layer in layers:
         layer.recorded = maps
+    compiled = any(m._compiled_call_impl is not None for m in module.modules())
     try:
-        yield maps
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield maps
     finally:
         for layer in layers:
             layer.recorded = None

@@ -2,12 +2,14 @@
 
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import timm.layers
 import torch
 from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffclip.errors import UserError
 from diffclip.models.attention import ATTENTION, DifferentialAttention
@@ -70,6 +72,11 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
         )
         _set_lambda_init(self.blocks, config)
 
+    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """timm's, with pixels of any float dtype: a model in bfloat16 takes what its preprocess makes."""
+        out: Tensor = super().forward_features(x.to(self.pos_embed.dtype), *args, **kwargs)
+        return out
+
 
 class TextTower(nn.Module):
     """Tokens → feature at the end of the text. Causal: what follows the end cannot matter, so it is cut."""
@@ -93,7 +100,12 @@ class TextTower(nn.Module):
             for _ in range(config.text_depth)
         )
         self.norm = norm(config.text_width)
+        self.grad_checkpointing = False
         _set_lambda_init(self.blocks, config)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's vision tower has it: keep only the input of each block, and run the block again for gradients."""
+        self.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) int64, L ≤ context_length → (B, width), read at the first end-of-text token of each row.
@@ -112,7 +124,10 @@ class TextTower(nn.Module):
             raise UserError(f"tokens {tuple(tokens.shape)}: this model reads at most {longest} tokens a text")
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (B, L, width)
         for block in self.blocks:
-            x = block(x, is_causal=True)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, is_causal=True, use_reentrant=False)
+            else:
+                x = block(x, is_causal=True)
         out: Tensor = self.norm(x)
         return out
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffclip.config import Recipe
@@ -49,7 +49,8 @@ def saved_bytes() -> Iterator[SavedBytes]:
 def activation_bytes(recipe: Recipe, batch_size: int) -> int:
     """Bytes of activations kept for the backward pass of one step, found by running it on shapes alone.
 
-    Captions are taken at their full length, so this is an upper bound for the text tower.
+    Captions are taken at their full length, so this is an upper bound for the text tower. With checkpointed
+    activations: what lies outside the blocks, every block's input, and the largest block, which is run again alone.
     """
     config = recipe.model.resolve()
     dtype = autocast_dtype(recipe.training.precision, default_device())
@@ -60,11 +61,27 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
         owned = {p.untyped_storage()._cdata for p in model.parameters()}
         pixels = torch.empty(batch_size, 3, config.image_size, config.image_size)
         tokens = torch.zeros(batch_size, config.context_length, dtype=torch.long)
+        sizes: list[int] = []  # of each block's input
+        marks: list[int] = []  # bytes kept before and after each block
+
+        def kept() -> int:
+            return sum(size for address, size in saved.storages.items() if address not in owned)
+
+        def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sizes.append(inputs[0].nbytes)
+            marks.append(kept())
+
+        for block in (*model.visual.blocks, *model.text.blocks):
+            block.register_forward_pre_hook(before)
+            block.register_forward_hook(lambda *_: marks.append(kept()))
         with saved_bytes() as saved, torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             image = model.encode_image(pixels, normalize=True)
             text = model.encode_full_text(tokens, normalize=True)
             contrastive_loss(image, text, model.logit_scale.exp())
-    return sum(size for address, size in saved.storages.items() if address not in owned)
+    if not recipe.training.checkpoint_activations:
+        return kept()
+    blocks = [after - first for first, after in zip(marks[::2], marks[1::2], strict=True)]
+    return kept() - sum(blocks) + sum(sizes) + max(blocks)
 
 
 def describe(recipe: Recipe) -> list[tuple[str, str]]:

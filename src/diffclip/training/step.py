@@ -103,6 +103,9 @@ class Trainer:
         self.device = default_device()
         self.dtype = autocast_dtype(recipe.training.precision, self.device)
         self.model = new_model(recipe).to(self.device).train()
+        self.model.set_grad_checkpointing(recipe.training.checkpoint_activations)
+        if recipe.training.compile:
+            self.model.compile()
         self.optimizer = adamw(self.model, recipe.optimizer)
 
     def autocast(self) -> torch.autocast:
@@ -126,6 +129,8 @@ class Trainer:
             group["lr"] = lr
         # Patch dropout draws from here, so a resumed run draws what the uninterrupted one would have.
         torch.manual_seed(self.recipe.seed * 1_000_003 + step)
+        # Before the forward pass, so that these gradients are gone when its activations come.
+        self.optimizer.zero_grad(set_to_none=True)
         pixels, tokens = self.inputs(batch)
         groups = None
         with self.autocast():
@@ -141,7 +146,6 @@ class Trainer:
         loss = contrastive_loss(output["image_features"], text_features, output["logit_scale"], groups)
         value = loss.item()
         if math.isfinite(value):
-            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.model.clamp_logit_scale()
