@@ -8,6 +8,7 @@ import functools
 import json
 import math
 from importlib.resources import files
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,23 +18,36 @@ from diffclip.models import native_attention
 Kind = Literal["differential", "standard"]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
     """The backend of differential_attention, or for standard attention "eager" or "sdpa".
 
     Measured at some numbers of tokens; the nearest one, as a ratio, decides.
     """
+    spans: tuple[tuple[int, str], ...]
+    beyond: str
+    spans, beyond = _spans(kind, device, dtype)
+    for most, name in spans:  # under torch.compile the number of tokens may be a symbol, which can be compared
+        if tokens <= most:
+            return name
+    return beyond
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _spans(kind: Kind, device: str, dtype: torch.dtype) -> tuple[tuple[tuple[int, str], ...], str]:
+    """What is fastest up to some numbers of tokens, ascending, and what beyond."""
     if device != "cpu":
-        return "sdpa"
+        return (), "sdpa"
     if kind == "differential" and dtype not in (torch.float32, torch.bfloat16):
-        return "eager"  # float64 and float16 are for tests here, and eager is what they are tested against
+        return (), "eager"  # float64 and float16 are for tests here, and eager is what they are tested against
     kernel = "operators"
     if kind == "differential" and native_attention.available(dtype):
         kernel = "compiled"
     measured = _table()[kind].get(kernel, {}).get(str(dtype).removeprefix("torch."))
     if measured is None:
-        return "sdpa"
-    return measured[min(measured, key=lambda known: abs(math.log(known / tokens)))]
+        return (), "sdpa"
+    *fewer, largest = sorted(measured)
+    spans = ((math.isqrt(low * high), measured[low]) for low, high in pairwise([*fewer, largest]))
+    return tuple(spans), measured[largest]
 
 
 @functools.cache
