@@ -111,6 +111,15 @@ def test_every_task_on_scenes_out_of_the_box(capsys, tmp_path, models, monkeypat
     assert found["linear_probe"].metrics["C"] > 0
 
 
+def test_a_stopped_evaluation_says_how_to_go_on(capsys, tmp_path, models, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffclip.evaluation.tasks.image_features", interrupted)
+    _, status = run(capsys, models[0], "--data", f"mine={pictures(tmp_path / 'x')}", "--out", tmp_path / "out")
+    assert status == 130
+
+
 def test_the_tasks_of_the_command_line_are_those_of_the_suite():
     assert set(cli.Task.__args__) == set(Task.__args__)
 
@@ -120,6 +129,8 @@ def test_a_wrong_form_is_told_at_once(capsys, tmp_path, models):
     assert message == (
         "diffclip: --data cifar10: expected NAME=PATH, such as cifar10=data/cifar10 or scenes=scenes:test"
     )
+    _, message = run(capsys, models[0], "--data", "a=b", "a=c", "--out", tmp_path)
+    assert message == "diffclip: --data names a twice: results would replace each other, so give each its own name"
     _, message = run(capsys, "--data", "a=b", "--out", tmp_path)
     assert message.startswith("diffclip: no model to evaluate")
 

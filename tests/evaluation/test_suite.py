@@ -77,7 +77,7 @@ def test_image_features_are_those_of_one_image_at_a_time(workers):
     progress = []
     found = image_features(model, source, batch_size=7, num_workers=workers, on_progress=progress.append)
     assert model.training
-    assert progress == [7, 14, 20]
+    assert progress == [0, 7, 14, 20]
     assert found.skipped == {"truncated": 2}
     assert found.indices.tolist() == [i for i in range(20) if i not in (3, 11)]
     assert found.labels.tolist() == [i % 6 for i in found.indices.tolist()]
@@ -276,6 +276,20 @@ def test_an_unexpected_error_is_logged_with_its_traceback_and_the_rest_goes_on(t
     assert failure.reason == "RuntimeError: a bug in two lines"
     assert "Traceback" in caplog.text
     assert outcome.result.dataset == "good"
+
+
+@pytest.mark.parametrize("task", ["zero_shot", "corruptions"])
+def test_what_is_wrong_with_a_data_set_is_one_line_from_workers_too(tmp_path, task):
+    class Damaged(Squares):
+        def __getitem__(self, index):
+            if index == 3:
+                raise UserError("part 3 is damaged: download it again")
+            return super().__getitem__(index)
+
+    settings = Settings(num_workers=1)
+    data = [DataSet("squares", Damaged(), (task,))]
+    (failure,) = suite.evaluate([NamedModel("tiny", "a", tiny())], data, tmp_path / "r.jsonl", settings=settings)
+    assert failure.reason == "part 3 is damaged: download it again"
 
 
 def test_measure_refuses_what_the_data_cannot_serve():

@@ -1,6 +1,7 @@
 """What `diffclip eval` does: models and data sets by their names, every result, a comparison, what failed."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.sources import Source, open_source
-from diffclip.errors import UserError
+from diffclip.errors import Stopped, UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.names import imagenet_classnames, imagenet_subset
 from diffclip.evaluation.feature_cache import FeatureCache
@@ -47,15 +48,20 @@ def evaluate(
     """Evaluate models on data sets; prints the results, writes OUT/results.jsonl.
 
     Two models are also compared, the second with the first, with paired intervals. Raises UserError, once all else is
-    done, for whatever could not be.
+    done, for whatever could not be; Stopped on an interrupt.
     """
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
+    twice = next((name for name, count in Counter(one.name for one in data).items() if count > 1), None)
+    if twice:
+        raise UserError(f"--data names {twice} twice: results would replace each other, so give each its own name")
     named = [named_model(source) for source in models]
     console, path = Console(), out / "results.jsonl"
-    failures = run_suite(
-        named, data, path, console, settings, cache=FeatureCache(cache or out / "features"), force=force
-    )
+    features = FeatureCache(cache or out / "features")
+    try:
+        failures = run_suite(named, data, path, console, settings, cache=features, force=force)
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command goes on from here") from None
     if len(named) == 2 and path.exists():
         letters = [ModelName(letter, one.name, one.pretrained) for letter, one in zip("AB", named, strict=True)]
         console.print(tables.to_rich(tables.compare(path, *letters)))

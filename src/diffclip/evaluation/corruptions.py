@@ -19,7 +19,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation import zero_shot
 from diffclip.evaluation.corruption_kinds import FUNCTIONS, corrupt
 from diffclip.evaluation.corruption_strengths import SEVERITIES
-from diffclip.evaluation.features import DecodedImage, DecodedImages, Tokenize, evaluating
+from diffclip.evaluation.features import Decoded, DecodedImage, DecodedImages, Tokenize, evaluating
 from diffclip.evaluation.labelled import batches, chosen, classnames_of
 from diffclip.evaluation.results import Examples
 from diffclip.models.clip import CLIP
@@ -95,7 +95,7 @@ def summarise(hits: Tensor, variants: Sequence[tuple[str, int]]) -> dict[str, Te
     return values
 
 
-class CorruptedImages(Dataset[DecodedImage | str]):
+class CorruptedImages(Dataset[Decoded]):
     """Each image clean, and after it corrupted in each way: (1 + variants, 3, S, S) uint8."""
 
     def __init__(self, images: DecodedImages, variants: Sequence[tuple[str, int]], seed: int) -> None:
@@ -104,9 +104,9 @@ class CorruptedImages(Dataset[DecodedImage | str]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> DecodedImage | str:
+    def __getitem__(self, index: int) -> Decoded:
         item = self._images[index]
-        if isinstance(item, str):
+        if not isinstance(item, DecodedImage):
             return item
         image = item.pixels.permute(1, 2, 0).numpy()  # (S, S, 3)
         views = [image] + [

@@ -56,15 +56,14 @@ def image_features(
 
     Images are resized as the model's config says. With a cache, what it has is read and what it lacks is added to
     it, part by part; weights is then the model's `results.fingerprint`, where it is known already. on_progress is
-    given the number of images done so far. Raises UserError where no image can be read or the model gives features
-    that are not finite.
+    given the number of images done so far, first of those that the cache has. Raises UserError where no image can be
+    read or the model gives features that are not finite.
     """
     entry = cache.entry(weights or fingerprint(model), model.config, source) if cache else None
     spans = spans_of(len(source))
     found = {span: part for span in spans if entry and (part := entry.read(span))}
     known = sum(map(len, found))
-    if known:
-        on_progress(known)
+    on_progress(known)
     missing = [span for span in spans if span not in found]
     for span, part in _encode(model, source, missing, batch_size, num_workers, lambda done: on_progress(known + done)):
         if entry:
@@ -109,8 +108,8 @@ def _encode(
         skipped: Counter[str] = Counter()
         for _ in range(0, len(span), batch_size):
             batch = next(loader)
-            readable = [item for item in batch if isinstance(item, DecodedImage)]
-            skipped.update(item for item in batch if isinstance(item, str))
+            readable, reasons = sorted_out(batch)
+            skipped.update(reasons)
             if readable:
                 pixels = torch.stack([item.pixels for item in readable]).to(device)
                 pixels = normalise(pixels, config.image_mean, config.image_std)  # (B, 3, S, S)
@@ -190,8 +189,13 @@ class DecodedImage:
     captions: tuple[str, ...]
 
 
-class DecodedImages(Dataset["DecodedImage | str"]):
-    """A source's examples, decoded and resized; for an image that cannot be read, the reason."""
+# An image; or the reason why one cannot be read; or what is wrong with the data set as a whole, which raised in a
+# worker would reach the user as a traceback.
+Decoded = DecodedImage | str | UserError
+
+
+class DecodedImages(Dataset[Decoded]):
+    """A source's examples, decoded and resized. `sorted_out` takes what a loader makes of them."""
 
     def __init__(self, source: Source, transform: EvalTransform) -> None:
         self._source, self._transform = source, transform
@@ -199,10 +203,20 @@ class DecodedImages(Dataset["DecodedImage | str"]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> "DecodedImage | str":
+    def __getitem__(self, index: int) -> Decoded:
         try:
             example = self._source[index]
             pixels = self._transform(decode(example.image))
         except BadImage as error:
             return error.reason
+        except UserError as error:
+            return error
         return DecodedImage(index, pixels, example.label, example.captions)
+
+
+def sorted_out(items: Sequence[Decoded]) -> tuple[list[DecodedImage], list[str]]:
+    """The images among them, and the reasons why the others are none. Raises the first UserError there is."""
+    for item in items:
+        if isinstance(item, UserError):
+            raise UserError(*item.args)  # a new one: see data.loader
+    return [i for i in items if isinstance(i, DecodedImage)], [i for i in items if isinstance(i, str)]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
-from diffclip.evaluation.features import DecodedImage
+from diffclip.evaluation.features import Decoded, sorted_out
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def classnames_of(source: Source) -> tuple[str, ...]:
 
 
 def batches(
-    source: Source, images: Dataset[DecodedImage | str], indices: list[int], batch_size: int, num_workers: int = 0
+    source: Source, images: Dataset[Decoded], indices: list[int], batch_size: int, num_workers: int = 0
 ) -> Iterator[Batch]:
     """Those of the source's examples `indices` that have an image and a label; of the others, a warning.
 
@@ -59,10 +59,10 @@ def batches(
     skipped: Counter[str] = Counter()
     for items in DataLoader(Subset(images, indices), batch_size, num_workers=num_workers, collate_fn=list):
         good, labels = [], []
-        for item in items:
-            if isinstance(item, str):
-                skipped[item] += 1
-            elif item.label is None:
+        readable, unreadable = sorted_out(items)
+        skipped.update(unreadable)
+        for item in readable:
+            if item.label is None:
                 skipped["without label"] += 1
             else:
                 good.append(item)
