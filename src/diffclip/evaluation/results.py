@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, str, str, str]
 
-NOT_SCORES = ("C", "std")
-"""What `metrics` may hold that is not better when higher: a probe's C, the deviation between few-shot episodes."""
+NOT_SCORES = ("C", "std", "acc1_sd")
+"""What `metrics` may hold that is no score: a probe's C, deviations between few-shot episodes and between draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
