@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffclip.errors import UserError
 from diffclip.models.attention import ATTENTION, DifferentialAttention
+from diffclip.models.mlp import Mlp
 from diffclip.models.presets import ModelConfig
 
 ACTIVATION: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
@@ -68,6 +69,7 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
             act_layer=ACTIVATION[config.vision_activation],
             attn_layer=ATTENTION[config.vision_attention],
             embed_layer=STEM[config.vision_stem],
+            mlp_layer=Mlp,
             weight_init="skip",
         )
         _set_lambda_init(self.blocks, config)
@@ -96,6 +98,7 @@ class TextTower(nn.Module):
                 norm_layer=norm,
                 act_layer=ACTIVATION[config.text_activation],
                 attn_layer=ATTENTION[config.text_attention],
+                mlp_layer=Mlp,
             )
             for _ in range(config.text_depth)
         )

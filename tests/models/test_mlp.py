@@ -1,0 +1,64 @@
+"""The MLP that keeps its hidden layer once, against timm's."""
+
+import copy
+
+import pytest
+import timm.layers
+import torch
+from timm.layers.activations import QuickGELU
+from torch import nn
+
+from diffclip.models.mlp import Mlp
+
+
+def pair(act, dtype=torch.float32):
+    torch.manual_seed(0)
+    ours = Mlp(6, 24, act_layer=act).to(dtype)
+    theirs = timm.layers.Mlp(6, 24, act_layer=act).to(dtype)
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("act", [nn.GELU, QuickGELU])
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-6), (True, 1e-2)])
+def test_has_the_numbers_and_gradients_of_timms(act, autocast, tolerance):
+    x = torch.randn(2, 5, 6)
+    results = []
+    for mlp in pair(act):
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = mlp(inputs)
+        out.float().sin().sum().backward()
+        results.append([out, inputs.grad, *(parameter.grad for parameter in mlp.parameters())])
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def test_gradients_by_finite_differences():
+    mlp, _ = pair(nn.GELU, torch.float64)
+    parameters = [parameter.detach().requires_grad_() for parameter in mlp.parameters()]
+
+    def run(x, *values):
+        return torch.func.functional_call(mlp, dict(zip(dict(mlp.named_parameters()), values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(run, (torch.randn(1, 2, 6, dtype=torch.float64, requires_grad=True), *parameters))
+
+
+def test_keeps_the_hidden_layer_once():
+    kept = []
+    for mlp in pair(nn.GELU):
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.setdefault(t.data_ptr(), t.shape) and t, lambda t: t
+        ):
+            mlp(torch.randn(2, 5, 6))
+        kept.append(sum(shape == (2, 5, 24) or shape == (10, 24) for shape in sizes.values()))
+    assert kept == [1, 2]
+
+
+def test_without_gradients_is_the_plain_one():
+    ours, theirs = pair(nn.GELU)
+    x = torch.randn(2, 5, 6)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
