@@ -141,10 +141,12 @@ def frost(x: Pixels, rng: np.random.Generator, keep: float, strength: float) -> 
     The original overlays parts of photographs of frost, which are not here: the pane is drawn, with about their colours
     and contrast, so this corruption is like ImageNet-C's but not the same.
     """
-    size = 1 << (len(x) - 1).bit_length()
-    # Crystals are the ridges of a rough height map; how thick the ice is, a smooth one.
-    ridges = 1 - 2 * np.abs(plasma(size, 1.3, rng) - 0.5)
-    ice = (0.5 * plasma(size, 2, rng) + 0.5 * ridges**2)[: len(x), : len(x), None]
+    # Thickness of the ice, and on it needles: noise drawn out in three directions.
+    thickness = plasma(1 << (len(x) - 1).bit_length(), 1.6, rng)[: len(x), : len(x), None]
+    reach = max(1, len(x) // 20)
+    needles = [streak(rng.random((*x.shape[:2], 1)) ** 8, reach, reach, angle) for angle in rng.uniform(0, 180, 3)]
+    crystals = np.maximum.reduce(needles)
+    ice = 0.8 * thickness + 0.8 * crystals / crystals.max() - 0.1
     dark, white = np.array([0.14, 0.30, 0.37]), np.array([0.86, 0.90, 0.93])
     return (keep * x + strength * (dark + (white - dark) * ice)).astype(np.float32)
 
