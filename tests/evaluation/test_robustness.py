@@ -131,10 +131,14 @@ def test_changes_stay_within_epsilon_and_the_range_of_pixels(batch, epsilon):
     pixels = pixels.clone()
     pixels[:, :, 0], pixels[:, :, 1] = 0, 255
     start = robustness.random_start((0,), range(len(labels)), 8)
-    attacked = robustness.pgd(classify, pixels, labels, epsilon, start=start, steps=4)
-    assert (attacked - pixels).abs().max() == epsilon  # and it is used to the full
-    assert attacked.min() == 0
-    assert attacked.max() == 255
+    slope, _ = robustness.gradient(classify, pixels, labels, "cross_entropy")
+    for attacked in (
+        robustness.pgd(classify, pixels, labels, epsilon, start=start, steps=4),
+        robustness.fgsm(pixels, slope, epsilon),
+    ):
+        assert (attacked - pixels).abs().max() == epsilon  # and it is used to the full
+        assert attacked.min() == 0
+        assert attacked.max() == 255
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
@@ -163,9 +167,14 @@ def test_gradient_equals_finite_differences_in_float64(preset, loss):
 
 def test_the_model_is_left_as_it_was(trained):
     trained.train()
+    trained.zero_grad(set_to_none=True)
     trained.text.requires_grad_(False)
+    modes = []
+    hook = trained.visual.register_forward_hook(lambda tower, *_: modes.append(tower.training))
     before = [(parameter.requires_grad, parameter.grad, parameter.clone()) for parameter in trained.parameters()]
     robustness.examples(trained, get_tokenizer(), Colours(9), epsilons=[2], steps=1)
+    hook.remove()
+    assert not any(modes)
     assert trained.training
     for parameter, (required, slope, value) in zip(trained.parameters(), before, strict=True):
         assert parameter.requires_grad == required
@@ -174,7 +183,19 @@ def test_the_model_is_left_as_it_was(trained):
     trained.text.requires_grad_(True)
 
 
-def test_starts_and_images_depend_on_the_seed_only(trained):
+def test_what_is_wrong_without_attack_stays_wrong():
+    torch.manual_seed(2)
+    untrained = create_model("clip_vit_t16", **TINY)
+    found = robustness.examples(untrained, get_tokenizer(), Colours(), epsilons=[0, 30], steps=1)
+    assert 0 < found.metrics["acc1"] < 0.9
+    for name, hits in found.values.items():
+        assert bool((hits <= found.values["acc1"]).all()), name
+
+
+def test_starts_and_images_depend_on_the_seed_only(trained, monkeypatch):
+    asked = []
+    draw = robustness.random_start
+    monkeypatch.setattr(robustness, "random_start", lambda *key: asked.append(key) or draw(*key))
     settings = {"attacks": ["pgd"], "epsilons": [2.0, 6.0], "steps": 1, "limit": 30}
     one, same, other = (
         robustness.examples(trained, get_tokenizer(), Colours(), seed=seed, batch_size=size, **settings)
@@ -184,8 +205,14 @@ def test_starts_and_images_depend_on_the_seed_only(trained):
     assert len(one.indices) <= 30
     assert all(torch.equal(one.values[name], same.values[name]) for name in one.values)
     assert not torch.equal(one.indices, other.indices)
+    first, second = (
+        {index for seed, places, _ in asked[a:b] for index in places} for a, b in [(0, 2), (2, len(asked) - 2)]
+    )
+    assert first == second <= set(one.indices.tolist())
+    assert all(seed == (3, 0) for seed, _, _ in asked[:-2])
     starts = robustness.random_start((3, 0), [5, 8], 8)
     assert torch.equal(robustness.random_start((3, 0), [8], 8)[0], starts[1])
+    assert not torch.equal(starts[0], starts[1])
     assert starts.abs().max() <= 1
     assert abs(starts.mean()) < 0.1
 
@@ -257,7 +284,7 @@ def test_fgsm_and_pgd_equal_torchattacks(batch):
 
     expected = torchattacks.FGSM(Peer(), eps=8 / 255)(pixels / 255, labels) * 255
     slope, _ = robustness.gradient(classify, pixels, labels, "cross_entropy")
-    torch.testing.assert_close((pixels + 8 * slope.sign()).clamp(0, 255), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(robustness.fgsm(pixels, slope, 8.0), expected, rtol=0, atol=1e-3)
 
     peer = torchattacks.PGD(Peer(), eps=8 / 255, alpha=2 / 255, steps=7, random_start=False)(pixels / 255, labels) * 255
     ours = robustness.pgd(classify, pixels, labels, 8.0, start=torch.zeros_like(pixels), steps=7, step_size=2.0)

@@ -96,9 +96,9 @@ def examples(
             clean = _right(victim, pixels, labels)
             found["acc1"].append(clean)
             if "fgsm" in attacks:
-                direction = gradient(target, pixels, labels, loss)[0].sign()
+                slope, _ = gradient(target, pixels, labels, loss)  # the same for every ε
                 for epsilon in epsilons:
-                    hits = clean & _right(victim, (pixels + epsilon * direction).clamp(0, 255), labels)
+                    hits = clean & _right(victim, fgsm(pixels, slope, epsilon), labels)
                     found.setdefault(f"acc1/{names['fgsm']}/eps_{epsilon:g}", []).append(hits)
             if "pgd" in attacks:
                 standing = clean.clone()
@@ -159,6 +159,11 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """By how much the best wrong class is ahead of the right one, (B,); negative where the image is right."""
     right = labels[:, None]
     return logits.scatter(1, right, -torch.inf).amax(1) - logits.gather(1, right)[:, 0]
+
+
+def fgsm(pixels: Tensor, slope: Tensor, epsilon: float) -> Tensor:
+    """Images one step of ε along the sign of the loss's gradient `slope`, within 0 … 255."""
+    return (pixels + epsilon * slope.sign()).clamp(0, 255)
 
 
 def pgd(
