@@ -178,7 +178,8 @@ def test_glass_shows_pixels_from_near_by():
     found = FUNCTIONS["glass_blur"](x, np.random.default_rng(0), 1e-9, 2, 1)
     moved = np.abs(found - x)[:, :, :2] * 20
     # A pixel may show one that shows another already, so some come from farther than the reach.
-    assert np.median(moved) <= 2 < moved.max()
+    assert np.median(moved) <= 2
+    assert moved.max() > 2.5
     assert (moved > 0.5).any(axis=2).mean() > 0.5
     assert set(np.round(found * 20).ravel()) <= set(range(20))
 

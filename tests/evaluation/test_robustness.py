@@ -165,6 +165,17 @@ def test_gradient_equals_finite_differences_in_float64(preset, loss):
         assert found[image, channel, row, column].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_margin_has_a_gradient_where_the_softmax_is_sure():
+    pixels, labels = torch.full((1, 3, 4, 4), 250.0), torch.tensor([0])
+
+    def sure(pixels):
+        level = 160 * pixels.mean(dim=(1, 2, 3)) / 255
+        return torch.stack([level, torch.zeros_like(level)], dim=1)
+
+    assert not robustness.gradient(sure, pixels, labels, "cross_entropy")[0].any()
+    assert robustness.gradient(sure, pixels, labels, "margin")[0].all()
+
+
 def test_the_model_is_left_as_it_was(trained):
     trained.train()
     trained.zero_grad(set_to_none=True)
@@ -183,11 +194,16 @@ def test_the_model_is_left_as_it_was(trained):
     trained.text.requires_grad_(True)
 
 
-def test_what_is_wrong_without_attack_stays_wrong():
-    torch.manual_seed(2)
-    untrained = create_model("clip_vit_t16", **TINY)
-    found = robustness.examples(untrained, get_tokenizer(), Colours(), epsilons=[0, 30], steps=1)
-    assert 0 < found.metrics["acc1"] < 0.9
+def test_what_is_wrong_without_attack_stays_wrong(trained):
+    class Mislabelled(Colours):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return Example(example.image, (), (index + (index % 2)) % 3)
+
+    torch.manual_seed(1)
+    other = create_model("clip_vit_t16", **TINY)  # its attacks push the trained model anywhere, also to the given label
+    found = robustness.examples(trained, get_tokenizer(), Mislabelled(), epsilons=[60, 120], steps=2, crafted_on=other)
+    assert 0.2 < found.metrics["acc1"] < 0.8
     for name, hits in found.values.items():
         assert bool((hits <= found.values["acc1"]).all()), name
 
