@@ -144,7 +144,8 @@ def frost(x: Pixels, rng: np.random.Generator, keep: float, strength: float) -> 
     # Thickness of the ice, and on it needles: noise drawn out in three directions.
     thickness = plasma(1 << (len(x) - 1).bit_length(), 1.6, rng)[: len(x), : len(x), None]
     reach = max(1, len(x) // 20)
-    needles = [streak(rng.random((*x.shape[:2], 1)) ** 8, reach, reach, angle) for angle in rng.uniform(0, 180, 3)]
+    noise = rng.random((3, *x.shape[:2], 1), dtype=np.float32) ** 8
+    needles = [streak(one, reach, reach, angle) for one, angle in zip(noise, rng.uniform(0, 180, 3), strict=True)]
     crystals = np.maximum.reduce(needles)
     ice = 0.8 * thickness + 0.8 * crystals / crystals.max() - 0.1
     dark, white = np.array([0.14, 0.30, 0.37]), np.array([0.86, 0.90, 0.93])
