@@ -124,8 +124,14 @@ def fit_and_predict(
     solved: dict[int, Weights] = {}
 
     def validate(step: int) -> float:
-        nearest = min(solved, key=lambda other: abs(other - step), default=None)
-        start = Weights.prior(axes, labels[train], len(classes)) if nearest is None else solved[nearest]
+        below = max((other for other in solved if other < step), default=None)
+        above = min((other for other in solved if other > step), default=None)
+        if below is None:
+            start = Weights.prior(axes, labels[train], len(classes))
+        elif above is None:
+            start = solved[below]
+        else:
+            start = solved[below].towards(solved[above], (step - below) / (above - below))
         solved[step] = fit(axes, features[train], labels[train], cost(step), start)
         found = accuracy(solved[step].predict(features[val]), labels[val], mean_per_class)
         log.info("linear probe: C = %.3g, accuracy on val %.4f", cost(step), found)
