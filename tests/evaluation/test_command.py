@@ -10,10 +10,11 @@ from PIL import Image
 from rich.console import Console
 
 from diffclip import cli
-from diffclip.evaluation import progress, results
+from diffclip.evaluation import plan, progress, results
 from diffclip.evaluation.command import data_set, run_suite
+from diffclip.evaluation.plan import Job, NamedModel, Plan
 from diffclip.evaluation.splits import Task
-from diffclip.evaluation.suite import DataSet, Job, NamedModel, Plan
+from diffclip.evaluation.suite import DataSet
 from diffclip.models.clip import create_model
 from diffclip.models.weights import save
 
@@ -115,7 +116,7 @@ def test_a_stopped_evaluation_says_how_to_go_on(capsys, tmp_path, models, monkey
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffclip.evaluation.tasks.image_features", interrupted)
+    monkeypatch.setattr("diffclip.evaluation.subject.image_features", interrupted)
     _, status = run(capsys, models[0], "--data", f"mine={pictures(tmp_path / 'x')}", "--out", tmp_path / "out")
     assert status == 130
 
@@ -221,15 +222,17 @@ def test_a_log_is_told_the_time_left(monkeypatch):
     torch.manual_seed(0)
     model = NamedModel("tiny", "runs/a", create_model("clip_vit_t16", **SMALL))
     data = DataSet("mine", lambda: None, ())
-    job = Job(model, data, "", {}, {}, ("zero_shot", "robustness"), {"test": 800}, {"test": 1000}, 2)
+    texts = {"zero_shot": 400, "robustness": 0}
+    job = Job(model, data, "", {}, {}, ("zero_shot", "robustness"), {"test": 800}, {"test": 1000}, 2, texts)
     passes = progress.SPECS["robustness"].passes
+    prompts = 400 * plan.text_work(model.model) / plan.image_work(model.model)
     reporter = progress.Reporter(Console(file=screen, width=100))
     reporter.planned(Plan([job]))
     reporter.encoding(job, "test")
     reporter.encoded(job, "test", 200)  # from the cache
     clock[0] = 10.0
     reporter.encoded(job, "test", 300)
-    left = 700 + 2 * passes
+    left = 700 + prompts + 2 * passes
     assert screen.getvalue().splitlines()[-1] == (
         f"  300 of 1,000 images; about {progress.duration(left / 10)} left in all"
     )

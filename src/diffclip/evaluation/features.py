@@ -135,24 +135,30 @@ def _joint(model: CLIP, tower: Tensor) -> Tensor:
     return torch.cat(blocks)
 
 
-def text_features(model: CLIP, tokenizer: Tokenize, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+def text_features(
+    model: CLIP,
+    tokenizer: Tokenize,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 256,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
     """Encode texts: (N, embed_dim) float32, normalised, on the CPU, in their order.
 
     Each distinct text is encoded once, so equal texts have equal features to the last bit, and texts of as many
-    tokens share a batch, which the text tower cuts at its longest. Raises UserError for features that are not
-    finite.
+    tokens share a batch, which the text tower cuts at its longest. on_progress is given how many of the distinct
+    texts are done, and how many there are. Raises UserError for features that are not finite.
     """
     device = next(model.parameters()).device
     distinct = sorted(set(texts))
     tokens = tokenizer(distinct)  # (distinct, context)
     order = (tokens != 0).int().cumsum(1).argmax(1).argsort(stable=True)  # by where the padding begins
+    blocks: list[Tensor] = []
     with evaluating(model), torch.no_grad():
-        features = torch.cat(
-            [
-                model.encode_text(tokens[rows].to(device), normalize=True).float().cpu()
-                for rows in torch.split(order, batch_size)
-            ]
-        )  # (distinct, embed_dim)
+        for rows in torch.split(order, batch_size):
+            blocks.append(model.encode_text(tokens[rows].to(device), normalize=True).float().cpu())
+            on_progress(sum(map(len, blocks)), len(distinct))
+    features = torch.cat(blocks)  # (distinct, embed_dim)
     check_finite("text features", features)
     place = {distinct[text]: row for row, text in enumerate(order.tolist())}
     return features[torch.tensor([place[text] for text in texts])]

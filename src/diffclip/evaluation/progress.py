@@ -5,8 +5,9 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from diffclip.evaluation.plan import Failure, Job, Plan
 from diffclip.evaluation.splits import Split, Task
-from diffclip.evaluation.suite import Failure, Job, Monitor, Outcome, Plan, cost
+from diffclip.evaluation.suite import Monitor, Outcome
 from diffclip.evaluation.tasks import SPECS
 
 FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
@@ -16,8 +17,8 @@ FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
 class Reporter(Monitor):
     """Tells it on a console: under a moving bar on a terminal, in plain lines elsewhere.
 
-    The time left is that of encoding what is left, at the speed of what is done, weighted with the size of each model;
-    what tasks do with features comes beside it.
+    The time left is that of encoding the images and texts that are left, at the speed of what is done, weighted with
+    the size of each tower; what tasks do with features comes beside it.
     """
 
     def __init__(self, console: Console) -> None:
@@ -47,7 +48,7 @@ class Reporter(Monitor):
     def planned(self, plan: Plan) -> None:
         for line in describe(plan):
             self._line(line)
-        self._total = sum(job.work * cost(job.model.model) for job in plan.jobs)
+        self._total = sum(job.work for job in plan.jobs)
         self._progress.update(self._bar, total=self._total or None)
 
     def encoding(self, job: Job, split: Split) -> None:
@@ -56,11 +57,12 @@ class Reporter(Monitor):
         self._progress.update(self._bar, description=f"{job.data.name} {split}")
         if not self._console.is_terminal:
             self._line(f"{what}: encoding {left:,} of {size:,} images" if left else f"{what}: features are known")
-        self._start(job.images[split] * cost(job.model.model))
+        self._start(job.work_of_split(split))
 
     def encoded(self, job: Job, split: Split, images: int) -> None:
         left, size = job.images[split], job.sizes[split]
-        self._advance(max(0, images - (size - left)) * cost(job.model.model), images, size)
+        share = max(0, images - (size - left)) / left if left else 1.0
+        self._advance(share, images, size)
 
     def began(self, job: Job, task: Task) -> None:
         self._progress.update(self._bar, description=f"{job.data.name} {task}")
@@ -70,10 +72,10 @@ class Reporter(Monitor):
                 self._line(f"{what}: {job.sample:,} images, {passes:g} times")
             elif "train" in job.sizes and "train" in SPECS[task].splits:
                 self._line(f"{what}: learning from {job.sizes['train']:,} images")
-        self._start(job.sample * passes * cost(job.model.model))
+        self._start(job.work_of(task))
 
-    def sampled(self, job: Job, task: Task, images: int) -> None:
-        self._advance(images * SPECS[task].passes * cost(job.model.model), images, job.sample)
+    def advanced(self, job: Job, task: Task, done: int, total: int) -> None:
+        self._advance(done / total, done, total, "images" if SPECS[task].passes else "texts")
 
     def ended(self, job: Job, task: Task) -> None:
         self._start(0.0)
@@ -85,15 +87,15 @@ class Reporter(Monitor):
         self._rate.start(self._before)
         self._progress.update(self._bar, completed=self._before)
 
-    def _advance(self, within: float, images: int, size: int) -> None:
-        """So much of the step's work is done, which are so many of its images."""
-        done = self._before + min(within, self._step)
+    def _advance(self, share: float, count: int, of: int, what: str = "images") -> None:
+        """A share of the step's work is done: `count` of its images or texts."""
+        done = self._before + min(share, 1.0) * self._step
         self._rate.at(done)
         self._progress.update(self._bar, completed=done)
-        if not self._console.is_terminal and images < size and self._rate.due():
+        if not self._console.is_terminal and count < of and self._rate.due():
             remaining = self._rate.remaining(self._total)
             if remaining is not None:
-                self._line(f"  {images:,} of {size:,} images; about {duration(remaining)} left in all")
+                self._line(f"  {count:,} of {of:,} {what}; about {duration(remaining)} left in all")
 
     def told(self, outcome: Outcome) -> None:
         """A line for a result, in percent, and once for each model and data set what could not be read."""

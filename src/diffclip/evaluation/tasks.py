@@ -1,27 +1,21 @@
 """The tasks: what each needs of a data set, and how it is measured on one model."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffclip.data.sources import TEMPLATES, Subset
-from diffclip.data.tokenizer import Tokenizer, get_tokenizer
-from diffclip.errors import UserError
 from diffclip.evaluation import corruptions, few_shot, fine_grained, linear_probe, retrieval, robustness, zero_shot
-from diffclip.evaluation.feature_cache import FeatureCache
-from diffclip.evaluation.features import ImageFeatures, image_features, text_features
 from diffclip.evaluation.fine_grained import PairImages
 from diffclip.evaluation.labelled import chosen
 from diffclip.evaluation.results import Examples
 from diffclip.evaluation.seeds import spread
 from diffclip.evaluation.splits import DataSet, Split, Task, first_readable
-from diffclip.models.clip import CLIP
+from diffclip.evaluation.subject import Settings, Subject
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -31,108 +25,6 @@ ATTACK_PASSES = 1 + 3 + len(robustness.EPSILONS) * (1 + 10 * 3)
 GROUNDING_PASSES = 2 * 3 + 8**2 + 1
 """Relevance of about two phrases an image, and the image whole and with each of 8 × 8 cells covered."""
 CORRUPTED_PASSES = 1 + len(corruptions.KINDS) * len(corruptions.SEVERITIES)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are read, and the choices that a protocol leaves."""
-
-    batch_size: int = 256
-    num_workers: int = 0
-    features: Literal["tower", "joint"] = "tower"
-    """What is learned from: the image tower's features before the joint projection, or those after it."""
-    sample: int | None = 500
-    """How many images the tasks that encode changed images look at; None: all."""
-    seed: int = 0
-    """Of what is drawn: that sample, few-shot episodes, attacks, corruptions, noise."""
-    repeats: int = 1
-    """How often few-shot draws its episodes anew, with this seed and those after it."""
-
-    def of(self, task: Task) -> tuple[object, ...]:
-        """Those that change a task's result."""
-        if "train" in SPECS[task].splits:
-            repeated = (self.repeats,) if task == "few_shot" and self.repeats > 1 else ()
-            return (self.features, self.seed if task == "few_shot" else None, *repeated)
-        return (self.sample, self.seed) if SPECS[task].passes else ()
-
-
-class Subject:
-    """One model on one data set: what tasks read, each made when it is first asked for, and once."""
-
-    def __init__(
-        self,
-        model: CLIP,
-        data: DataSet,
-        settings: Settings,
-        *,
-        cache: FeatureCache | None = None,
-        weights: str | None = None,
-        on_images: Callable[[Split, int], None] = lambda split, done: None,
-        on_sample: Callable[[int], None] = lambda done: None,
-    ) -> None:
-        self.model, self.data, self.settings = model, data, settings
-        self.on_sample = on_sample  # is given how many images of the sample a task is done with
-        self._cache, self._weights, self._on_images = cache, weights, on_images
-        self._features: dict[Split, ImageFeatures] = {}
-
-    def has(self, split: Split) -> bool:
-        """Whether the features of a split are at hand."""
-        return split in self._features
-
-    def features(self, split: Split = "test") -> ImageFeatures:
-        """The image features of a split."""
-        if split not in self._features:
-            self._features[split] = image_features(
-                self.model,
-                self.data.split(split),
-                batch_size=self.settings.batch_size,
-                num_workers=self.settings.num_workers,
-                on_progress=lambda done: self._on_images(split, done),
-                cache=self._cache,
-                weights=self._weights,
-            )
-        return self._features[split]
-
-    @property
-    def skipped(self) -> Counter[str]:
-        """Images that could not be read, by reason, of all splits that were read."""
-        return sum((found.skipped for found in self._features.values()), Counter[str]())
-
-    @cached_property
-    def class_embeddings(self) -> Tensor:
-        """(classes, embed_dim), normalised: of the data set's own classes, in its own templates."""
-        source = self.data.test
-        return zero_shot.class_embeddings(
-            self.model, self.tokenizer, source.classnames or (), source.templates or TEMPLATES
-        )
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return get_tokenizer(self.model.config.context_length)
-
-    def captions(self, split: Split = "test") -> tuple[Tensor, Tensor]:
-        """Features of all captions (T, embed_dim), and the row of each one's image (T,)."""
-        images = self.features(split)
-        captions = [caption for of_image in images.captions for caption in of_image]
-        owner = torch.tensor([row for row, of_image in enumerate(images.captions) for _ in of_image])
-        return text_features(self.model, self.tokenizer, captions), owner
-
-    def labelled(self, split: Split = "test") -> tuple[ImageFeatures, Tensor]:
-        """The features of a split, and which of its images have a label (N,) bool.
-
-        Raises UserError where a label has no class name, or no image has a label.
-        """
-        source, images = self.data.split(split), self.features(split)
-        own, tested = source.classnames, self.data.test.classnames
-        if own and tested and own != tested:
-            raise UserError(f"{source.name} has other classes than {self.data.test.name}: the same folders are needed")
-        classes = len(own or tested or ())
-        if int(images.labels.max()) >= classes:
-            raise UserError(f"{source.name} has the label {int(images.labels.max())}, but only {classes} class names")
-        labelled = images.labels >= 0
-        if not labelled.any():
-            raise UserError(f"no image of {source.name} has a label")
-        return images, labelled
 
 
 def _zero_shot(subject: Subject) -> Examples:
@@ -298,9 +190,28 @@ def served(data: DataSet) -> tuple[Task, ...]:
     return tuple(task for task in TASKS if able[task])
 
 
+def texts_of(data: DataSet, task: Task) -> int:
+    """About how many texts a task encodes: prompts, or captions if all images have as many as the first."""
+    source = data.test
+    if task == "zero_shot":
+        return len(source.classnames or ()) * len(source.templates or TEMPLATES)
+    if task == "retrieval":
+        first = first_readable(source)
+        return len(source) * len(first.captions) if first else 0
+    return len(data.split("pairs")) if task == "fine_grained" else 0
+
+
 def unable(data: DataSet) -> dict[Task, str]:
     """Those of its tasks that a data set cannot serve, each with what it lacks."""
     able = served(data)
     if not able:  # nothing can be read: each task says so when it tries
         return {}
     return {task: SPECS[task].needs for task in data.tasks if task not in able}
+
+
+def settings_of(task: Task, settings: Settings) -> tuple[object, ...]:
+    """Those that change a task's result."""
+    if "train" in SPECS[task].splits:
+        repeated = (settings.repeats,) if task == "few_shot" and settings.repeats > 1 else ()
+        return (settings.features, settings.seed if task == "few_shot" else None, *repeated)
+    return (settings.sample, settings.seed) if SPECS[task].passes else ()

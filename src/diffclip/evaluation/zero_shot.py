@@ -1,6 +1,6 @@
 """Zero-shot classification: the class whose prompts are nearest to the image (Radford et al. 2021)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +18,20 @@ def class_embeddings(
     tokenizer: Tokenize,
     classnames: Sequence[str],
     templates: Sequence[str],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """One embedding a class, (classes, embed_dim): the normalised mean of normalised prompt embeddings.
 
-    templates: `str.format` patterns in which `{c}` is the class name. Raises UserError for no class, no
-    template, and a template that cannot be filled in.
+    templates: `str.format` patterns in which `{c}` is the class name. on_progress: see `text_features`. Raises
+    UserError for no class, no template, and a template that cannot be filled in.
     """
     if not classnames or not templates:
         raise UserError(
             f"zero-shot classification needs class names and templates, found {len(classnames)} and {len(templates)}"
         )
     prompts = [fill(template, name) for name in classnames for template in templates]
-    features = text_features(model, tokenizer, prompts)  # (classes × templates, embed_dim)
+    features = text_features(model, tokenizer, prompts, on_progress=on_progress)  # (classes × templates, embed_dim)
     means = features.view(len(classnames), len(templates), -1).mean(dim=1)
     return nn.functional.normalize(means, dim=-1)
 
