@@ -346,13 +346,13 @@ def test_four_tasks_cost_one_pass_over_each_split(tmp_path):
 def test_what_is_learned_is_learned_from_the_asked_for_features_and_splits(tmp_path, kind, with_val):
     splits = {"train": Squares(90), "val": Squares(40, bad=(3,))}
     openers = {name: (lambda one=one: one) for name, one in splits.items() if name == "train" or with_val}
-    data = DataSet("squares", Squares(60), ("linear_probe", "few_shot"), openers, mean_per_class=True)
+    data = DataSet("squares", Squares(50), ("linear_probe", "few_shot"), openers, mean_per_class=True)
     settings = Settings(features=kind, seed=3)
     probe, shots = suite.evaluate(
         [NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", settings=settings
     )
     model, x, y = tiny(), {}, {}
-    for name, source in {**splits, "test": Squares(60)}.items():
+    for name, source in {**splits, "test": Squares(50)}.items():
         images = image_features(model, source)
         x[name], y[name] = images.tower if kind == "tower" else images.features, images.labels
     val = (x["val"], y["val"]) if with_val else (None, None)
@@ -363,7 +363,7 @@ def test_what_is_learned_is_learned_from_the_asked_for_features_and_splits(tmp_p
 
 
 def test_few_shot_repeated_is_the_mean_of_its_seeds_and_their_deviation(tmp_path):
-    data = DataSet("squares", Squares(60), ("few_shot",), {"train": lambda: Squares(90)})
+    data = DataSet("squares", Squares(50), ("few_shot",), {"train": lambda: Squares(90)})
     model = NamedModel("tiny", "runs/a", tiny())
 
     def measured(**settings):
