@@ -190,7 +190,7 @@ def report(
     from diffclip.reporting import command
 
     options = command.Options(labels=label, with_paper=with_paper, images=image, scenes=scenes)
-    command.report(inputs, out, options)
+    command.tell(command.report(inputs, out, options))
 
 
 def models() -> None:

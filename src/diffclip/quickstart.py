@@ -20,8 +20,7 @@ from diffclip.evaluation.results import fingerprint
 from diffclip.evaluation.suite import DataSet, NamedModel, record
 from diffclip.models.weights import load
 from diffclip.reporting import tables
-from diffclip.reporting.html import write_report
-from diffclip.reporting.panels import scene_panels
+from diffclip.reporting.command import Options, report
 from diffclip.reporting.tables import Comparison, ModelName
 from diffclip.training import trainer
 from diffclip.training.step import Schedule, Trainer, default_device, training_loader, training_source
@@ -60,17 +59,15 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     console.print(tables.to_rich(comparison))
     console.print(tables.headline(comparison))
     recipe = recipes["DiffCLIP"]
-    report = out / "report.html"
-    write_report(
-        report,
+    written = report(
+        [out],
+        out,
+        Options(scenes=PANELS),
         title="CLIP and DiffCLIP, side by side",
         introduction=(
             "Two small models that differ in their attention alone, "
             "trained with the same seed on the same drawn scenes in the same order."
         ),
-        comparison=comparison,
-        runs=runs,
-        panels=scene_panels(clip.model, diffclip.model, SceneSource("test"), count=PANELS),
         facts={
             "command": f"diffclip quickstart --out {out} --minutes {minutes:g} --seed {seed}",
             "models": ", ".join(MODELS.values()),
@@ -84,8 +81,8 @@ def run(out: Path, minutes: float, seed: int) -> Path:
             "versions": ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "timm")),
         },
     )
-    console.print(f"Report: {report}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
-    return report
+    console.print(f"Report: {written.page}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
+    return written.page
 
 
 def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> Comparison:

@@ -5,8 +5,8 @@ import itertools
 import re
 
 import pytest
+from html_checker import Checker
 from made_results import make_run, paper_results, put, put_examples, scene_results
-from test_html import Checker
 
 from diffclip import cli
 from diffclip.errors import UserError

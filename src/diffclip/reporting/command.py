@@ -45,6 +45,17 @@ class Options:
 DEFAULTS = Options()
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a report consists of."""
+
+    page: Path
+    tables: int
+    figures: int
+    missing: tuple[str, ...]
+    """One line each."""
+
+
 def report(
     inputs: Sequence[Path],
     out: Path,
@@ -53,8 +64,8 @@ def report(
     title: str = "CLIP and DiffCLIP: results",
     introduction: str | None = None,
     facts: Mapping[str, str] | None = None,
-) -> Path:
-    """Write OUT/report.html, OUT/tables and OUT/figures; returns the page.
+) -> Written:
+    """Write OUT/report.html, OUT/tables and OUT/figures.
 
     introduction, facts: what the page says first, and how it was made, instead of what the inputs say. Raises
     UserError where there is nothing to report, or an option is wrong, before anything is written.
@@ -86,11 +97,16 @@ def report(
         facts=facts or _facts(collection, groups, inputs, out, options),
     )
     write(out / "report.html", text.encode())
-    for line in made.missing:
+    return Written(out / "report.html", len(_tables(made)), len(drawings), made.missing)
+
+
+def tell(written: Written) -> None:
+    """Say what is missing, and where the report is."""
+    console, out = Console(), written.page.parent
+    for line in written.missing:
         console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
-    told = f"{len(_tables(made))} tables in {out / 'tables'}, {len(drawings)} figures in {out / 'figures'}"
-    console.print(told, f"Report: {out / 'report.html'}", sep="\n", highlight=False, soft_wrap=True)
-    return out / "report.html"
+    made = f"{written.tables} tables in {out / 'tables'}, {written.figures} figures in {out / 'figures'}"
+    console.print(made, f"Report: {written.page}", sep="\n", highlight=False, soft_wrap=True)
 
 
 def _panels(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from diffclip.analysis.curves import Curve, read_curves
 from diffclip.errors import UserError
 from diffclip.reporting import curve_figures, paper_figures, paper_tables
-from diffclip.reporting.differences import Compared, compared
+from diffclip.reporting.differences import Compared, compared, metric_name
 from diffclip.reporting.families import Group
 from diffclip.reporting.filled import Table, fill
 from diffclip.reporting.formats import gain_text, value_text
@@ -120,6 +120,11 @@ DIFFERENCES = (
     "kept, the test examples. Of a single pair of runs it covers the test examples alone: another seed would change "
     "the difference, which such an interval does not cover. Of twenty intervals one is expected to miss 0 by chance."
 )
+
+
+TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
+# Of what is measured during training, one number a task.
+EVALUATED = ("/acc1", "/image_retrieval_recall@1", "/text_retrieval_recall@1", "/pair_accuracy")
 
 
 def _filled(
@@ -245,25 +250,30 @@ def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
 
 
 def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
-    curves: dict[str, dict[str, list[Curve]]] = {"loss": {}, "logit_scale": {}}
+    found: dict[str, dict[str, list[Curve]]] = {}
     for family in group.families:
         for member in family.members:
             if member.run is None or not member.run.finished or not (member.run.path / "metrics.jsonl").exists():
                 continue
-            found = read_curves(member.run.path)
-            for name in curves:
-                if name in found:
-                    curves[name].setdefault(family.label, []).append(found[name])
-    titles = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
-    for name, of_family in curves.items():
-        if of_family:
-            yield Drawing(
-                f"{slug(name)}-{slug(group.name)}",
-                f"{titles[name]} over training, {group.name}",
-                "Lines: mean; bands: range over seeds.",
-                f"{titles[name]} over the steps of training of {', '.join(of_family)}",
-                lambda of=of_family, title=titles[name]: curve_figures.training_curves(of, palette, ylabel=title),  # type: ignore[misc]
-            )
+            for name, curve in read_curves(member.run.path).items():
+                # An evaluation after the last step alone is no curve.
+                if name in TRAINED or (name.endswith(EVALUATED) and len(curve.steps) > 1):
+                    found.setdefault(name, {}).setdefault(family.label, []).append(curve)
+    for name, curves in found.items():
+        title = TRAINED.get(name) or _evaluated(name)
+        yield Drawing(
+            f"{slug(name)}-{slug(group.name)}",
+            f"{title} over training, {group.name}",
+            "Lines: mean; bands: range over seeds." if max(map(len, curves.values())) > 1 else "",
+            f"{title} over the steps of training of {', '.join(curves)}",
+            lambda of=curves, title=title: curve_figures.training_curves(of, palette, ylabel=title),  # type: ignore[misc]
+        )
+
+
+def _evaluated(name: str) -> str:
+    """What is measured during training is logged as "data set/metric"."""
+    dataset, _, metric = name.rpartition("/")
+    return f"{metric_name(metric)[:1].upper()}{metric_name(metric)[1:]} on {dataset}"
 
 
 def _drawn(figure: Figure | None) -> Figure:

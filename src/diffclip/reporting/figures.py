@@ -16,7 +16,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,7 +25,6 @@ from diffclip.analysis.curves import Curve
 # and dark ground (a test simulates both).
 MODELS = {"CLIP": "#1659f0", "DiffCLIP": "#ef2087", "DiffCLIP*": "#c97ce6", "DiffCLIP†": "#c17006"}
 MORE = ("#137b78", "#8f6135")
-COLOURS = (MODELS["CLIP"], MODELS["DiffCLIP"])
 LAYERS = LinearSegmentedColormap.from_list("layers", ["#f59e0b", "#ef4478", "#8b5cf6", "#22a6c8"])
 HEAT = matplotlib.colormaps["inferno"]
 # Stands for "the colour of the text around the figure" until the SVG is written.
@@ -61,7 +59,6 @@ PRINT = {
     "ytick.color": "#444444",
 }
 SCREEN = {**STYLE, "font.size": 7}
-PANEL = (4.2, 2.7)
 # A curve is averaged down to this many points: more cannot be seen, and only make the file larger.
 POINTS = 300
 
@@ -84,33 +81,6 @@ class AttentionPanel:
 def style(settings: Mapping[str, object]) -> AbstractContextManager[None]:
     """Draw in a style, STYLE, SCREEN or PRINT, while the context lasts."""
     return matplotlib.rc_context(dict(settings))
-
-
-def curve_figure(curves: Mapping[str, Curve], *, title: str, percent: bool = False) -> Figure:
-    """One number of two runs over their steps; label → curve, baseline first; percent: of fractions."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(title)
-        for (label, curve), colour, width in zip(curves.items(), COLOURS, (1.4, 2.0), strict=False):
-            thin = thinned(curve)
-            axes.plot(thin.steps, thin.values, color=colour, linewidth=width, label=label)
-        if percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.legend()
-    return figure
-
-
-def lambda_figure(curve: Curve, *, title: str) -> Figure:
-    """λ of each layer over the steps of a run; layers are counted from 1 at the input."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(title)
-        thin = thinned(curve)
-        layers = thin.values.shape[1]
-        for layer in range(layers):
-            colour = LAYERS(layer / max(1, layers - 1))
-            axes.plot(thin.steps, thin.values[:, layer], color=colour, linewidth=1.6, label=str(layer + 1))
-        axes.legend(title="layer", loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + layers // 13)
-        axes.set_ylabel("λ")
-    return figure
 
 
 def attention_figure(panels: Sequence[AttentionPanel], *, baseline: str, candidate: str) -> Figure:
@@ -190,14 +160,6 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as its suffix says: png, pdf or svg."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160, facecolor="white")
-
-
-def _panel(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=PANEL, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel("step")
-    return figure, axes
 
 
 def _show(axes: Axes, pixels: Pixels, title: str) -> None:

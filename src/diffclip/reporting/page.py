@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,7 +15,6 @@ from diffclip.reporting.contents import Drawing, Part, Report
 from diffclip.reporting.differences import Compared
 from diffclip.reporting.filled import Cell, Row, Table
 from diffclip.reporting.formats import model_text, value_text
-from diffclip.reporting.html import picture
 from diffclip.reporting.paper_tables import slug
 from diffclip.reporting.tables import percent
 
@@ -175,15 +175,24 @@ def _panels(found: GroupPanels) -> str:
     parts = [f'<p class="note">{escape(MAPS)}</p>\n']
     for panel in found.panels:
         small = max(panel.image.shape[:2]) < 128
-        cells = [picture(panel.image, "image", "the image", pixelated=small)]
+        cells = [_picture(panel.image, "image", "the image", pixelated=small)]
         for query, *maps in zip(panel.queries, panel.baseline, panel.candidate, strict=True):
             shown = "".join(
-                picture(figures.overlay(panel.image, relevance), label, f"{label}, query: {query}")
+                _picture(figures.overlay(panel.image, relevance), label, f"{label}, query: {query}")
                 for label, relevance in zip(labels, maps, strict=True)
             )
             cells.append(f'<div class="query"><p>“{escape(query)}”</p><div class="pair">{shown}</div></div>\n')
         parts.append(f'<article class="panel">\n{"".join(cells)}</article>\n')
     return "".join(parts)
+
+
+def _picture(pixels: figures.Pixels, caption: str, alternative: str, *, kind: str = "", pixelated: bool = False) -> str:
+    data = base64.b64encode(figures.to_png(pixels)).decode("ascii")
+    style = ' class="pixelated"' if pixelated else ""
+    return (
+        f'<figure class="{kind}"><img{style} src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+    )
 
 
 def _missing(missing: Sequence[str]) -> str:
