@@ -172,7 +172,10 @@ def _caption(table: Table, radar: bool) -> str:
     rows = [row for block in table.rows for row in block]
     measured = [row for row in rows if not row.paper]
     if radar:
-        return "Mean over seeds." if any(cell.sd is not None for row in measured for cell in row.cells) else ""
+        texts = ["Mean over seeds."] if any(cell.sd is not None for row in measured for cell in row.cells) else []
+        if len(measured) == 2:
+            texts.append(f"Below each pattern: {' / '.join(row.label for row in measured)}.")
+        return " ".join(texts)
     texts = []
     if any(cell.sd is not None for row in measured for cell in row.cells):
         texts.append("Whiskers: one standard deviation over seeds; dots: the seeds.")
@@ -231,11 +234,12 @@ def _noise(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
 
 def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
     having = [family for family in group.families if curve_figures.lambda_curves(family)]
+    several = any(len(curves) > 1 for family in having for curves in curve_figures.lambda_curves(family).values())
     if having:
         yield Drawing(
             f"lambda-layers-{slug(group.name)}",
             f"λ by layer after training, {group.name}",
-            "How much of the second map each layer subtracts. Lines: mean; dots: seeds.",
+            "How much of the second map each layer subtracts." + (" Lines: mean; dots: seeds." if several else ""),
             f"λ of each layer after training, of {', '.join(family.label for family in having)}",
             lambda: _drawn(curve_figures.lambda_by_layer(group, palette)),
         )
@@ -243,7 +247,7 @@ def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
         yield Drawing(
             f"lambda-time-{slug(group.name)}-{_file(family.label)}",
             f"λ over training, {family.label}, {group.name}",
-            "Lines: mean; bands: range over seeds. Layer 1 is nearest the input.",
+            "Layer 1 is nearest the input." + (" Lines: mean; bands: range over seeds." if several else ""),
             f"λ of each layer over the steps of training of {family.label}",
             lambda family=family: _drawn(curve_figures.lambda_over_time(family)),  # type: ignore[misc]
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from diffclip.reporting import paper_numbers
 from diffclip.reporting.families import Family, Group
 from diffclip.reporting.paper_tables import Block, Layout
-from diffclip.reporting.scores import Difference, Score, Scores
+from diffclip.reporting.scores import SEEDS, Difference, Score, Scores
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def _notes(layout: Layout, rows: Sequence[Sequence[Row]], groups: Sequence[Group
     differences = [cell.difference for row in measured for cell in row.cells if cell.difference]
     if differences:
         judged = [difference for difference in differences if difference.interval]
-        text = "In brackets the gain over the first model of the pretraining, in points, over the seeds that both have"
+        text = "In brackets the gain over the first model of the pretraining, in points"
+        text += ", over the seeds that both have" if any(difference.over == SEEDS for difference in differences) else ""
         if judged:
             kinds = " or ".join(dict.fromkeys(d.over for d in judged))
             text += f"; “ns”, not significant, where its 95 % interval, paired over {kinds}, contains 0"

@@ -91,7 +91,7 @@ def _bar_chart(
             axes.bar(right, 100 * paper, width=width, fill=False, edgecolor=palette[row.label], linewidth=0.8)
             _value(axes, right, 100 * paper, percent(paper), upright=upright, style="italic")
             tops.append(100 * paper)
-    axes.set_title(title, fontsize=7, loc="center", pad=3)
+    axes.set_title(title, fontsize=7 if len(title) <= 16 else 5.5, loc="center", pad=3)
     axes.set_xlim(-0.6, max(len(rows), 2) - 0.4)
     axes.set_ylim(0, max(tops) * (1.36 if upright or (len(rows) <= 2 and not beside) else 1.24) or 1)
     axes.set_xticks([])
