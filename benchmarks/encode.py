@@ -1,6 +1,7 @@
 """How fast are images and prompts encoded, against open_clip's ViT-B-16?
 
-    python benchmarks/encode.py [--images 32] [--classes 5] [--batch-sizes 8 32 128 256] [--rounds 5] [--json FILE]
+    python benchmarks/encode.py [--precision bf16 float32] [--images 16] [--classes 3] [--rounds 5]
+        [--batch-sizes 8 32 128 256] [--json FILE]
 
 Images: a batch in evaluation mode, weights in bfloat16 and in float32. Zero-shot classifier: 80 ImageNet prompts for
 each of a few random ImageNet classes, from names to embeddings, by class_embeddings and by open_clip's
@@ -82,10 +83,10 @@ def compare(what: str, unit: str, count: int, contestants: Contestants, rounds: 
     return {"what": what, "count": count, "seconds": seconds, "median": found}
 
 
-def by_batch_size(sizes: list[int], rounds: int) -> list[dict[str, object]]:
+def by_batch_size(sizes: list[int], precisions: list[str], rounds: int) -> list[dict[str, object]]:
     """diffclip_vit_b16: milliseconds an image at each batch size."""
     results: list[dict[str, object]] = []
-    for precision in DTYPES:
+    for precision in precisions:
         model, pixels = ours(PRESETS[-1], precision), torch.randn(max(sizes), 3, 224, 224).to(DTYPES[precision])
         encode = model.encode_image
         seconds = in_turn({str(n): lambda _, batch=pixels[:n], encode=encode: encode(batch) for n in sizes}, rounds)
@@ -98,8 +99,9 @@ def by_batch_size(sizes: list[int], rounds: int) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=32, help="images of a batch; 0: do not encode images")
-    parser.add_argument("--classes", type=int, default=5, help="ImageNet classes; 0: no classifier")
+    parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES), help="of image encoders")
+    parser.add_argument("--images", type=int, default=16, help="images of a batch; 0: do not encode images")
+    parser.add_argument("--classes", type=int, default=3, help="ImageNet classes; 0: no classifier")
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="time our image encoder at these sizes, and no more")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -107,10 +109,10 @@ def main() -> None:
     results = []
     with torch.inference_mode():
         if arguments.batch_sizes:
-            results += by_batch_size(arguments.batch_sizes, arguments.rounds)
+            results += by_batch_size(arguments.batch_sizes, arguments.precision, arguments.rounds)
         if arguments.images and not arguments.batch_sizes:
             pixels = torch.randn(arguments.images, 3, 224, 224)
-            for precision in DTYPES:
+            for precision in arguments.precision:
                 what = f"{arguments.images} images, {precision}"
                 encoders = image_encoders(precision, pixels)
                 results.append(compare(what, "image", arguments.images, encoders, arguments.rounds))
