@@ -57,6 +57,32 @@ def test_keeps_the_hidden_layer_once():
     assert kept == [1, 2]
 
 
+def test_keeps_no_copy_of_its_weights_under_autocast():
+    kept = []
+    for mlp in pair(nn.GELU):
+        seen = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t, seen=seen: seen.append(t) or t, lambda t: t)
+        with hooks, torch.autocast("cpu", torch.bfloat16):
+            mlp(torch.randn(2, 5, 6, requires_grad=True)).sum().backward()
+        kept.append(sum(t.dtype == torch.bfloat16 and sorted(t.shape) == [6, 24] for t in seen))
+    assert kept == [0, 2]
+
+
+@pytest.mark.parametrize("frozen", [("fc1.weight",), ("fc1.weight", "fc1.bias"), ("fc2.weight", "fc2.bias"), ("x",)])
+def test_what_needs_no_gradient_gets_none_and_the_others_theirs(frozen):
+    results = []
+    for mlp in pair(nn.GELU):
+        inputs = torch.linspace(-2, 2, 60).view(2, 5, 6).requires_grad_("x" not in frozen)
+        for name, parameter in mlp.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        mlp(inputs).sin().sum().backward()
+        results.append([inputs.grad, *(parameter.grad for parameter in mlp.parameters())])
+    for found, expected in zip(*results, strict=True):
+        assert (found is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(found, expected)
+
+
 def test_without_gradients_is_the_plain_one():
     ours, theirs = pair(nn.GELU)
     x = torch.randn(2, 5, 6)

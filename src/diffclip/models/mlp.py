@@ -1,4 +1,4 @@
-"""The MLP of a block, which keeps its hidden layer once for the backward pass, not twice."""
+"""The MLP of a block, which keeps its hidden layer once for the backward pass, and no copy of its weights."""
 
 from typing import Any
 
@@ -12,37 +12,47 @@ class Mlp(timm.layers.Mlp):  # type: ignore[misc]  # timm is untyped
     """timm's Mlp: fc2(act(fc1(x))), with its parameters and numbers, no dropout.
 
     Autograd would keep the hidden layer before the activation, for the gradient of that, and after it, for the
-    second matrix's. Here the activation is computed again in the backward pass, which costs far less than a product.
+    second matrix's; and under autocast each matrix in low precision, for the gradient of its input. Here the activation
+    is computed again in the backward pass and the matrices are cast again, which costs far less than a product.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        hidden = self.fc1(x)  # (…, 4C)
         if not torch.is_grad_enabled():
-            plain: Tensor = self.fc2(self.act(hidden))
+            plain: Tensor = super().forward(x)
             return plain
-        # The casts are autocast's own: hidden has its dtype.
-        weight, bias = (parameter.to(hidden.dtype) for parameter in (self.fc2.weight, self.fc2.bias))
-        out: Tensor = _ActivatedLinear.apply(hidden, weight, bias, self.act)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        out: Tensor = _Mlp.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.act)
         return out
 
 
-class _ActivatedLinear(torch.autograd.Function):
-    """act(x) @ weightᵀ + bias, of which x is kept and act(x) is not."""
+class _Mlp(torch.autograd.Function):
+    """act(x @ w1ᵀ + b1) @ w2ᵀ + b2 in the dtype of x, of which x and the hidden layer before act are kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, act: nn.Module) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, act: nn.Module) -> Tensor:
+        hidden = F.linear(x, w1.to(x.dtype), b1.to(x.dtype))  # (…, 4C)
+        ctx.save_for_backward(x, hidden, w1, w2)
         ctx.act = act
-        return F.linear(act(x), weight, bias)
+        return F.linear(act(hidden), w2.to(x.dtype), b2.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, w1, w2 = ctx.saved_tensors
+        (grad,) = grads  # (…, C)
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            activated = ctx.act(x)
-        grad = grads[0].flatten(0, -2)  # (rows, C)
-        dweight = grad.mT @ activated.detach().flatten(0, -2)
-        (dx,) = torch.autograd.grad(activated, x, (grads[0] @ weight))
-        return dx, dweight, grad.sum(0), None
+            hidden = hidden.detach().requires_grad_()
+            activated = ctx.act(hidden)
+        dw2, db2 = _of_parameters(grad, activated.detach(), w2) if any(ctx.needs_input_grad[3:5]) else (None, None)
+        (dhidden,) = torch.autograd.grad(activated, hidden, grad @ w2.to(x.dtype))
+        dw1, db1 = _of_parameters(dhidden, x, w1) if any(ctx.needs_input_grad[1:3]) else (None, None)
+        dx = dhidden @ w1.to(x.dtype) if ctx.needs_input_grad[0] else None
+        return dx, dw1, db1, dw2, db2, None
+
+
+def _of_parameters(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias of a linear map of x (…, in) whose output has the gradient grad (…, out)."""
+    grad = grad.flatten(0, -2)  # (rows, out)
+    return (grad.mT @ x.flatten(0, -2)).to(weight.dtype), grad.sum(0).to(weight.dtype)
