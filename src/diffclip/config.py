@@ -129,6 +129,9 @@ class Training:
     epochs: Positive = 40.0
     """Passes over the training data; a fraction is allowed."""
     batch_size: PositiveInt = 4096
+    micro_batch: Count = 0
+    """Images whose activations are kept at a time, a process; 0: the whole batch. Fewer give the same gradients in the
+    memory of a small batch, for a third more work (gradient caching)."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """`auto`: bfloat16 autocast where the processor computes in it, else float32."""
     compile: bool = False

@@ -55,3 +55,17 @@ def test_checkpointed_activations_are_counted_as_such():
     assert bytes_at(4, True) < 0.7 * bytes_at(4, False)
     # Another block is another input of (images, class token and patches, width) floats, and nothing else.
     assert bytes_at(5, True) - bytes_at(4, True) == 4 * (1 + 16) * 64 * 4
+
+
+def test_micro_batches_bound_the_activations():
+    def activations(batch_size, micro_batch):
+        one = recipe(embed_dim=256)
+        changed = dataclasses.replace(one.training, batch_size=batch_size, micro_batch=micro_batch)
+        rows = dict(
+            describe(dataclasses.replace(one, data=dataclasses.replace(one.data, examples=10**6), training=changed))
+        )
+        assert rows["images"].endswith(f", {micro_batch} at a time") == (0 < micro_batch < batch_size)
+        return float(rows["memory, activations"].split()[0])
+
+    assert activations(8192, 0) > 10 * activations(8192, 256)
+    assert activations(256, 256) == activations(256, 0)

@@ -36,6 +36,17 @@ def test_equals_the_formula(groups):
     assert loss.item() == pytest.approx(by_hand(image, text, 14.3, groups), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 2, 1, 0, 3]])
+def test_rows_lose_their_share_of_the_whole(groups):
+    image, text = features(7)
+    groups = groups and torch.tensor(groups)
+    whole = contrastive_loss(image, text, torch.tensor(14.3), groups)
+    blocks = [slice(0, 3), slice(3, 4), slice(4, 7)]
+    parts = [contrastive_loss(image, text, torch.tensor(14.3), groups, rows=rows) for rows in blocks]
+    assert (3 * parts[0] + parts[1] + 3 * parts[2]).item() / 7 == pytest.approx(whole.item(), rel=1e-6)
+    assert parts[0].item() != pytest.approx(whole.item(), rel=1e-3)
+
+
 def test_without_groups_it_is_open_clips():
     image, text = (x.float() for x in features(9))
     ours = contrastive_loss(image, text, torch.tensor(100.0))

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from diffclip.errors import UserError
 from diffclip.models.attention import ATTENTION, DifferentialAttention
 from diffclip.models.mlp import Mlp
+from diffclip.models.patch_dropout import PatchDropout
 from diffclip.models.presets import ModelConfig
 
 ACTIVATION: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
@@ -64,7 +65,6 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
             num_heads=config.vision_heads,
             mlp_ratio=config.mlp_ratio,
             pre_norm=config.vision_pre_norm,
-            patch_drop_rate=config.patch_dropout,
             norm_layer=partial(timm.layers.LayerNorm, eps=config.resolved_vision_norm_eps),
             act_layer=ACTIVATION[config.vision_activation],
             attn_layer=ATTENTION[config.vision_attention],
@@ -72,6 +72,8 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
             mlp_layer=Mlp,
             weight_init="skip",
         )
+        if config.patch_dropout:
+            self.patch_drop = PatchDropout(config.patch_dropout, self.num_prefix_tokens)
         _set_lambda_init(self.blocks, config)
 
     def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -12,6 +12,7 @@ from diffclip.config import Recipe
 from diffclip.data.sources import open_source
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, count_parameters
+from diffclip.training.gradients import LOGITS
 from diffclip.training.loss import contrastive_loss
 from diffclip.training.optimizer import learning_rate
 from diffclip.training.step import Schedule, autocast_dtype, default_device
@@ -93,13 +94,17 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     examples, where = _examples(recipe)
     schedule = Schedule.of(recipe, examples)
     batch = recipe.training.batch_size
-    # Two small batches give the part that grows with the batch; the B×B logits are counted apart.
+    at_a_time = min(batch, recipe.training.micro_batch or batch)
+    # Two small batches give the part that grows with the images; the features of a whole batch, their gradients and
+    # the logits that exist at a time come to it.
     small, large = (activation_bytes(recipe, size) for size in (2, 4))
-    activations = (large - small) // 2 * batch + 3 * 4 * batch * batch
+    features = 4 * 4 * batch * config.embed_dim + 3 * 4 * min(batch * batch, LOGITS)
+    activations = (large - small) // 2 * at_a_time + features
     parameters = counts["total"]
+    parts = "" if at_a_time == batch else f", {at_a_time} at a time"
     rows = [
         ("model", recipe.model.preset + "".join(f" {k}={v}" for k, v in recipe.model.overrides.items())),
-        ("images", f"({batch}, 3, {config.image_size}, {config.image_size}), patches of {config.patch_size}"),
+        ("images", f"({batch}, 3, {config.image_size}, {config.image_size}), patches of {config.patch_size}{parts}"),
         ("captions", f"({batch}, at most {config.context_length})"),
         ("features", f"({batch}, {config.embed_dim}) each; logits ({batch}, {batch})"),
         ("parameters", f"{parameters:,}"),

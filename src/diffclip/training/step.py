@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,9 @@ from diffclip.data.transforms import TrainTransform, normalise
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, create_model
 from diffclip.models.maps import forward_with_maps
-from diffclip.training.loss import contrastive_loss
+from diffclip.models.patch_dropout import PatchDropout, patch_noise
+from diffclip.training.gradients import Pairing, backward
+from diffclip.training.loss import contrastive
 from diffclip.training.monitor import attention_entropy
 from diffclip.training.optimizer import adamw, learning_rate
 
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # The entropy of the attention is measured on this many images and captions of the current batch.
 MONITORED = 8
+# The last number of a seed: what is drawn from it. The loader's are 1 and 2.
+_PATCHES = 3
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,15 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What is encoded at a time of a batch."""
+
+    pixels: Tensor  # (b, 3, S, S) uint8
+    tokens: Tensor | None  # (c, L) int64
+    noise: Tensor | None  # (b, patches) int64
+
+
 class Trainer:
     """Model, optimizer and the step. `train` drives it; the quickstart times it to fit its budget."""
 
@@ -111,11 +126,10 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised pixels (B, 3, S, S) float and tokens (B, L) int64, on the device."""
+    def pixels(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 → normalised floats on the device."""
         config = self.model.config
-        pixels = batch.pixels.to(self.device, non_blocking=True)
-        return normalise(pixels, config.image_mean, config.image_std), batch.tokens.to(self.device, non_blocking=True)
+        return normalise(pixels.to(self.device, non_blocking=True), config.image_mean, config.image_std)
 
     def step(self, step: int, batch: Batch) -> tuple[float, float]:
         """One optimizer step. Returns (loss, learning rate); a loss that is not finite changes no weight."""
@@ -127,35 +141,63 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # Patch dropout draws from here, so a resumed run draws what the uninterrupted one would have.
-        torch.manual_seed(self.recipe.seed * 1_000_003 + step)
         # Before the forward pass, so that these gradients are gone when its activations come.
         self.optimizer.zero_grad(set_to_none=True)
-        pixels, tokens = self.inputs(batch)
-        groups = None
-        with self.autocast():
-            if self.recipe.loss.shared_captions:
-                # Labelled data repeat few captions: each is encoded once, with the same gradients as encoding all.
-                groups = batch.groups.to(self.device)
-                distinct, place = torch.unique(tokens, dim=0, return_inverse=True)
-                output = self.model(image=pixels, text=distinct)
-                text_features = output["text_features"][place]  # (B, embed_dim)
-            else:
-                output = self.model(image=pixels, text=tokens)
-                text_features = output["text_features"]
-        loss = contrastive_loss(output["image_features"], text_features, output["logit_scale"], groups)
-        value = loss.item()
+        parts, pairing = self._parts(step, batch)
+        value = backward(self._encode, parts, pairing, contrastive)
         if math.isfinite(value):
-            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.model.clamp_logit_scale()
         return value, lr
 
+    def _parts(self, step: int, batch: Batch) -> tuple[list[_Part], Pairing]:
+        """The batch in micro-batches, and which caption is whose."""
+        size = len(batch.pixels)
+        rows = self.recipe.training.micro_batch or size
+        texts, pairing = batch.tokens, Pairing()
+        if self.recipe.loss.shared_captions:
+            # Labelled data repeat few captions: each is encoded once, with the same gradients as encoding all.
+            texts, place = torch.unique(texts, dim=0, return_inverse=True)
+            pairing = Pairing(place.to(self.device), batch.groups.to(self.device))
+        images, captions = torch.split(batch.pixels, rows), torch.split(texts, rows)
+        noise = self._patch_noise(step, size)
+        noises = [None] * len(images) if noise is None else torch.split(noise, rows)
+        # Where there are fewer captions they come with the last images, so that the last part has both.
+        none = [None] * (len(images) - len(captions))
+        parts = [_Part(*part) for part in zip(images, [*none, *captions], noises, strict=True)]
+        return parts, pairing
+
+    def _patch_noise(self, step: int, size: int) -> Tensor | None:
+        """(B, patches) for patch dropout, a function of seed, step and row; None for a model without it."""
+        if not isinstance(self.model.visual.patch_drop, PatchDropout):
+            return None
+        return patch_noise((self.recipe.seed, step, 0, _PATCHES), 0, size, self.model.visual.patch_embed.num_patches)
+
+    @contextmanager
+    def _dropping(self, noise: Tensor | None) -> Iterator[None]:
+        """Patch dropout as `noise` says."""
+        if noise is None:
+            yield
+            return
+        self.model.visual.patch_drop.noise = noise.to(self.device, non_blocking=True)
+        try:
+            yield
+        finally:
+            self.model.visual.patch_drop.noise = None
+
+    def _encode(self, part: _Part) -> dict[str, Tensor | None]:
+        """The model's outputs for a part."""
+        tokens = None if part.tokens is None else part.tokens.to(self.device, non_blocking=True)
+        # Each part has an autocast of its own: weights that one has cast without gradients are of no use to another.
+        with self.autocast(), self._dropping(part.noise):
+            outputs: dict[str, Tensor | None] = self.model(image=self.pixels(part.pixels), text=tokens)
+        return outputs
+
     @torch.no_grad()
     def entropies(self, batch: Batch) -> dict[str, list[float]]:
         """Entropy of A1 by tower and layer, on a few examples of the batch."""
-        pixels, tokens = (x[:MONITORED] for x in self.inputs(batch))
-        with self.autocast():
+        pixels, tokens = self.pixels(batch.pixels[:MONITORED]), batch.tokens[:MONITORED].to(self.device)
+        with self.autocast(), self._dropping(self._patch_noise(0, len(pixels))):
             _, visual = forward_with_maps(self.model.visual, pixels)
             _, text = forward_with_maps(self.model.text, tokens)
         return {
