@@ -5,7 +5,8 @@
 The loop is the usual one, in PyTorch: an episode draws its classes and examples with `randperm` and
 `multinomial`, and is classified by itself. Both ways of drawing, and both ways of classifying one set of
 episodes, run in turn in one process on the same threads; medians over the rounds, of wall seconds and, for
-machines that do other work too, of CPU seconds. It fails if an episode's accuracy differs.
+machines that do other work too, of CPU seconds. It says how many episodes differ, which happens where a query is
+as near to two prototypes to the last bits of float32, and fails if it is more than one in a thousand.
 """
 
 import argparse
@@ -83,6 +84,7 @@ def main() -> int:
     arguments = parser.parse_args()
     train_x, train_y, test_x, test_y = overlapping_classes(arguments.features, arguments.dim, arguments.classes)
     times: dict[str, list[tuple[float, float]]] = {"draw_loop": [], "draw": [], "classify_loop": [], "classify": []}
+    differ: list[int] = []
     plan = {**PLAN, "num_episodes": arguments.episodes}
     for seed in range(arguments.rounds):
         _, seconds = timed(draw_one_by_one, train_y, test_y, arguments.episodes)
@@ -93,10 +95,12 @@ def main() -> int:
         times["classify_loop"].append(seconds)
         found, seconds = timed(few_shot.classify, train_x, test_x, episodes)
         times["classify"].append(seconds)
-        if not torch.equal(found, expected):
-            raise ValueError(f"{int((found != expected).sum())} of {len(found)} episodes differ")
+        differ.append(int((found != expected).sum()))
+        if differ[-1] > len(found) / 1000:
+            raise ValueError(f"{differ[-1]} of {len(found)} episodes differ")
     print(f"{arguments.episodes} episodes of {arguments.features} × {arguments.dim} features, ", end="")
-    print(f"{arguments.classes} classes; {torch.get_num_threads()} threads; accuracy {100 * found.mean():.2f} %")
+    print(f"{arguments.classes} classes; {torch.get_num_threads()} threads; accuracy {100 * found.mean():.2f} %; ", end="")
+    print(f"episodes that differ, by round: {', '.join(map(str, differ))}")
     print(f"{'':22}{'loop':>10}{'at once':>10}{'faster':>9}")
     figures = {}
     for place, kind in enumerate(("wall seconds", "CPU seconds")):
