@@ -99,7 +99,7 @@ def main() -> int:
         if differ[-1] > len(found) / 1000:
             raise ValueError(f"{differ[-1]} of {len(found)} episodes differ")
     print(f"{arguments.episodes} episodes of {arguments.features} × {arguments.dim} features, ", end="")
-    print(f"{arguments.classes} classes; {torch.get_num_threads()} threads; accuracy {100 * found.mean():.2f} %; ", end="")
+    print(f"{arguments.classes} classes; {torch.get_num_threads()} threads; accuracy {100 * found.mean():.2f} %")
     print(f"episodes that differ, by round: {', '.join(map(str, differ))}")
     print(f"{'':22}{'loop':>10}{'at once':>10}{'faster':>9}")
     figures = {}

@@ -63,7 +63,8 @@ def evaluate(
     *,
     data: tuple[str, ...],
     out: Path,
-    tasks: tuple[Task, ...] = ("zero_shot",),
+    tasks: tuple[Task, ...] = (),
+    root: Path | None = None,
     cache: Path | None = None,
     force: bool = False,
     features: Literal["tower", "joint"] = "tower",
@@ -80,9 +81,12 @@ def evaluate(
 
     Args:
         models: Run directories, .safetensors files, released checkpoints or hub ids.
-        data: NAME=PATH of each data set; PATH is a folder, a file, shards, or scenes:SPLIT.
+        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one of
+            the paper's; or `paper`, for all of these.
         out: Where results.jsonl is written.
-        tasks: What is measured, on each data set that can serve it.
+        tasks: What is measured, on each data set that can serve it; by default what the paper measures on data sets
+            that are given by name alone, and zero_shot on others.
+        root: The folder of the data sets that are given by name alone; by default $DIFFCLIP_DATA, or data.
         cache: Where image features are kept; by default OUT/features.
         force: Compute again what results.jsonl has already. Features are not: theirs cannot be out of date.
         features: What linear_probe and few_shot learn from: the image tower's features before the joint projection, or
@@ -97,6 +101,8 @@ def evaluate(
         workers: Processes that decode images.
     """
     from diffclip.evaluation import command
+    from diffclip.evaluation.datasets.opening import default_root
+    from diffclip.evaluation.named_data import data_sets
 
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: give a number of at least 1")
@@ -108,8 +114,8 @@ def evaluate(
         seed=seed,
         repeats=repeats,
     )
-    data_sets = [command.data_set(text, tasks, all_classes=all_classes) for text in data]
-    command.evaluate(models, data_sets, out, cache=cache, force=force, settings=settings)
+    found, missing = data_sets(data, tasks, default_root(root), all_classes=all_classes)
+    command.evaluate(models, found, out, missing=missing, cache=cache, force=force, settings=settings)
 
 
 def quickstart(*, out: Path = Path("runs/quickstart"), minutes: float = 9.0, seed: int = 0) -> None:

@@ -17,10 +17,11 @@ from rich.table import Table
 from diffclip.commands import evaluation_data, evaluators
 from diffclip.config import Recipe, to_toml
 from diffclip.errors import Stopped, UserError
-from diffclip.evaluation.command import data_set, named_model, raise_failures, run_suite
+from diffclip.evaluation.command import named_model, raise_failures, run_suite
 from diffclip.evaluation.datasets import registry
 from diffclip.evaluation.datasets.opening import default_root, locate
 from diffclip.evaluation.feature_cache import FeatureCache
+from diffclip.evaluation.named_data import data_set
 from diffclip.evaluation.splits import DataSet
 from diffclip.evaluation.suite import Failure
 from diffclip.evaluation.tasks import SPECS

@@ -3,15 +3,16 @@
 import io
 import re
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from dataset_files import jpeg, write
+from pictures import pictures
 from rich.console import Console
 
 from diffclip import cli
 from diffclip.evaluation import plan, progress, results
-from diffclip.evaluation.command import data_set, run_suite
+from diffclip.evaluation.command import run_suite
+from diffclip.evaluation.named_data import data_set, papers
 from diffclip.evaluation.plan import Job, NamedModel, Plan
 from diffclip.evaluation.splits import Task
 from diffclip.evaluation.suite import DataSet
@@ -29,16 +30,6 @@ def models(tmp_path_factory):
         text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
         save(create_model(f"{kind}_vit_t16", **SMALL, **text), folder / kind)
     return [str(folder / "clip"), str(folder / "diffclip")]
-
-
-def pictures(folder, splits=("train", "test"), count=6):
-    for split in splits:
-        for number, name in enumerate(("cat", "dog")):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.random.default_rng((number, i)).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
 
 
 def run(capsys, *arguments):
@@ -93,7 +84,7 @@ def test_a_failure_is_listed_at_the_end_and_the_rest_is_done(capsys, tmp_path, m
 
 
 def test_every_task_on_scenes_out_of_the_box(capsys, tmp_path, models, monkeypatch):
-    monkeypatch.setattr("diffclip.evaluation.command.SCENES_TO_LEARN_FROM", 400)
+    monkeypatch.setattr("diffclip.evaluation.named_data.SCENES_TO_LEARN_FROM", 400)
     lines, message = run(
         capsys,
         models[1],
@@ -126,52 +117,37 @@ def test_the_tasks_of_the_command_line_are_those_of_the_suite():
 
 
 def test_a_wrong_form_is_told_at_once(capsys, tmp_path, models):
-    _, message = run(capsys, models[0], "--data", "cifar10", "--out", tmp_path)
-    assert message == (
-        "diffclip: --data cifar10: expected NAME=PATH, such as cifar10=data/cifar10 or scenes=scenes:test"
-    )
+    for name in ("mine", "pope"):
+        _, message = run(capsys, models[0], "--data", name, "--out", tmp_path)
+        assert message == (
+            f"diffclip: --data {name}: expected NAME=PATH, such as scenes=scenes:test, or paper, or one of the paper's "
+            f"data sets: {', '.join(papers())}"
+        )
+    _, message = run(capsys, models[0], "--data", "mine=", "--out", tmp_path)
+    assert message == "diffclip: --data mine=: expected NAME=PATH, such as cifar10=data/cifar10 or scenes=scenes:test"
     _, message = run(capsys, models[0], "--data", "a=b", "a=c", "--out", tmp_path)
     assert message == "diffclip: --data names a twice: results would replace each other, so give each its own name"
     _, message = run(capsys, "--data", "a=b", "--out", tmp_path)
     assert message.startswith("diffclip: no model to evaluate")
 
 
-@pytest.mark.parametrize(
-    ("splits", "test", "others"),
-    [
-        (("train", "test"), "test", {"train"}),
-        (("train", "val", "test"), "test", {"train", "val"}),
-        (("train", "validation"), "validation", {"train"}),
-        (("training", "testing"), "testing", {"train"}),
-        (("test",), "test", set()),
-    ],
-)
-def test_splits_are_found_by_the_names_of_folders(tmp_path, splits, test, others):
-    found = data_set(f"x={pictures(tmp_path / 'x', splits, count=1)}", ("zero_shot",))
-    assert found.test.name == f"x:{test}"
-    assert set(found.others) == others
-    for split in others:
-        assert len(found.split(split)) == 2
-
-
-def test_a_folder_without_splits_and_a_data_set_of_the_registry(tmp_path):
-    plain = data_set(f"x={pictures(tmp_path, ('all',), count=3) / 'all'}", ("zero_shot",))
-    assert (len(plain.test), set(plain.others), plain.mean_per_class) == (6, set(), False)
-    pets = data_set(f"pets={pictures(tmp_path / 'any name', ('trainval', 'test'), count=2)}", ("zero_shot",))
-    assert (len(pets.test), set(pets.others), pets.mean_per_class) == (4, {"train"}, True)
-    assert pets.test.templates == ("a photo of a {c}, a type of pet.",)
-    assert len(pets.split("train")) == 4
-
-
-def test_imagenet_a_among_its_own_classes_or_all_of_imagenet(tmp_path):
-    for wnid in ("n01498041", "n01531178"):  # 6, stingray, and 11, goldfinch, in ImageNet
-        (tmp_path / wnid).mkdir()
-        Image.new("RGB", (8, 8)).save(tmp_path / wnid / "0.png")
-    own = data_set(f"imagenet-a={tmp_path}", ("zero_shot",))
-    assert (own.name, own.test.classnames, own.test[1].label) == ("imagenet-a", ("stingray", "goldfinch"), 1)
-    whole = data_set(f"imagenet-a={tmp_path}", ("zero_shot",), all_classes=True)
-    assert (whole.name, len(whole.test.classnames), whole.test[1].label) == ("imagenet-a@1000", 1000, 11)
-    assert data_set(f"pets={tmp_path}", ("zero_shot",), all_classes=True).name == "pets"
+def test_all_of_the_paper_below_one_folder(capsys, tmp_path, models):
+    pictures(tmp_path / "root" / "dtd", ("train", "val", "test"))
+    folder = tmp_path / "root" / "mmvp_vlm"
+    write(folder / "Questions.csv", "Question ID,Type,Statement\n1,Color,red\n2,Color,blue\n")
+    for i in (1, 2):
+        write(folder / "MLLM_VLM Images" / "Color" / f"{i}.jpg", jpeg(i))
+    lines, message = run(capsys, models[0], "--data", "paper", "--root", tmp_path / "root", "--out", tmp_path / "out")
+    found = {(result.dataset, result.task) for result in results.read(tmp_path / "out" / "results.jsonl")}
+    assert found == {("dtd", "linear_probe"), ("mmvp_vlm", "fine_grained")}
+    missing = len(papers()) - 2
+    assert [line.split(":")[1].strip() for line in lines[:missing]] == [
+        name for name in papers() if name not in ("dtd", "mmvp_vlm")
+    ]
+    # Few-shot needs five classes.
+    assert message.startswith(f"diffclip: {missing + 1} could not be done, everything else is:")
+    assert f"\n  caltech101: not in {tmp_path}/root (--root); get it with: hf download clip-benchmark/" in message
+    assert "dtd few_shot" in message
 
 
 def test_a_terminal_gets_a_bar_and_the_same_results(tmp_path, models):

@@ -1,0 +1,57 @@
+"""The data sets that a command names: their splits, their protocol, and what of them is missing."""
+
+import pytest
+from pictures import pictures
+from PIL import Image
+
+from diffclip.evaluation.named_data import data_set, data_sets
+
+
+@pytest.mark.parametrize(
+    ("splits", "test", "others"),
+    [
+        (("train", "test"), "test", {"train"}),
+        (("train", "val", "test"), "test", {"train", "val"}),
+        (("train", "validation"), "validation", {"train"}),
+        (("training", "testing"), "testing", {"train"}),
+        (("test",), "test", set()),
+    ],
+)
+def test_splits_are_found_by_the_names_of_folders(tmp_path, splits, test, others):
+    found = data_set(f"x={pictures(tmp_path / 'x', splits, count=1)}", ("zero_shot",))
+    assert found.test.name == f"x:{test}"
+    assert set(found.others) == others
+    for split in others:
+        assert len(found.split(split)) == 2
+
+
+def test_a_folder_without_splits_and_a_data_set_of_the_registry(tmp_path):
+    plain = data_set(f"x={pictures(tmp_path, ('all',), count=3) / 'all'}", ("zero_shot",))
+    assert (len(plain.test), set(plain.others), plain.mean_per_class) == (6, set(), False)
+    pets = data_set(f"pets={pictures(tmp_path / 'any name', ('trainval', 'test'), count=2)}", ("zero_shot",))
+    assert (len(pets.test), set(pets.others), pets.mean_per_class) == (4, {"train"}, True)
+    assert pets.test.templates == ("a photo of a {c}, a type of pet.",)
+    assert len(pets.split("train")) == 4
+
+
+def test_imagenet_a_among_its_own_classes_or_all_of_imagenet(tmp_path):
+    for wnid in ("n01498041", "n01531178"):  # 6, stingray, and 11, goldfinch, in ImageNet
+        (tmp_path / wnid).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / wnid / "0.png")
+    own = data_set(f"imagenet-a={tmp_path}", ("zero_shot",))
+    assert (own.name, own.test.classnames, own.test[1].label) == ("imagenet-a", ("stingray", "goldfinch"), 1)
+    whole = data_set(f"imagenet-a={tmp_path}", ("zero_shot",), all_classes=True)
+    assert (whole.name, len(whole.test.classnames), whole.test[1].label) == ("imagenet-a@1000", 1000, 11)
+    assert data_set(f"pets={tmp_path}", ("zero_shot",), all_classes=True).name == "pets"
+
+
+def test_names_alone_are_looked_for_below_the_root_with_the_papers_tasks(tmp_path):
+    pictures(tmp_path / "pets", ("trainval", "test"), count=2)
+    found, missing = data_sets(["pets", "flickr8k", "mine=scenes:test"], (), tmp_path)
+    assert [(one.name, one.tasks) for one in found] == [
+        ("pets", ("linear_probe", "few_shot")),
+        ("mine", ("zero_shot",)),
+    ]
+    assert [one.data for one in missing] == ["flickr8k"]
+    found, _ = data_sets(["pets", "mine=scenes:test"], ("noise",), tmp_path)
+    assert [one.tasks for one in found] == [("noise",)] * 2
