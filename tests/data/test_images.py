@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from diffclip.data import images
 from diffclip.data.images import REASONS, BadImage, decode
 
 RNG = np.random.default_rng(0)
@@ -196,3 +198,54 @@ def test_too_many_pixels_are_refused_before_they_are_decoded():
                 "truncated",
                 "damaged",
             )
+
+
+def by_pillow(data, monkeypatch):
+    """What Pillow alone makes of it, or the reason why not."""
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_plain_jpeg", lambda *_: None)
+        try:
+            return decode(data)
+        except BadImage as bad:
+            return bad.reason
+
+
+JPEGS = [
+    encoded(Image.fromarray(pixels).convert(mode), "JPEG", progressive=progressive, subsampling=subsampling, **options)
+    for pixels in (np.tile(SMOOTH, (3, 3, 1)), RNG.integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    for mode, options in (("RGB", {}), ("L", {}), ("RGB", {"restart_marker_rows": 1}), ("CMYK", {}))
+    for progressive in (False, True)
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0")
+]
+
+
+def test_turbojpeg_gives_the_bits_that_pillow_gives(monkeypatch):
+    """Also for damaged files, of which it takes those alone in which nothing is wrong as far as it can see."""
+    taken = Counter()
+    for data in JPEGS:
+        assert np.array_equal(decode(data), by_pillow(data, monkeypatch))
+        taken["whole"] += images._plain_jpeg(data, 1 << 20) is not None
+        for _ in range(20):
+            damaged = bytearray(data)
+            damaged[RNG.integers(len(data))] = RNG.integers(256)
+            pixels = images._plain_jpeg(bytes(damaged), 1 << 20)
+            taken["damaged"] += pixels is not None
+            assert pixels is None or np.array_equal(pixels, by_pillow(bytes(damaged), monkeypatch))
+    assert taken["whole"] == len(JPEGS) * 3 // 4  # all but CMYK
+    assert taken["damaged"] > 20
+
+
+def test_a_jpeg_that_was_cut_short_is_never_half_grey():
+    """TurboJPEG would fill up what is missing; it is not asked to."""
+    for data in JPEGS:
+        for length in RNG.integers(3, len(data) - 20, 10):
+            assert reason(data[:length]) in ("truncated", "damaged", "not_an_image")
+
+
+def test_pillows_own_limit_holds_for_every_format(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 72 - 1)
+    for format in ("JPEG", "PNG", "WEBP"):
+        assert reason(encoded(Image.new("RGB", (72, 48)), format)) == "too_many_pixels"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert decode(encoded(Image.new("RGB", (72, 48)), "JPEG")).shape == (48, 72, 3)
+    assert reason(encoded(Image.new("RGB", (72, 48)), "JPEG"), max_pixels=48 * 72 - 1) == "too_many_pixels"

@@ -1,5 +1,6 @@
 """Crops and resizing are torchvision's; extreme shapes neither crash nor grow."""
 
+import io
 import itertools
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import v2
 
+from diffclip.data.images import decode
 from diffclip.data.transforms import EvalTransform, TrainTransform, normalise
 
 RNG = np.random.default_rng(0)
@@ -48,6 +51,21 @@ def test_resizing_is_antialiased_and_close_to_exact_arithmetic():
     assert difference.mean() < 0.5
     stripes = np.repeat(np.where(np.arange(256) % 2, 255, 0).astype(np.uint8)[None, :, None], 256, 0).repeat(3, 2)
     assert (EvalTransform(32)(stripes).int() - 127).abs().max() < 30
+
+
+def test_from_the_file_to_the_pixels_as_pillow_and_torchvision_do_it():
+    """Decoder, crop and resizing beside Pillow's: what differs is the rounding of two ways to resize."""
+    file = io.BytesIO()
+    Image.fromarray(photo(375, 500)).save(file, "JPEG", quality=90)
+    image, transform = decode(file.getvalue()), TrainTransform(224)
+    for seed in range(5):
+        top, left, height, width = transform.region(375, 500, np.random.default_rng(seed))
+        pillow = Image.open(file).convert("RGB")
+        reference = v2.functional.resized_crop(pillow, top, left, height, width, [224, 224], BICUBIC, antialias=True)
+        ours = transform(image, np.random.default_rng(seed)).permute(1, 2, 0).numpy().astype(int)
+        difference = np.abs(ours - np.asarray(reference))
+        assert difference.max() <= 4
+        assert difference.mean() < 0.4
 
 
 class Scripted:
@@ -156,4 +174,6 @@ def test_normalise_is_the_formula():
         expected = (int(pixels[0, c, y, x]) / 255 - mean[c]) / std[c]
         assert abs(float(out[0, c, y, x]) - expected) < 1e-5
     assert torch.equal(normalise(pixels[0], mean, std), out[0])
-    assert normalise(pixels, mean, std, torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(normalise(pixels.float(), mean, std), out)
+    assert torch.equal(normalise(pixels, mean, std, torch.bfloat16), out.bfloat16())
+    assert normalise(pixels.double(), mean, std, torch.float64).dtype == torch.float64

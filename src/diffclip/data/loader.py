@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Source, captions_of
@@ -164,7 +164,7 @@ class _BatchMaker(Dataset[_Made]):
         rows = [distinct[caption] for caption in captions]
         groups = [hashes[row] if e.label is None else e.label for row, e in zip(rows, examples, strict=True)]
         batch = Batch(
-            torch.stack([example.pixels for example in examples]),
+            default_collate([example.pixels for example in examples]),  # in a worker, straight to shared memory
             tokens[rows],
             torch.tensor(groups),
             torch.tensor([example.index for example in examples]),
