@@ -61,7 +61,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
             info = tarfile.TarInfo(name)
             info.size, info.mtime = len(data), 1.5
             archive.addfile(info, io.BytesIO(data))
-    found = list(members(path))
+    found, _ = members(path)
     with tarfile.open(path) as archive:
         assert [(m.name, m.offset, m.size) for m in found] == [
             (m.name, m.offset_data, m.size) for m in archive if m.isreg()
@@ -75,15 +75,15 @@ def test_sizes_in_base_256_and_from_pax_headers(tmp_path):
     data = bytearray(path.read_bytes())
     data[124:136] = b"\x80" + (700).to_bytes(11, "big")
     path.write_bytes(with_checksum(data))
-    assert [m.size for m in members(path)] == [700]
+    assert [m.size for m in members(path)[0]] == [700]
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo("a.jpg")
         info.size, info.pax_headers = 700, {"size": "700", "comment": "ä = ö\n"}
         archive.addfile(info, io.BytesIO(b"x" * 700))
-    assert [(m.name, m.size) for m in members(path)] == [("a.jpg", 700)]
+    assert [(m.name, m.size) for m in members(path)[0]] == [("a.jpg", 700)]
     path.write_bytes(path.read_bytes().replace(b" size=700\n", b" size=-99\n"))
     with pytest.raises(UserError, match="says it has -99 bytes"):
-        list(members(path))
+        members(path)[0]
 
 
 def test_a_link_has_no_data_whatever_size_it_states(tmp_path):
@@ -91,7 +91,7 @@ def test_a_link_has_no_data_whatever_size_it_states(tmp_path):
     link = bytearray(512)
     link[:4], link[124:135], link[156:157] = b"l.ln", b"00000002000", b"1"
     path.write_bytes(with_checksum(link) + path.read_bytes())
-    assert [m.name for m in members(path)][:2] == ["000.jpg", "000.txt"]
+    assert [m.name for m in members(path)[0]][:2] == ["000.jpg", "000.txt"]
 
 
 def with_checksum(data, at=0):
@@ -106,18 +106,18 @@ def test_every_truncation_is_noticed(tmp_path, caplog):
     """Unless all that is lost is zeros at the end, it is an error or, where it falls between two members, a warning."""
     path = three(tmp_path / "a.tar")
     whole = path.read_bytes()
-    good = list(members(path))
+    good, _ = members(path)
     for length in range(0, len(whole), 64):
         path.write_bytes(whole[:length])
         caplog.clear()
         kept = [m for m in good if m.offset + m.size <= length]
         if length > good[-1].offset + 512:
-            assert list(members(path)) == good
+            assert members(path)[0] == good
         elif any(m.offset - 512 < length < m.offset + m.size for m in good):
             with pytest.raises(UserError, match=r"a\.tar"):
-                list(members(path))
+                members(path)[0]
         else:
-            assert list(members(path)) == kept
+            assert members(path)[0] == kept
             assert "a.tar ends without an end mark" in caplog.text
 
 
@@ -128,7 +128,7 @@ def test_a_size_that_lies_is_noticed(tmp_path):
         whole[124:136] = size
         path.write_bytes(with_checksum(whole))
         with pytest.raises(UserError, match=r"a\.tar"):
-            list(members(path))
+            members(path)[0]
 
 
 @pytest.mark.parametrize(

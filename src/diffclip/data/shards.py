@@ -1,9 +1,9 @@
 """Tar shards: an index of where the bytes of each example lie, so that they can be read in any order.
 
-Headers are read once, from front to back; nothing is extracted and no name in the archive is ever used as a
-path. A shard comes from anywhere, so every header is checked before it is believed. Formats: POSIX (ustar,
-pax) and GNU. (The standard library's `tarfile` takes several times as long, and on hostile headers raises
-errors of many types.)
+Headers are read once, from front to back, and the index is kept (shard_index.py). Nothing is extracted and no
+name in the archive is ever used as a path. A shard comes from anywhere, so every header is checked before it
+is believed. Formats: POSIX (ustar, pax) and GNU. (The standard library's `tarfile` takes several times as
+long, and on hostile headers raises errors of many types.)
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
 from diffclip.data.images import BadImage
+from diffclip.data.shard_index import ShardIndex, indices
 from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
@@ -82,8 +80,8 @@ def _pax_records(data: bytes) -> dict[str, str]:
     return records
 
 
-def members(path: Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar archive, in their order.
+def members(path: Path) -> tuple[list[Member], bool]:
+    """The regular files of an uncompressed tar archive, in their order, and whether it ends with an end mark.
 
     Raises:
         UserError: the file cannot be read, is no tar archive, or ends in the middle of a member.
@@ -93,22 +91,23 @@ def members(path: Path) -> Iterator[Member]:
     except OSError as error:
         raise UserError(f"cannot read shard {path}: {error.strerror}") from None
     try:
-        yield from _walk(path, descriptor)
+        return _walk(path, descriptor)
     finally:
         os.close(descriptor)
 
 
-def _walk(path: Path, descriptor: int) -> Iterator[Member]:
+def _walk(path: Path, descriptor: int) -> tuple[list[Member], bool]:
     length = os.fstat(descriptor).st_size
     at = 0
+    found: list[Member] = []
     long_name, pax = "", dict[str, str]()
     while True:
         header = os.pread(descriptor, BLOCK, at)
         if not header:
             logger.warning("shard %s ends without an end mark: perhaps it was cut short between two members", path)
-            return
+            return found, False
         if not header.strip(b"\0"):
-            return
+            return found, True
         if len(header) < BLOCK or not _checksum_holds(header):
             raise UserError(f"shard {path} is not a whole, uncompressed tar archive: no valid header at byte {at}")
         kind = header[156:157]
@@ -138,18 +137,19 @@ def _walk(path: Path, descriptor: int) -> Iterator[Member]:
         if kind in _REGULAR:
             prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
             name = _text(header[:100])
-            yield Member(pax.get("path") or long_name or (f"{prefix}/{name}" if prefix else name), data, size)
+            name = pax.get("path") or long_name or (f"{prefix}/{name}" if prefix else name)
+            found.append(Member(name, data, size))
         long_name, pax = "", {}
 
 
-def examples(path: Path) -> Iterator[dict[str, Member]]:
+def examples(found: Iterable[Member]) -> Iterator[dict[str, Member]]:
     """The members that share a key, the path up to the file name's first dot, by what follows that dot.
 
     As WebDataset and img2dataset write them, the members of an example lie next to each other.
     The suffix is in lower case; an example's image is found under "image".
     """
     key, group = None, dict[str, Member]()
-    for member in members(path):
+    for member in found:
         folder, _, file = member.name.rpartition("/")
         stem, dot, suffix = file.partition(".")
         if not dot or not stem:  # no suffix, or a hidden file such as macOS leaves
@@ -162,6 +162,12 @@ def examples(path: Path) -> Iterator[dict[str, Member]]:
         group["image" if suffix in IMAGE_SUFFIXES else suffix] = member
     if group:
         yield group
+
+
+def _indexed(path: Path) -> tuple[ShardIndex, bool]:
+    """The index of a shard, and whether it may be kept: of one that seems cut short it is made, and told, each time."""
+    found, whole = members(path)
+    return ShardIndex.of(examples(found)), whole
 
 
 def read(path: Path, spans: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -185,15 +191,16 @@ class TarSource:
     def __init__(self, files: Sequence[Path], options: Options) -> None:
         self.name = options.name
         self._files, self._options = list(files), options
-        first = list(examples(self._files[0]))
-        self._caption, self._label = _texts_of(self._files[0], first, options)
+        shards = indices(self._files, _indexed)
+        self._caption, self._label = _texts_of(self._files[0], shards[0], options)
         self._suffixes = list(dict.fromkeys(["image", *filter(None, (self._caption[0], self._label[0]))]))
         index, without_image = [], 0
-        for groups, file in zip(chain([first], map(examples, files[1:])), files, strict=True):
-            spans, missing = _spans(groups, self._suffixes)
-            if not len(spans):
+        for shard, file in zip(shards, self._files, strict=True):
+            has_image = shard.spans(["image"])[:, 0, 0] > 0
+            missing = len(has_image) - int(has_image.sum())
+            if missing == len(has_image):
                 raise UserError(f"shard {file} holds no images ({missing} entries without one)")
-            index.append(spans)
+            index.append(shard.spans(self._suffixes)[has_image])
             without_image += missing
         if without_image:
             logger.warning("%s: %d entries without an image are left out", self.name, without_image)
@@ -222,30 +229,19 @@ class TarSource:
         return stamp_of(self._files, self._options)
 
 
-def _spans(groups: Iterable[dict[str, Member]], suffixes: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-    """Offsets and sizes (examples, suffixes, 2) of the entries with an image, and how many have none."""
-    rows, without_image = [], 0
-    for group in groups:
-        if "image" not in group:
-            without_image += 1
-            continue
-        found = [group.get(suffix) for suffix in suffixes]
-        rows.append([(member.offset, member.size) if member else (0, 0) for member in found])
-    return np.array(rows, dtype=np.int64).reshape(-1, len(suffixes), 2), without_image
-
-
 _Text = tuple[str | None, str]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
 
 
-def _texts_of(file: Path, entries: list[dict[str, Member]], options: Options) -> tuple[_Text, _Text]:
+def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[_Text, _Text]:
     """Where captions and labels are, decided by the entries of the first shard."""
-    suffixes = Counter(suffix for group in entries for suffix in group)
+    suffixes = index.suffixes
     if "image" not in suffixes:
         raise UserError(f"shard {file} holds no images; its members end in {columns.listed(suffixes)}")
     keys: list[str] = []
     if "json" in suffixes:
-        member = next(group["json"] for group in entries if "json" in group)
-        keys = list(_json(read(file, [(member.offset, member.size)])[0]))
+        spans = index.spans(["json"])[:, 0]
+        offset, size = spans[spans[:, 0] > 0][0].tolist()
+        keys = list(_json(read(file, [(offset, size)])[0]))
 
     def locate(key: str | None, suffix: str, entry: str | None) -> _Text:
         if key is None:
