@@ -16,22 +16,26 @@ import torch
 
 
 def in_turn(
-    contestants: Mapping[str, Callable[[int], object]], rounds: int, *, fixed_order: bool = False
+    contestants: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    *,
+    fixed_order: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every contestant in every round, after one round that is not counted.
 
     Each round calls each contestant once with the round's number, so all meet the same state of the machine; who
-    begins changes from round to round, unless they need what those before them made.
+    begins changes from round to round, unless they need what those before them made. `clock` gives the seconds.
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-1, rounds):
         first = 0 if fixed_order else number % len(names)
         for name in names[first:] + names[:first]:
-            began = time.perf_counter()
+            began = clock()
             contestants[name](number)
             if number >= 0:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 
