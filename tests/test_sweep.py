@@ -306,18 +306,21 @@ def test_killed_in_the_middle_it_goes_on_from_the_checkpoint(finished, tmp_path,
     path, out = write(tmp_path), tmp_path / "out"
     # The process kills itself in the second run, after the checkpoint of step 3: nothing can be tidied up.
     program = (
-        "import os, signal; from diffclip.training import step; from diffclip.cli import main\n"
+        "import os, signal, time; from diffclip.training import step; from diffclip.cli import main\n"
         "train = step.Trainer.step\n"
         "def killed(self, number, batch):\n"
-        "    if number == 4 and 'star' in ' '.join(os.listdir(OUT)): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if number == 4 and 'star' in ' '.join(os.listdir(OUT)):\n"
+        "        while not os.path.exists(CHECKPOINT): time.sleep(0.01)  # it is written in the background\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return train(self, number, batch)\n"
         "step.Trainer.step = killed\n"
         "main(['sweep', PATH, '--out', OUT])\n"
     )
-    program = f"PATH, OUT = {str(path)!r}, {str(out)!r}\n" + program
+    halfway = out / "diffclip-star" / "seed_0"
+    made = str(halfway / "checkpoints" / "step_00000003")
+    program = f"PATH, OUT, CHECKPOINT = {str(path)!r}, {str(out)!r}, {made!r}\n" + program
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    halfway = out / "diffclip-star" / "seed_0"
     assert [p.name for p in checkpoint.found(halfway)] == ["step_00000003"]
     steps = []
     train = step.Trainer.step

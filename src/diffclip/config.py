@@ -143,8 +143,12 @@ class Training:
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: PositiveInt = 1000
     """Steps between two checkpoints; the last step is always saved."""
-    keep_checkpoints: PositiveInt = 2
+    keep_last: PositiveInt = 2
     """How many of the newest checkpoints stay."""
+    keep_best: Count = 0
+    """How many of the best ones stay too; a checkpoint is then written at every evaluation."""
+    best_by: str = ""
+    """Which are best: DATASET/METRIC of an evaluation during training, such as "cifar10/acc1"; higher is better."""
     monitor_every: PositiveInt = 200
     """Steps between two measurements of the attention's entropy."""
     evaluate_every: NonNegative = 0.0
@@ -162,6 +166,13 @@ class Evaluation:
     data: SourceConfig = field(default_factory=SourceConfig)
     """Without a path: another split or part of the training data."""
     tasks: tuple[Literal["zero_shot", "retrieval"], ...] = ("zero_shot",)
+
+
+METRICS = {
+    "zero_shot": ("acc1", "acc5", "mean_per_class_recall"),
+    "retrieval": tuple(f"{query}_retrieval_recall@{k}" for query in ("image", "text") for k in (1, 5, 10)),
+}
+"""What each task of an evaluation measures, all of it better when higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +219,39 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(describe(e) for e in error.errors())) from None
     recipe.model.resolve()
+    _check_best(recipe, where)
     return recipe
+
+
+def _check_best(recipe: Recipe, where: str) -> None:
+    options = recipe.training
+    if not options.keep_best:
+        return
+    if not (options.best_by and options.evaluate_every):
+        raise UserError(
+            f"{where}: training.keep_best = {options.keep_best} needs training.best_by, the metric that decides, and "
+            "training.evaluate_every above 0"
+        )
+    names = [f"{one.name}/{metric}" for one in recipe.evaluation for task in one.tasks for metric in METRICS[task]]
+    if recipe.evaluation and options.best_by not in names:
+        raise UserError(
+            f"{where}: training.best_by = {options.best_by!r} is not measured; give one of {', '.join(names)}"
+        )
+
+
+def same_run(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes compute the same: they may differ in what is kept, and in who prepares the data."""
+    default = Recipe()
+    return _computed(one, default) == _computed(other, default)
+
+
+def _computed(recipe: Recipe, default: Recipe) -> Recipe:
+    free = {name: getattr(default.training, name) for name in ("checkpoint_every", "keep_last", "keep_best", "best_by")}
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, workers=default.data.workers),
+        training=dataclasses.replace(recipe.training, **free),
+    )
 
 
 def revalidate(recipe: Recipe) -> Recipe:

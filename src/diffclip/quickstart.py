@@ -47,7 +47,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     for label, recipe in recipes.items():
         if not (runs[label] / "model.safetensors").exists():
             try:
-                trainer.train(recipe, runs[label], resume=(runs[label] / "recipe.toml").exists())
+                trainer.train(recipe, runs[label], resume=True)
             except Stopped:
                 raise Stopped(f"stopped while training {label}, and saved; the same command goes on") from None
     console.print("Comparing both on test, shifted and fine-grained scenes")

@@ -28,6 +28,7 @@ from diffclip.evaluation.tasks import SPECS
 from diffclip.reporting import sweep_table
 from diffclip.sweep_config import Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint, trainer
+from diffclip.training.run_directory import RECIPE, holds
 from diffclip.training.step import Schedule, Trainer, training_loader, training_source
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,7 @@ class Run:
         """Whether it is trained to the end. Raises UserError where its folder holds a run of another recipe."""
         if not (self.folder / "model.safetensors").exists():
             return False
-        kept = self.folder / "recipe.toml"
-        if not kept.exists() or kept.read_text(encoding="utf-8") != to_toml(self.recipe):
+        if not (self.folder / RECIPE).exists() or not holds(self.folder, self.recipe):
             raise UserError(f"{self.folder} holds a run of another recipe: give another --out, or move it away")
         return True
 
@@ -168,9 +168,8 @@ def open_data(sweep: Sweep, root: Path | None) -> tuple[list[DataSet], list[Fail
 def train(one: Run) -> None:
     """Train a run to its end, from its newest checkpoint where it has one."""
     if not one.finished:
-        resume = (one.folder / "recipe.toml").exists()
         data = [evaluation_data(one.recipe, evaluation) for evaluation in one.recipe.evaluation]
-        trainer.train(one.recipe, one.folder, resume=resume, evaluators=evaluators(data))
+        trainer.train(one.recipe, one.folder, resume=True, evaluators=evaluators(data))
 
 
 def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> sweep_table.SweepTable:

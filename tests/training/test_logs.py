@@ -15,12 +15,12 @@ def lines(path):
 def test_resuming_drops_lines_of_work_that_is_done_again(tmp_path):
     log = RunLog(tmp_path)
     for step in (10, 20, 30):
-        log.write({"step": step, "loss": 1.0, "lambda_visual": [0.8, 0.9]})
+        log.write({"step": step, "loss": 1.0, "lambda_visual": [0.8, 0.9], "seconds": 1.0 * step})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4')  # a crash in the middle of a line
     log = RunLog(tmp_path, step=20)
-    log.write({"step": 30, "loss": 2.0})
+    log.write({"step": 30, "loss": 2.0, "seconds": 30.0})
     log.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path / "metrics.jsonl")] == [
         (10, 1),

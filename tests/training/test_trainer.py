@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, monkeypatch, ca
     newest = checkpoint.found(run)[-1]
     (newest / "optimizer.safetensors").write_bytes(b"\0" * 20)
     train(recipe(), run, resume=True)
-    assert "step_00000016 cannot be read" in caplog.text
+    assert "step_00000016 is damaged: optimizer.safetensors" in caplog.text
     whole, resumed = load_file(finished / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 import diffclip
+from diffclip import durable
 from diffclip.data.images import to_rgb
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
@@ -47,20 +49,27 @@ def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
 
     Both are written under other names and then renamed, so that a reader never sees half a file. The configuration
     is in both: λ_init and the like are not among the weights, and one without the other would compute something else.
-    metadata: JSON values to keep in config.json, such as step=1000.
+    metadata: JSON values to keep in config.json, such as step=1000. Raises OSError.
     """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write(state, model.config, directory, **metadata)
+
+
+def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | Path, **metadata: Any) -> None:
+    """`save` of a model's tensors, on the CPU, apart from the model. Raises OSError."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = asdict(model.config)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = {"library": "diffclip", "version": diffclip.__version__, **metadata, "model": config}
-
-    weights = directory / f"{WEIGHTS_NAME}.{os.getpid()}.part"
-    save_file(state, weights, metadata={"format": "pt", "config": json.dumps(config)})
-    text = directory / f"{CONFIG_NAME}.{os.getpid()}.part"
-    text.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(weights, directory / WEIGHTS_NAME)
-    os.replace(text, directory / CONFIG_NAME)
+    fields = asdict(config)
+    content = {"library": "diffclip", "version": diffclip.__version__, **metadata, "model": fields}
+    unfinished = directory / f".{WEIGHTS_NAME}.{os.getpid()}.unfinished"
+    try:
+        save_file(dict(tensors), unfinished, metadata={"format": "pt", "config": json.dumps(fields)})
+        durable.sync(unfinished)
+        durable.replace(unfinished, directory / WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise error if isinstance(error, OSError) else OSError(str(error)) from None
+    durable.write_text(directory / CONFIG_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def load(

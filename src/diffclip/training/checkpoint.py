@@ -1,13 +1,18 @@
-"""Checkpoints: safetensors and JSON, written beside their place and renamed, so a crash leaves the last good one.
+"""Checkpoints: safetensors and JSON with their SHA-256, written beside their place, synced and renamed.
 
 `checkpoints/step_00001234/` holds `model.safetensors` and `config.json` (what `diffclip.load` takes),
-`optimizer.safetensors` (AdamW's moments by parameter name) and `state.json` (the step and the seconds so far).
+`optimizer.safetensors` (AdamW's moments by parameter name), `state.json` (the step, the seconds so far and what was
+measured at this step) and `SHA256SUMS` of these four, as `sha256sum -c` reads it. A crash at any moment leaves the
+checkpoints that there were, and what is left of the new one under a hidden name.
 """
 
+import hashlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +21,94 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.models import weights
 from diffclip.models.clip import CLIP
+from diffclip.models.presets import ModelConfig
+from diffclip.training.logs import METRICS
 
 log = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+SUMS, STATE, SUFFIX = "SHA256SUMS", "state.json", ".safetensors"
+BEST = "best"
+
+Tensors = dict[str, dict[str, Tensor]]  # file, without .safetensors → name → tensor
 
 
-def save(run: Path, model: CLIP, optimizer: torch.optim.AdamW, state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of `state["step"]`, then delete all but the `keep` newest. Returns its directory.
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `last` newest, and the `best` ones by the metric `by`, of which more is better."""
 
-    Raises UserError where the disk is full or not writable; the checkpoints that exist stay as they are.
+    last: int = 2
+    best: int = 0
+    by: str = ""
+
+
+def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer) -> Tensors:
+    """All tensors of a checkpoint, the living ones: `model` and `optimizer`."""
+    moments = {
+        f"{moment}.{name}": optimizer.state[parameter][moment]
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for moment in MOMENTS
+    }
+    return {"model": {name: tensor.detach() for name, tensor in model.state_dict().items()}, "optimizer": moments}
+
+
+def put_back(tensors: Tensors, model: CLIP, optimizer: torch.optim.Optimizer) -> None:
+    """The inverse of `tensors_of`, on whatever device the model is."""
+    model.load_state_dict(tensors["model"])
+    moments = tensors["optimizer"]
+    for name, parameter in model.named_parameters():
+        if f"step.{name}" in moments:
+            optimizer.state[parameter] = {
+                moment: moments[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS
+            }
+
+
+def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, Any], keep: Keep = Keep()) -> Path:
+    """Write the checkpoint of `state["step"]`; once it is on the disk, delete what `keep` does not keep.
+
+    state: JSON values; `state["metrics"]`, name → number, is what the best are chosen by. Returns the checkpoint's
+    directory. Raises UserError where the disk is full or not writable; the checkpoints that exist stay as they are.
     """
     folder = run / "checkpoints"
     final = folder / f"step_{state['step']:08d}"
     unfinished = folder / f".{final.name}.unfinished"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        durable.remove(unfinished)
         unfinished.mkdir(parents=True)
-        weights.save(model, unfinished)
-        save_file(_moments(model, optimizer), unfinished / "optimizer.safetensors")
-        (unfinished / "state.json").write_text(json.dumps(state))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(unfinished, final)
-    except OSError as error:
+        weights.write(tensors["model"], config, unfinished)
+        for name in tensors.keys() - {"model"}:
+            save_file(tensors[name], unfinished / f"{name}{SUFFIX}")
+        (unfinished / STATE).write_text(json.dumps(state))
+        written = sorted(unfinished.iterdir())
+        for path in written:
+            durable.sync(path)
+        sums = unfinished / SUMS
+        sums.write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in written))
+        durable.sync(sums)
+        durable.sync(unfinished)
+        metrics = run / METRICS
+        if metrics.exists():  # a checkpoint says that the lines up to its step are written: they must last as it does
+            durable.sync(metrics)
+        # A checkpoint of this step is there only if it was passed over as damaged when the run was resumed.
+        replaced = folder / f".{final.name}.replaced.unfinished"
+        durable.remove(replaced)
+        if final.exists():
+            os.replace(final, replaced)
+        durable.replace(unfinished, final)
+        durable.remove(replaced)
+        _prune(run, state["step"], keep)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
-    for old in found(run)[:-keep]:
-        shutil.rmtree(old)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot write the checkpoint {final}: {reason}; make room or give write permission, then go on with the "
+            "same command and --resume"
+        ) from error
     return final
 
 
@@ -54,40 +117,84 @@ def found(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*"))
 
 
-def restore(run: Path, model: CLIP, optimizer: torch.optim.AdamW) -> dict[str, Any] | None:
-    """Load the newest checkpoint that can be read into model and optimizer; None where the run has none.
+def restore(run: Path, model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Load the newest good checkpoint into model and optimizer and return its state; None where the run has none.
 
-    A damaged one is passed over with a warning. Raises UserError when every one is damaged.
+    A damaged one is passed over with a warning, and stays where it is. Raises UserError when every one is damaged.
     """
     checkpoints = found(run)
     for folder in reversed(checkpoints):
         try:
-            state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-            tensors = load_file(folder / "model.safetensors")
-            moments = load_file(folder / "optimizer.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            log.warning("checkpoint %s cannot be read (%s); trying the one before", folder, error)
+            state, tensors = read(folder)
+        except UserError as error:
+            log.warning("%s; it is passed over", error)
             continue
-        model.load_state_dict(tensors)
-        _set_moments(model, optimizer, moments)
+        put_back(tensors, model, optimizer)
         return state
     if checkpoints:
-        raise UserError(f"none of the {len(checkpoints)} checkpoints in {run / 'checkpoints'} can be read")
+        raise UserError(
+            f"none of the {len(checkpoints)} checkpoints in {run / 'checkpoints'} can be used: restore one from a "
+            "copy, or begin again with another --out"
+        )
     return None
 
 
-def _moments(model: CLIP, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    return {
-        f"{moment}.{name}": optimizer.state[parameter][moment]
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-        for moment in MOMENTS
-    }
+def read(folder: Path) -> tuple[dict[str, Any], Tensors]:
+    """(state, tensors) of a checkpoint, on the CPU, once every file has the SHA-256 it was written with.
 
-
-def _set_moments(model: CLIP, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if f"step.{name}" in tensors:
-            optimizer.state[parameter] = {
-                moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS
+    Raises UserError where one has not, or cannot be read.
+    """
+    try:
+        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+        expected = {line[66:]: line[:64] for line in lines}
+        kept = {path.name for path in folder.iterdir()}
+        wrong = [name for name, digest in expected.items() if name not in kept or _sha256(folder / name) != digest]
+        if STATE not in expected:  # the last line
+            wrong.append(SUMS)
+        if not wrong:
+            state: dict[str, Any] = json.loads((folder / STATE).read_text())
+            tensors = {
+                name.removesuffix(SUFFIX): load_file(folder / name) for name in expected if name.endswith(SUFFIX)
             }
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if wrong:
+        raise UserError(f"checkpoint {folder} is damaged: {', '.join(wrong)} not as it was written")
+    return state, tensors
+
+
+def _prune(run: Path, step: int, keep: Keep) -> None:
+    """Delete checkpoints up to `step` that are neither new nor good, and point `checkpoints/best` at the best one.
+
+    One of a later step was passed over on resuming; it is left alone until the run comes to its step.
+    """
+    past = [path for path in found(run) if int(path.name.removeprefix("step_")) <= step]
+    best = _ranked(past, keep.by)[: keep.best] if keep.by else []
+    if best:
+        link = run / "checkpoints" / f".{BEST}.unfinished"
+        link.unlink(missing_ok=True)
+        link.symlink_to(best[0].name)
+        durable.replace(link, link.with_name(BEST))
+    for path in set(past) - set(past[-keep.last :]) - set(best):
+        hidden = path.with_name(f".{path.name}.old.unfinished")  # half a checkpoint must not look like one
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
+
+
+def _ranked(checkpoints: list[Path], metric: str) -> list[Path]:
+    """Those at which the metric was measured, the best first; of equals the earliest."""
+    values = {}
+    for path in checkpoints:
+        try:
+            values[path] = float(json.loads((path / STATE).read_text())["metrics"][metric])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not measured there, or damaged
+    return sorted(values, key=lambda path: -values[path])
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -2,56 +2,122 @@
 
 import json
 import os
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from diffclip import durable
+from diffclip.errors import UserError
 
 Record = Mapping[str, Any]
+
+METRICS = "metrics.jsonl"
+WALL_CLOCK = frozenset({"images_per_s", "data_wait", "seconds"})
+"""What a record says of the machine's time; all else in it is the same on every run of a recipe on a machine."""
 
 
 class RunLog:
     """Appends records to `metrics.jsonl` and their numbers to `tensorboard/`.
 
-    On resuming from `step`, lines of later steps are dropped: they belong to work that is done again.
+    On resuming from `step`, lines of later steps are dropped: they belong to work that is done again. TensorBoard's
+    events are a copy of the lines, so they are written anew from those that are left; `seconds` is the training time
+    at `step`, by which events are dated. Raises UserError where a line cannot be written.
     """
 
-    def __init__(self, run: Path, step: int = 0) -> None:
-        path = run / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            unfinished = path.with_name(".metrics.jsonl.unfinished")
-            unfinished.write_text("".join(line + "\n" for line in kept))
-            os.replace(unfinished, path)
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+    def __init__(self, run: Path, step: int = 0, seconds: float = 0.0) -> None:
+        self._path = run / METRICS
+        with _explained(run):
+            kept = _lines(self._path, step)
+            durable.write_text(self._path, "".join(line + "\n" for line in kept))
+            self._events = Events(run / "tensorboard", [json.loads(line) for line in kept], time.time() - seconds)
+            self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if isinstance(value, list):
-                for layer, item in enumerate(value):
-                    self._tensorboard.add_scalar(f"{name}/{layer:02d}", item, record["step"])
-            elif isinstance(value, int | float) and name != "step":
-                self._tensorboard.add_scalar(name, value, record["step"])
+        """record: `step` and `seconds`, and numbers or lists of numbers, one a layer."""
+        with _explained(self._path.parent):
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+            self._events.write(record)
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        with suppress(OSError):  # what could not be written was said when it was tried
+            self._file.close()
+        self._events.close()
+
+
+@contextmanager
+def _explained(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the metrics of {run}: {error.strerror}; make room or give write permission, then go on with "
+            "the same command and --resume"
+        ) from error
+
+
+def _lines(path: Path, step: int) -> list[str]:
+    """The lines of metrics.jsonl up to `step`; one that a crash cut short is left out."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [line for line in text.split("\n") if _step_of(line) <= step]
 
 
 def _step_of(line: str) -> float:
-    """The step of a metrics line; infinite for one that a crash cut short, so that it is dropped."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+class Events:
+    """One file of TensorBoard's events: `records` anew, then what is written; other files in `folder` are deleted.
+
+    One event a record, written at once by this thread: `SummaryWriter` writes one a number, up to two minutes later.
+    began: when the training began, on the clock (s since 1970), had it never been interrupted.
+    """
+
+    def __init__(self, folder: Path, records: Iterable[Record], began: float) -> None:
+        folder.mkdir(exist_ok=True)
+        before = [path for path in folder.iterdir() if "tfevents" in path.name]
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
+        unfinished = folder / ".events.unfinished"  # TensorBoard looks for tfevents in a name
+        self._began = began
+        self._file = unfinished.open("wb", buffering=0)
+        self._writer = RecordWriter(self._file)
+        self._event(began, 0, file_version="brain.Event:2")
+        self._event(began, 0, session_log=SessionLog(status=SessionLog.START))
+        for record in records:
+            self.write(record)
+        os.replace(unfinished, folder / name)
+        for path in before:
+            if path.name != name:
+                path.unlink()
+
+    def write(self, record: Record) -> None:
+        numbers: dict[str, float] = {}
+        for name, value in record.items():
+            if isinstance(value, list):
+                numbers |= {f"{name}/{layer:02d}": item for layer, item in enumerate(value)}
+            elif isinstance(value, int | float) and name != "step":
+                numbers[name] = value
+        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+        self._event(self._began + record["seconds"], record["step"], summary=Summary(value=values))
+
+    def _event(self, at: float, step: int, **content: Any) -> None:
+        self._writer.write(Event(wall_time=at, step=step, **content).SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Display:

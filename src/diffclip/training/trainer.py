@@ -2,23 +2,26 @@
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from diffclip.config import Recipe, to_toml
+from diffclip.config import Recipe
 from diffclip.data.loader import Batch, Loader
 from diffclip.errors import Stopped, UserError
 from diffclip.models import weights
 from diffclip.models.clip import CLIP
 from diffclip.training import checkpoint
+from diffclip.training.background import BackgroundCheckpoints
+from diffclip.training.checkpoint import Keep
 from diffclip.training.logs import Display, RunLog
 from diffclip.training.monitor import Monitor
+from diffclip.training.run_directory import claimed
 from diffclip.training.step import Schedule, Trainer, training_loader, training_source
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
@@ -29,85 +32,109 @@ def train(
 ) -> Path:
     """Train to the end of the recipe; returns the run directory, which `diffclip.load` takes.
 
-    evaluators: name → function of the model whose numbers go to metrics.jsonl as `name/metric`. With `resume` the run
-    goes on from its newest good checkpoint. Raises UserError where the directory holds another run, the data cannot
-    be read, or the loss stops being finite; Stopped after Ctrl-C or SIGTERM, once a checkpoint is written.
+    evaluators: name → function of the model whose numbers go to metrics.jsonl as `name/metric`. With `resume`, or
+    restarted by torchrun, the run goes on from its newest good checkpoint, or begins where it has none. Raises
+    UserError where the directory holds another run or is in use, the data cannot be read, a checkpoint cannot be
+    written, or the loss stops being finite; Stopped after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     loader = training_loader(recipe, source)
-    _claim(run, recipe, resume)
-    trainer = Trainer(recipe, schedule)
-    state = (checkpoint.restore(run, trainer.model, trainer.optimizer) if resume else None) or {
-        "step": 0,
-        "seconds": 0.0,
-    }
-    records = RunLog(run, state["step"])
-    try:
-        with Display(run.name, schedule.steps) as display, _stop_signal() as stop:
-            _loop(trainer, loader, run, state, records, display, evaluators or {}, stop)
-    finally:
-        records.close()
-    weights.save(trainer.model, run, step=schedule.steps)
+    with claimed(run, recipe, resume) as resume:
+        trainer = Trainer(recipe, schedule)
+        state = (checkpoint.restore(run, trainer.model, trainer.optimizer) if resume else None) or {
+            "step": 0,
+            "seconds": 0.0,
+        }
+        keep = Keep(recipe.training.keep_last, recipe.training.keep_best, recipe.training.best_by)
+        with (
+            closing(RunLog(run, state["step"], state["seconds"])) as records,
+            BackgroundCheckpoints(run, trainer.model.config, keep) as checkpoints,
+            Display(run.name, schedule.steps) as display,
+            _stop_signal() as stop,
+        ):
+            _Loop(trainer, loader, run, records, checkpoints, display, evaluators or {}, stop).go_on(state)
+        try:
+            weights.save(trainer.model, run, step=schedule.steps)
+        except OSError as error:
+            raise UserError(f"cannot write the model to {run}: {error.strerror or error}") from None
     return run
 
 
-def _loop(
-    trainer: Trainer,
-    loader: Loader,
-    run: Path,
-    state: dict[str, Any],
-    records: RunLog,
-    display: Display,
-    evaluators: Mapping[str, Evaluator],
-    stop: "StopSignal",
-) -> None:
-    recipe, schedule = trainer.recipe, trainer.schedule
-    options, steps = recipe.training, schedule.steps
-    monitor = Monitor()
-    evaluate_every = round(options.evaluate_every * schedule.steps_per_epoch)
-    began = time.monotonic() - state["seconds"]
-    mark = _Stretch()
-    display.advance(state["step"])
-    for step, epoch, batch in _batches(loader, schedule, state["step"], display, mark):
-        loss, lr = trainer.step(step - 1, batch)
-        if not math.isfinite(loss):
-            _report_not_finite(run, step, loss, batch)
-        mark.images += len(batch.indices)
-        display.advance(step)
-        last = step == steps
-        measured: dict[str, Any] = {}
-        if last or step % options.monitor_every == 0:
-            entropies = trainer.entropies(batch)
-            monitor.entropies(step, entropies)
-            measured |= {f"entropy_{tower}": values for tower, values in entropies.items()}
-        if evaluators and (last or (evaluate_every and step % evaluate_every == 0)):
-            metrics = _evaluate(trainer.model, evaluators)
-            shown = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
-            display.note(f"step {step}, {(time.monotonic() - began) / 60:.1f} min: {shown}")
-            measured |= metrics
-        if measured or last or step == 1 or step % options.log_every == 0:
-            lambdas = {tower: values.tolist() for tower, values in trainer.model.lambdas().items()}
-            monitor.lambdas(step, lambdas)
-            record = {
-                "step": step,
-                "epoch": epoch,
-                "loss": loss,
-                "lr": lr,
-                "logit_scale": trainer.model.logit_scale.exp().item(),
-                **{f"lambda_{tower}": values for tower, values in lambdas.items()},
-                **measured,
-                **mark.rates(),
-                "seconds": time.monotonic() - began,
-            }
-            records.write(record)
-            display.record(record)
-            mark.restart()
-        if step % options.checkpoint_every == 0 or last or stop.requested:
-            state = {"step": step, "seconds": time.monotonic() - began}
-            checkpoint.save(run, trainer.model, trainer.optimizer, state, options.keep_checkpoints)
-        if stop.requested and not last:
-            raise Stopped(f"stopped at step {step} of {steps} and saved; go on with the same command and --resume")
+@dataclass
+class _Loop:
+    trainer: Trainer
+    loader: Loader
+    run: Path
+    records: RunLog
+    checkpoints: BackgroundCheckpoints
+    display: Display
+    evaluators: Mapping[str, Evaluator]
+    stop: "StopSignal"
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """From the step after that of `state` to the last."""
+        options, steps = self.trainer.recipe.training, self.trainer.schedule.steps
+        self.monitor, self.mark = Monitor(), _Stretch()
+        self.began = time.monotonic() - state["seconds"]
+        self.display.advance(state["step"])
+        for step, epoch, batch in _batches(self.loader, self.trainer.schedule, state["step"], self.display, self.mark):
+            self.checkpoints.check()
+            loss, lr = self.trainer.step(step - 1, batch)
+            if not math.isfinite(loss):
+                _report_not_finite(self.run, step, loss, batch)
+            self.mark.images += len(batch.indices)
+            self.display.advance(step)
+            last = step == steps
+            entropies = self._entropies(step, batch) if last or step % options.monitor_every == 0 else {}
+            metrics = self._evaluate(step) if self._evaluates(step) else {}
+            if entropies or metrics or last or step == 1 or step % options.log_every == 0:
+                self._record(step, {"step": step, "epoch": epoch, "loss": loss, "lr": lr}, entropies | metrics)
+            due = last or step % options.checkpoint_every == 0 or (bool(metrics) and options.keep_best > 0)
+            if due or self.stop.requested:
+                seconds = time.monotonic() - self.began
+                tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer)
+                self.checkpoints.save(tensors, {"step": step, "seconds": seconds, "metrics": metrics})
+            if self.stop.requested and not last:
+                self.checkpoints.wait()
+                raise Stopped(f"stopped at step {step} of {steps} and saved; go on with the same command and --resume")
+
+    def _entropies(self, step: int, batch: Batch) -> dict[str, Any]:
+        entropies = self.trainer.entropies(batch)
+        self.monitor.entropies(step, entropies)
+        return {f"entropy_{tower}": values for tower, values in entropies.items()}
+
+    def _evaluates(self, step: int) -> bool:
+        every = round(self.trainer.recipe.training.evaluate_every * self.trainer.schedule.steps_per_epoch)
+        return bool(self.evaluators) and (step == self.trainer.schedule.steps or (every > 0 and step % every == 0))
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        model = self.trainer.model
+        model.eval()
+        metrics = {f"{name}/{key}": value for name, run in self.evaluators.items() for key, value in run(model).items()}
+        model.train()
+        wanted = self.trainer.recipe.training.best_by
+        if self.trainer.recipe.training.keep_best and wanted not in metrics:
+            raise UserError(f"training.best_by = {wanted!r} is not measured; give one of {', '.join(metrics)}")
+        shown = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
+        self.display.note(f"step {step}, {(time.monotonic() - self.began) / 60:.1f} min: {shown}")
+        return metrics
+
+    def _record(self, step: int, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+        model = self.trainer.model
+        lambdas = {tower: values.tolist() for tower, values in model.lambdas().items()}
+        self.monitor.lambdas(step, lambdas)
+        record = {
+            **first,
+            "logit_scale": model.logit_scale.exp().item(),
+            **{f"lambda_{tower}": values for tower, values in lambdas.items()},
+            **measured,
+            **self.mark.rates(),
+            "seconds": time.monotonic() - self.began,
+        }
+        self.records.write(record)
+        self.display.record(record)
+        self.mark.restart()
 
 
 class _Stretch:
@@ -143,13 +170,6 @@ def _batches(
             display.note(f"epoch {epoch + 1}: skipped images: {reasons}")
 
 
-def _evaluate(model: CLIP, evaluators: Mapping[str, Evaluator]) -> dict[str, float]:
-    model.eval()
-    numbers = {f"{name}/{key}": value for name, run in evaluators.items() for key, value in run(model).items()}
-    model.train()
-    return numbers
-
-
 def _report_not_finite(run: Path, step: int, loss: float, batch: Batch) -> None:
     path = run / f"not_finite_step_{step:08d}.json"
     path.write_text(json.dumps({"step": step, "loss": str(loss), "indices": batch.indices.tolist()}))
@@ -157,25 +177,6 @@ def _report_not_finite(run: Path, step: int, loss: float, batch: Batch) -> None:
         f"the loss is {loss} at step {step}; no weight was changed by it, the batch's indices are in {path}; "
         'lower optimizer.lr or set training.precision = "float32", then --resume from the last checkpoint'
     )
-
-
-def _claim(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the run directory, or refuse one that holds a run which is not to be resumed."""
-    text = to_toml(recipe)
-    path = run / "recipe.toml"
-    if path.exists():
-        if not resume:
-            raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
-        if path.read_text() != text:
-            raise UserError(f"{run} holds a run of another recipe: resume with the settings of {path}")
-        return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(".recipe.toml.unfinished")
-        unfinished.write_text(text)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None
 
 
 class StopSignal:

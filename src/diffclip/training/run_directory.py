@@ -1,0 +1,78 @@
+"""The directory of a run: claimed by one process at a time, for one recipe."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffclip import durable
+from diffclip.config import Recipe, load_recipe, same_run, to_toml
+from diffclip.errors import UserError
+
+RECIPE, LOCK = "recipe.toml", ".lock"
+
+
+@contextmanager
+def claimed(run: Path, recipe: Recipe, resume: bool) -> Iterator[bool]:
+    """Make the run directory and keep other processes out of it; yields whether to go on from its checkpoints.
+
+    A run is gone on with on `resume`, and where torchrun has restarted this process after it, or one beside it, died.
+    Raises UserError where the directory cannot be written, another process trains in it, or it holds another run.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None
+    try:
+        _lock(lock, run)
+        launch = _launch()
+        if launch is not None:
+            restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
+            resume = resume or (restarted and os.pread(lock, 200, 0) == launch)
+        _write_recipe(run, recipe, resume)
+        for folder in (run, run / "checkpoints", run / "tensorboard"):
+            for left in folder.glob(".*.unfinished"):  # by a process that was killed
+                durable.remove(left)
+        if launch is not None:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, launch, 0)
+        yield resume
+    finally:
+        os.close(lock)
+
+
+def holds(run: Path, recipe: Recipe) -> bool:
+    """Whether the directory's run computes what `recipe` would. Raises UserError where it holds none."""
+    return same_run(load_recipe(run / RECIPE), recipe)
+
+
+def _lock(lock: int, run: Path) -> None:
+    try:
+        # Not flock: data workers inherit that, and outlive a killed trainer by some seconds.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"another process is training in {run}: wait for it, or give another --out") from None
+    except OSError:
+        return  # a file system without locks
+
+
+def _launch() -> bytes | None:
+    """What tells one start of torchrun from the next, the same for every restart of its workers."""
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return None
+    return f"torchrun {os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}".encode()
+
+
+def _write_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
+    path = run / RECIPE
+    if path.exists():
+        if not resume:
+            raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
+        if not holds(run, recipe):
+            raise UserError(f"{run} holds a run of another recipe: resume with the settings of {path}")
+    try:
+        durable.write_text(path, to_toml(recipe))
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None

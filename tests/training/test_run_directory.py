@@ -1,0 +1,90 @@
+"""Whose a run directory is: one recipe's, and one process's at a time."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from killed import recipe
+
+from diffclip.config import load_recipe
+from diffclip.errors import UserError
+from diffclip.training.run_directory import claimed
+
+HOLDER = """
+import sys, fcntl
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def claim(run, one=None, resume=False):
+    with claimed(run, one or recipe(0), resume) as resumes:
+        return resumes
+
+
+def changed(**training):
+    one = recipe(0)
+    return dataclasses.replace(one, training=dataclasses.replace(one.training, **training))
+
+
+def test_a_run_is_gone_on_with_only_on_request(tmp_path):
+    assert claim(tmp_path / "run", resume=True) is True  # the same command, the first time and ever after
+    assert claim(tmp_path / "run", resume=True) is True
+    with pytest.raises(UserError, match="holds a run already: give --resume"):
+        claim(tmp_path / "run")
+
+
+def test_what_changes_no_number_may_change(tmp_path):
+    run = tmp_path / "run"
+    claim(run)
+    for other in (recipe(5), changed(keep_last=7, checkpoint_every=9, keep_best=0)):
+        claim(run, other, resume=True)
+        assert load_recipe(run / "recipe.toml") == other
+    with pytest.raises(UserError, match=r"holds a run of another recipe: resume with the settings of .*recipe.toml"):
+        claim(run, changed(epochs=3.0), resume=True)
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    run = tmp_path / "run"
+    claim(run)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, run / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training in"):
+            claim(run, resume=True)
+        other.kill()
+        other.wait()
+    claim(run, resume=True)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    run = tmp_path / "run"
+    claim(run)
+    (run / "checkpoints" / ".step_00000003.unfinished").mkdir(parents=True)
+    (run / ".model.safetensors.1.unfinished").write_text("half")
+    (run / "notes.txt").write_text("a user's")
+    claim(run, resume=True)
+    assert sorted(path.name for path in run.rglob("*")) == [".lock", "checkpoints", "notes.txt", "recipe.toml"]
+
+
+def test_a_worker_that_torchrun_restarts_goes_on_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert claim(tmp_path / "run") is False
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert claim(tmp_path / "run") is True
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")  # which was refused, and is restarted for that
+    for count in "01":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        with pytest.raises(UserError, match="holds a run already"):
+            claim(tmp_path / "run")
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to the run directory .*: Not a directory"):
+        claim(tmp_path / "file" / "run")
