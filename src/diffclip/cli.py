@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import FlagConversionOff, Positional, UseAppendAction, arg
 
 from diffclip.config import Recipe, load_recipe, revalidate
+from diffclip.data import command as data_command
 from diffclip.errors import Stopped, UserError
 
 # As diffclip.evaluation.splits has them, which takes seconds to import.
@@ -229,11 +230,14 @@ def pope(
     run(answers, labels, categories, model, out)
 
 
-def data(action: Positional[Literal["list"]], /, *, root: Path | None = None) -> None:
+def data() -> None:
+    """Data sets: `list`, `verify`, `pack`, `show`; see diffclip data --help."""
+
+
+def data_list(*, root: Path | None = None) -> None:
     """List the data sets of the paper: which are there, how many images they have, how to get the others.
 
     Args:
-        action: What to do: list.
         root: The folder below which data sets lie; by default $DIFFCLIP_DATA, or else data/.
     """
     from diffclip.evaluation.datasets.listing import print_list
@@ -281,6 +285,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data,
     "pope": pope,
 }
+DATA_COMMANDS: dict[str, Callable[..., None]] = {
+    "list": data_list,
+    "verify": data_command.verify,
+    "pack": data_command.pack,
+    "show": data_command.show,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -288,6 +298,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
+        if arguments[:1] == ["data"]:
+            given = arguments[1:] or ["--help"]
+            tyro.extras.subcommand_cli_from_dict(DATA_COMMANDS, prog="diffclip data", args=given)
+            return
         available = dict(COMMANDS)
         if arguments[:1] == ["train"]:
             # The recipe gives the defaults of the options, so it is read before they are parsed.

@@ -214,7 +214,7 @@ def test_several_processes_make_it_at_once(tmp_path):
 
 def test_shards_are_shared_among_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_index, "IN_PARALLEL", 0)
-    monkeypatch.setattr(shard_index, "_processors", lambda: 2)
+    monkeypatch.setattr(shard_index, "processors", lambda: 2)
     files = [shard(tmp_path / f"{i}.tar", i + 1) for i in range(4)]
     assert captions(opened(*files)) == [f"no {i}" for count in (1, 2, 3, 4) for i in range(count)]
     assert all(load(file) is not None for file in files)

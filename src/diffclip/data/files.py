@@ -82,6 +82,9 @@ class TableSource:
             self._labels[int(rows[0])] if self._labels else None,
         )
 
+    def place(self, index: int) -> str:
+        return str(self._paths[index].as_py())
+
     def stamp(self) -> str:
         return stamp_of([*self._tables, *self._paths.to_pylist()], self._options)
 
@@ -209,6 +212,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         """Raises BadImage("missing") if the file has gone."""
         return Example(_read(Path(self._files[index])), label=int(self.labels[index]))
+
+    def place(self, index: int) -> str:
+        return self._files[index]
 
     def stamp(self) -> str:
         return stamp_of(self._files)

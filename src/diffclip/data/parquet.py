@@ -97,6 +97,11 @@ class ParquetSource:
             self._labels[index] if self._labels else None,
         )
 
+    def place(self, index: int) -> str:
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        file, number = self._groups[group]
+        return f"{file}, row {index - int(self._starts[group])} of row group {number}"
+
     def stamp(self) -> str:
         return stamp_of(self._files, self._options)
 

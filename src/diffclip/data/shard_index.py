@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +26,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
+
+from diffclip.data.parallel import in_order, processors
 
 SUFFIX = ".diffclip-index"
 VERSION = 1
@@ -100,22 +99,16 @@ def indices(files: Sequence[Path], build: Callable[[Path], tuple[ShardIndex, boo
 
 
 def _made(files: list[Path], build: Callable[[Path], tuple[ShardIndex, bool]]) -> Iterator[ShardIndex]:
-    work = partial(_make, build)
-    workers = min(len(files), _processors())
-    if workers < 2 or sum(_size(file) for file in files) < IN_PARALLEL:
-        yield from map(work, files)
-        return
+    workers = min(len(files), processors()) if sum(map(_size, files)) >= IN_PARALLEL else 1
     console = Console(stderr=True)
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from track(
-            pool.map(work, files),
-            description="indexing shards, once",
-            total=len(files),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
+    yield from track(
+        in_order(partial(_make, build), files, workers),
+        description="indexing shards, once",
+        total=len(files),
+        console=console,
+        disable=workers < 2 or not console.is_terminal,
+        transient=True,
+    )
 
 
 def _make(build: Callable[[Path], tuple[ShardIndex, bool]], file: Path) -> ShardIndex:
@@ -124,10 +117,6 @@ def _make(build: Callable[[Path], tuple[ShardIndex, bool]], file: Path) -> Shard
     if keep and before is not None and before == _state(file) and before[1] + SETTLED < time.time_ns():
         _store(index, file, before)
     return index
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _size(file: Path) -> int:

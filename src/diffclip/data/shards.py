@@ -225,6 +225,10 @@ class TarSource:
             raise BadImage("missing") from None
         return Example(contents["image"], _captions(contents, self._caption), _number_of_class(contents, self._label))
 
+    def place(self, index: int) -> str:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"{self._files[shard]}, image at byte {int(self._spans[index, 0, 0])}"
+
     def stamp(self) -> str:
         return stamp_of(self._files, self._options)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -23,7 +23,7 @@ from diffclip.data.shards import TarSource
 from diffclip.data.stamp import Stamped, stamp_of
 from diffclip.errors import UserError
 
-__all__ = ["Example", "Source", "captions_of", "open_source", "splits_of"]
+__all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
 
 FORMATS = ("auto", "parquet", "tar", "csv", "folder", "scenes")
 TEMPLATES = ("a photo of a {c}.",)
@@ -46,6 +46,20 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A source that can say where an example lies. Every source of files of this package can."""
+
+    def place(self, index: int) -> str:
+        """The file, and where in it."""
+        ...
+
+
+def place_of(source: Source, index: int) -> str:
+    """Where an example lies, for a person to find it."""
+    return source.place(index) if isinstance(source, Placed) else f"example {index} of {source.name}"
 
 
 def captions_of(source: Source, example: Example) -> tuple[str, ...]:
@@ -136,6 +150,9 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._indices[index])]
+
+    def place(self, index: int) -> str:
+        return place_of(self._source, int(self._indices[index]))
 
     def stamp(self) -> str:
         inner = self._source.stamp() if isinstance(self._source, Stamped) else self._source.name

@@ -90,6 +90,16 @@ class EvalTransform:
         return centre.contiguous()
 
 
+def shrunk(image: NDArray[np.uint8], shorter_edge: int) -> NDArray[np.uint8]:
+    """An image (H, W, 3) uint8 with its shorter edge not longer than `shorter_edge`, its aspect ratio kept."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if shorter <= shorter_edge:
+        return image
+    size = round(height * shorter_edge / shorter), round(width * shorter_edge / shorter)
+    return _resize(_pixels(image), *size).permute(1, 2, 0).numpy()
+
+
 def normalise(
     pixels: torch.Tensor,
     mean: tuple[float, float, float],
