@@ -203,12 +203,12 @@ def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: of the text, or of a name with a null byte
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
-        raise UserError(f"cannot read the {what} {path}: {reason}") from None
+        raise UserError(f"cannot read the {what} {str(path)[:200]}: {reason}") from None
     try:
         return tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: TOML's, or of a number of thousands of digits
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -217,7 +217,7 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
     try:
         recipe = _RECIPE.validate_python(table)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(describe(e) for e in error.errors())) from None
+        raise UserError(f"{where}: {describe(error)}") from None
     recipe.model.resolve()
     _check_best(recipe, where)
     return recipe
@@ -273,10 +273,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def describe(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in words: where, what was expected, what was found."""
+def describe(error: ValidationError) -> str:
+    """pydantic's errors in words: where, what was expected, what was found."""
+    errors = error.errors()
+    more = [f"and {len(errors) - DESCRIBED} more"] if len(errors) > DESCRIBED else []
+    return "; ".join([*map(_described, errors[:DESCRIBED]), *more])
+
+
+DESCRIBED = 20
+
+
+def _described(error: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{place}: no such key"
     message = str(error["msg"])
-    return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r}"
+    return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r:.100}"

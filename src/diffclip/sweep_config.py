@@ -115,7 +115,7 @@ def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[s
     try:
         sweep = _SWEEP.validate_python(table)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(describe(e) for e in error.errors())) from None
+        raise UserError(f"{where}: {describe(error)}") from None
     _check(sweep, where)
     baseline = sweep.baseline or sweep.variant[0].name
     return replace(sweep, baseline=baseline, set=merged(sweep.set, settings or {}))
@@ -176,7 +176,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {text}: expected SECTION.KEY=VALUE, such as training.epochs=1")
         try:
             parsed = tomli.loads(f"value = {value}")["value"]
-        except tomli.TOMLDecodeError:
+        except (ValueError, RecursionError):
             parsed = value
         for part in reversed(key.split(".")):
             parsed = {part: parsed}

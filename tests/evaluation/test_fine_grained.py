@@ -139,7 +139,7 @@ def test_a_missing_table_or_image_is_named(tmp_path):
         MMVPSource(tmp_path)
     source = MMVPSource(write_mmvp(tmp_path, ROWS))
     (tmp_path / "MLLM_VLM Images" / "Count" / "4.jpg").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*Count/4.jpg: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*Count/4.jpg: missing"):
         source[1]
     with pytest.raises(UserError, match=r"1 of 4 images are missing, the first is .*Count/4.jpg"):
         MMVPSource(tmp_path)

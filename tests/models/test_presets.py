@@ -84,7 +84,7 @@ def test_survives_json(name):
         ("diffclip_vit_b16_dynamic", {"lambda_depth_drop": 0.9}, "λ_init = -0.1 in layer 0"),
         ("diffclip_vit_b16_dynamic", {"lambda_depth_limit": 1.1}, r"λ_init = 1.0\d* in layer 6"),
         ("diffclip_vit_b16_dynamic", {"lambda_depth_rate": float("nan")}, "lambda_depth_rate = nan"),
-        ("diffclip_vit_b16_dynamic", {"lambda_depth_limit": float("nan")}, "λ_init = nan in layer 0"),
+        ("diffclip_vit_b16_dynamic", {"lambda_depth_limit": float("nan")}, "lambda_depth_limit = nan"),
         ("clip_vit_b16", {"patch_dropout": 1.0}, "patch_dropout = 1.0"),
         ("clip_vit_b16", {"vision_norm_eps": 0.0}, "vision_norm_eps = 0.0"),
         ("clip_vit_b16", {"image_mean": (0.5,)}, "image_mean"),

@@ -31,14 +31,15 @@ def read_curves(run: Path) -> dict[str, Curve]:
     path = run / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; is {run} the directory of a training run?") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}; is {run} the directory of a training run?") from None
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             records[int(record["step"])] = record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             if number < len(lines):
                 raise UserError(f"{path} line {number}: not a record with a step: {line[:60]!r}") from None
     if not records:
@@ -48,6 +49,9 @@ def read_curves(run: Path) -> dict[str, Curve]:
     for name in dict.fromkeys(name for record in ordered for name in record):
         with_it = [record for record in ordered if isinstance(record.get(name), int | float | list)]
         if name != "step" and with_it:
-            steps = np.array([record["step"] for record in with_it], dtype=np.int64)
-            curves[name] = Curve(steps, np.array([record[name] for record in with_it], dtype=np.float64))
+            try:
+                values = np.array([record[name] for record in with_it], dtype=np.float64)
+            except (ValueError, TypeError, OverflowError):
+                raise UserError(f"{path}: {name!r} is not a number, or as many numbers, in every record") from None
+            curves[name] = Curve(np.array([int(record["step"]) for record in with_it], dtype=np.int64), values)
     return curves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "ima
 PATHS = ("filepath", "path", "image_path", "image", "img", "file_name", "filename", "file", "filepaths")
 CAPTIONS = ("caption", "captions", "text", "txt", "title", "alt_text", "sentence", "sentences", "description")
 MASKS = ("mask", "mask_path", "mask_file")
+LISTED = 20
 LABELS = ("label", "labels", "class", "cls", "target", "category", "fine_label")
 
 
@@ -33,7 +35,10 @@ def find(wanted: str | None, usual: Sequence[str], available: Sequence[str], whe
 
 
 def listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+    """For a message: the names, or as many as a person reads."""
+    every = [name if len(name) <= 60 else f"{name[:60]}…" for name in names]
+    more = [f"{len(every) - LISTED:,} more"] if len(every) > LISTED else []
+    return ", ".join(every[:LISTED] + more) or "none"
 
 
 def nothing_to_learn(where: str, what: str, available: Iterable[str]) -> UserError:
@@ -59,17 +64,23 @@ class Labels:
 
     def __init__(self, column: pa.ChunkedArray, classnames: tuple[str, ...] | None, where: str) -> None:
         self.classnames = classnames
-        if pa.types.is_integer(column.type):
-            self._numbers = pc.fill_null(column, -1).to_numpy().astype(np.int64)
-        else:
-            self._numbers = self._numbered(column.cast(pa.string()).to_pylist(), where)
+        try:
+            if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):  # pandas' for integers with gaps
+                self._numbers = pc.fill_null(column.cast(pa.int64()), -1).to_numpy()
+            else:
+                self._numbers = self._numbered(column.cast(pa.string()).to_pylist(), where)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"{where}: labels of type {column.type} are neither whole numbers nor names: {reason}"
+            ) from None
         highest = self._numbers.max(initial=-1)
         if self.classnames and highest >= len(self.classnames):
             raise UserError(f"{where} has labels up to {highest}, but there are {len(self.classnames)} class names")
 
     def _numbered(self, names: list[str | None], where: str) -> NDArray[np.int64]:
         distinct = sorted({name for name in names if name})
-        if all(name.removeprefix("-").isdecimal() for name in distinct):
+        if all(re.fullmatch(r"-?\d{1,18}", name, re.ASCII) for name in distinct):
             number = {name: int(name) for name in distinct}
         else:
             self.classnames = self.classnames or tuple(distinct)

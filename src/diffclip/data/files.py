@@ -15,19 +15,12 @@ from PIL import Image
 
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
-from diffclip.data.images import BadImage
+from diffclip.data.images import read_image
 from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except (OSError, ValueError):  # a path in a table may hold a null byte
-        raise BadImage("missing") from None
 
 
 class TableSource:
@@ -77,7 +70,7 @@ class TableSource:
         """Raises BadImage("missing") if there is no such file."""
         rows = self._rows[self._starts[index] : self._starts[index + 1]]
         return Example(
-            _read(Path(self._paths[index].as_py())),
+            read_image(self._paths[index].as_py()),
             columns.captions([self._captions[int(row)].as_py() for row in rows]) if self._captions else (),
             self._labels[int(rows[0])] if self._labels else None,
         )
@@ -211,7 +204,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         """Raises BadImage("missing") if the file has gone."""
-        return Example(_read(Path(self._files[index])), label=int(self.labels[index]))
+        return Example(read_image(self._files[index]), label=int(self.labels[index]))
 
     def place(self, index: int) -> str:
         return self._files[index]

@@ -15,7 +15,10 @@ It is asked to refuse whatever it would have to warn of; that, and everything el
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -23,10 +26,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 1 << 26  # 67 million: 192 MiB decoded
+MAX_BYTES = 1 << 28  # of a file
+MAX_SCANS = 100  # of a JPEG; each may cost a pass over all pixels, and progressive files have about ten
 # Only formats that Pillow decodes by itself: its PostScript reader, for one, would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 REASONS = (
     "empty",
+    "too_many_bytes",
     "not_an_image",
     "too_many_pixels",
     "truncated",
@@ -59,6 +65,11 @@ def decode(image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> ND
         return image
     if not image:
         raise BadImage("empty")
+    if len(image) > MAX_BYTES:
+        raise BadImage("too_many_bytes")
+    # Where these two bytes are not the start of a scan, they lie in a thumbnail or a profile: a few at most.
+    if image.startswith(b"\xff\xd8") and image.count(b"\xff\xda") > MAX_SCANS:
+        raise BadImage("damaged")
     plain = _plain_jpeg(image, max_pixels)
     if plain is not None:
         return plain
@@ -96,6 +107,24 @@ def _plain_jpeg(image: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     except ValueError:
         return None
     return pixels
+
+
+def read_image(path: str | Path) -> bytes:
+    """The bytes of an image file, undecoded. Names come from tables: what is no regular file is not opened.
+
+    Raises:
+        BadImage: "missing" or "too_many_bytes".
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device might never end
+            raise BadImage("missing")
+        if status.st_size > MAX_BYTES:
+            raise BadImage("too_many_bytes")
+        with open(path, "rb") as file:
+            return file.read(status.st_size)
+    except (OSError, ValueError):  # ValueError: the name holds a null byte
+        raise BadImage("missing") from None
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:

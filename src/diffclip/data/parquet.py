@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
+from diffclip.data.images import BadImage
 from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 KEPT_IN_MEMORY = 1 << 30  # bytes, decompressed
+LARGEST_GROUP = 1 << 30  # bytes, decompressed, of a row group
 
 
 class ParquetSource:
@@ -61,7 +63,7 @@ class ParquetSource:
             raise UserError(f"{where} holds no rows")
         self.classnames, self._labels = options.classnames, None
         if label:
-            names = options.classnames or tuple(features.get(label, {}).get("names") or ()) or None
+            names = options.classnames or _names(features.get(label, {}))
             chunks = [chunk for file, g in self._groups for chunk in _read(file, g, [label])[label].chunks]
             self._labels = columns.Labels(pa.chunked_array(chunks), names, where)
             self.classnames = self._labels.classnames
@@ -88,14 +90,15 @@ class ParquetSource:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Example:
+        """Raises BadImage("bad_caption") for a caption that is no UTF-8."""
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[group])
         image, *captions = self._columns_of(group)
-        return Example(
-            image[row].as_py() or b"",
-            tuple(text for column in captions for text in columns.captions(column[row].as_py())),
-            self._labels[index] if self._labels else None,
-        )
+        try:
+            texts = tuple(text for column in captions for text in columns.captions(column[row].as_py()))
+        except UnicodeDecodeError:  # pyarrow checks nobody's UTF-8
+            raise BadImage("bad_caption") from None
+        return Example(image[row].as_py() or b"", texts, self._labels[index] if self._labels else None)
 
     def place(self, index: int) -> str:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -124,17 +127,35 @@ class ParquetSource:
 
 def _read(file: Path, group: int, wanted: list[str]) -> pa.Table:
     """Columns of a row group. Opened anew each time, so that no file is shared by forked processes."""
+    batches, size = [], 0
     try:
-        return pq.ParquetFile(file).read_row_group(group, wanted, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+        opened = pq.ParquetFile(file)
+        # A dictionary may hold a large value once and the column have it many times: no value is larger than its group.
+        stated = max(1, opened.metadata.row_group(group).total_byte_size)
+        limit = min(LARGEST_GROUP, max(LARGEST_GROUP // 8, 8 * stated))
+        rows = max(1, min(1024, LARGEST_GROUP // 8 // stated))
+        for batch in opened.iter_batches(rows, [group], wanted, use_threads=False):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > limit:
+                raise UserError(f"{file}: row group {group} unpacks to more than {limit >> 20} MiB: write smaller ones")
+        return pa.Table.from_batches(
+            batches, None if batches else opened.schema_arrow.empty_table().select(wanted).schema
+        )
+    except (OSError, pa.ArrowException, MemoryError) as error:
         raise UserError(f"{file}: row group {group} cannot be read: {_one_line(error)}") from None
 
 
 def _metadata(file: Path) -> pq.FileMetaData:
     try:
-        return pq.read_metadata(file)
+        metadata = pq.read_metadata(file)
+        names = metadata.schema.to_arrow_schema().names
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} cannot be read as parquet: {_one_line(error)}") from None
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise UserError(f"{file} has two columns called {twice!r}")
+    return metadata
 
 
 def _one_line(error: Exception) -> str:
@@ -145,9 +166,15 @@ def _hub_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """Column → feature, from the metadata that the `datasets` library writes; {} where there is none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # somebody else's, or no JSON
         return {}
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+def _names(feature: dict[str, Any]) -> tuple[str, ...] | None:
+    """The class names of a ClassLabel, if they are that."""
+    names = feature.get("names")
+    return tuple(names) if isinstance(names, list) and names and all(isinstance(n, str) for n in names) else None
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

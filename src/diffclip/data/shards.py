@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
-from diffclip.data.images import BadImage
+from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.data.shard_index import ShardIndex, indices
 from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
@@ -31,6 +32,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories, pipes
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+LONGEST_TEXT = 1 << 20  # bytes of captions, of a label or of JSON
 _LONGEST_EXTENSION = 1 << 20  # bytes of a pax header or long name; what is longer is no name
 
 
@@ -56,7 +58,13 @@ def _number(field: bytes) -> int:
     """Octal digits, or big-endian after a first byte of 0x80 (GNU, from 8 GiB on); else ValueError."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    return int(field.split(b"\0")[0].strip() or b"0", 8)
+    return _whole(_text(field).strip() or "0", 8)
+
+
+def _whole(text: str, base: int) -> int:
+    if not re.fullmatch("-?[0-9]+", text):  # int() takes underscores, prefixes and other scripts' digits too
+        raise ValueError("no plain digits")
+    return int(text, base)
 
 
 def _text(field: bytes) -> str:
@@ -112,7 +120,9 @@ def _walk(path: Path, descriptor: int) -> tuple[list[Member], bool]:
             raise UserError(f"shard {path} is not a whole, uncompressed tar archive: no valid header at byte {at}")
         kind = header[156:157]
         try:
-            size = 0 if kind in _WITHOUT_DATA else int(pax["size"]) if "size" in pax else _number(header[124:136])
+            size = (
+                0 if kind in _WITHOUT_DATA else _whole(pax["size"], 10) if "size" in pax else _number(header[124:136])
+            )
         except ValueError:
             raise UserError(f"shard {path}: the header at byte {at} states no readable size") from None
         data = at + BLOCK
@@ -216,9 +226,11 @@ class TarSource:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises BadImage: "missing" if the shard has gone, "bad_label" for a label that is no number."""
+        """Raises BadImage: "missing" if the shard has gone, "too_many_bytes", "bad_label" for what is no number."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         spans = [(int(offset), int(size)) for offset, size in self._spans[index]]
+        if spans[0][1] > MAX_BYTES or any(size > LONGEST_TEXT for _, size in spans[1:]):
+            raise BadImage("too_many_bytes")
         try:
             contents = dict(zip(self._suffixes, read(self._files[shard], spans), strict=True))
         except OSError:
@@ -245,7 +257,7 @@ def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[_Text, _
     if "json" in suffixes:
         spans = index.spans(["json"])[:, 0]
         offset, size = spans[spans[:, 0] > 0][0].tolist()
-        keys = list(_json(read(file, [(offset, size)])[0]))
+        keys = list(_json(read(file, [(offset, min(size, LONGEST_TEXT))])[0]))
 
     def locate(key: str | None, suffix: str, entry: str | None) -> _Text:
         if key is None:
@@ -293,11 +305,17 @@ def _number_of_class(contents: dict[str, bytes], where: _Text) -> int | None:
         number = int(value)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):  # not a number, or JSON's Infinity
         raise BadImage("bad_label") from None
+    if number >= 1 << 63:
+        raise BadImage("bad_label")
     return number if number >= 0 else None
 
 
 def _lines_near(folder: Path, name: str) -> tuple[str, ...] | None:
     for file in (folder / name, folder.parent / name):
         if file.is_file():
-            return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+            try:
+                text = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+            return tuple(line.strip() for line in text.splitlines() if line.strip())
     return None

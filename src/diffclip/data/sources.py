@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ FORMATS = ("auto", "parquet", "tar", "csv", "folder", "scenes")
 TEMPLATES = ("a photo of a {c}.",)
 _FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 _SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
+MOST_FILES = 1 << 20
 _HOLDOUT_SEED = 20_250_309
 
 
@@ -79,7 +81,7 @@ def captions_of(source: Source, example: Example) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1 << 16)
 def _prompts(classname: str, templates: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(template.format(c=classname) for template in templates)
+    return tuple(template.replace("{c}", classname) for template in templates)
 
 
 def open_source(
@@ -109,7 +111,7 @@ def open_source(
     if format not in FORMATS:
         raise UserError(f"unknown data format {format!r}: choose one of {', '.join(FORMATS)}")
     for template in templates or ():
-        _check_template(template)
+        check_template(template)
     source: Source
     if format == "scenes" or (format == "auto" and re.fullmatch(r"scenes([:?].*)?", path)):
         source = _scenes(path, split)
@@ -119,7 +121,7 @@ def open_source(
         path = os.path.expanduser(path)
         root = Path(path)
         options = Options(
-            f"{(root if root.exists() else root.parent).resolve().name}{f':{split}' if split else ''}",
+            f"{(root if os.path.exists(root) else root.parent).resolve().name}{f':{split}' if split else ''}",
             image_key,
             caption_key,
             label_key,
@@ -129,6 +131,8 @@ def open_source(
         source = _open_files(path, format, split, options)
         if source.classnames and not source.templates:
             source.templates = TEMPLATES
+        for template in source.templates or ():
+            check_template(template)
     if part == "all" or (part == "train" and holdout == 0):
         return source
     if not 0 < holdout < len(source):
@@ -159,12 +163,10 @@ class Subset:
         return stamp_of([], inner, self._indices.tolist())
 
 
-def _check_template(template: str) -> None:
-    try:
-        filled = template.format(c="\0")
-    except (KeyError, IndexError, ValueError):
-        filled = ""
-    if "\0" not in filled:
+def check_template(template: str) -> None:
+    """Raises UserError where a template has other fields than `{c}`, or none."""
+    rest = template.replace("{c}", "")
+    if rest == template or "{" in rest or "}" in rest:
         raise UserError(f"template {template!r} must have {{c}} where the class name goes, and no other braces")
 
 
@@ -175,26 +177,26 @@ def _scenes(path: str, split: str | None) -> Source:
     _, _, stated_split = stated.partition(":")
     arguments: dict[str, int] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in ("size", "length", "seed") or not value.isdecimal():
-            raise UserError(f"{path}: {key}={value} is not size=…, length=… or seed=… with a whole number")
+        if key not in ("size", "length", "seed") or not re.fullmatch(r"\d{1,9}", value):
+            raise UserError(f"{path}: {key}={value} is not size=…, length=… or seed=… with a whole number below 10⁹")
         arguments[key] = int(value)
     return SceneSource(split=stated_split or split or "train", **arguments)
 
 
 def _open_files(path: str, format: str, split: str | None, options: Options) -> Source:
     root = Path(path)
-    files = _data_files(root, format) if root.is_dir() else _matching(path)
+    files = _data_files(root, format) if os.path.isdir(root) else _matching(path)
     if not files or format == "folder":
         if format not in ("auto", "folder"):
             raise UserError(f"{path} holds no {format} files, neither itself nor one folder down")
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise UserError(f"{path} is not a folder of class folders")
         return FolderSource(_split_folder(root, split), options)
     if format == "auto":
         format = _FORMAT_OF.get(files[0].suffix.lower(), "")
         if not format:
             raise UserError(f"{files[0]} is of no known format: expected {', '.join(_FORMAT_OF)} or a folder")
-    files = _of_split(files, root, split) if root.is_dir() or split else files
+    files = _of_split(files, root, split) if os.path.isdir(root) or split else files
     if format == "tar":
         return TarSource(files, options)
     return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
@@ -204,12 +206,12 @@ def _matching(path: str) -> list[Path]:
     """The files that a path or pattern names, sorted within each alternative of its braces."""
     files: list[Path] = []
     for name in _expand_braces(path):
-        found = sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]
+        found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
         files += [Path(file) for file in found]
-        missing = next((file for file in found if not Path(file).is_file()), None)
+        missing = next((file for file in found if not os.path.isfile(file)), None)
         if missing is not None or not found:
             where = Path(missing or name)
-            around = sorted(entry.name for entry in where.parent.iterdir())[:8] if where.parent.is_dir() else []
+            around = sorted(entry.name for entry in where.parent.iterdir())[:8] if os.path.isdir(where.parent) else []
             raise UserError(f"there is no {where}; {where.parent} has {listed(around)}")
     return files
 
@@ -220,12 +222,16 @@ def _expand_braces(pattern: str) -> list[str]:
     choices: list[list[str]] = []
     for part in parts:
         inner = part[1:-1]
-        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+        numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inner, re.ASCII)
         if part.startswith("{") and numbers:
             first, last = numbers.groups()
+            if int(last) - int(first) >= MOST_FILES:
+                raise UserError(f"{pattern[:200]} stands for {int(last) - int(first) + 1:,} files")
             choices.append([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)])
         else:
             choices.append(inner.split(",") if part.startswith("{") and "," in inner else [part])
+    if math.prod(map(len, choices)) > MOST_FILES:
+        raise UserError(f"{pattern[:200]} stands for more than {MOST_FILES:,} files")
     return ["".join(choice) for choice in product(*choices)]
 
 

@@ -86,8 +86,7 @@ def run_suite(
 def raise_failures(failures: Sequence[Failure]) -> None:
     """Raises UserError with the list, if there is any."""
     if failures:
-        listed = "".join(f"\n  {failure}" for failure in failures)
-        raise UserError(f"{len(failures)} could not be done, everything else is:{listed}")
+        raise UserError(f"{len(failures)} could not be done, everything else is:", *map(str, failures))
 
 
 def named_model(source: str) -> NamedModel:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffclip.data.files import SUFFIXES
+from diffclip.data.images import BadImage, read_image
 from diffclip.data.sources import Example
 from diffclip.data.stamp import Stamped, stamp_of
 from diffclip.errors import UserError
@@ -107,11 +108,10 @@ class MMVPSource:
         return stamp_of(self._images.values(), self._statements)
 
     def _read(self, number: int) -> bytes:
-        path = self._images[number]
         try:
-            return path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+            return read_image(self._images[number])
+        except BadImage as bad:
+            raise UserError(f"cannot read {self._images[number]}: {bad.reason}") from None
 
 
 def _partner(number: int) -> int:

@@ -115,7 +115,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             rows = json.loads(text)
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON lines: {error}") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected JSON objects, one a line, found {'none' if not rows else 'other values'}")

@@ -7,6 +7,7 @@ needs, lies beside it in `examples/`, one safetensors file a result.
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,15 +74,26 @@ def read(path: Path) -> list[Result]:
             continue
         try:
             table = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             log.warning("%s line %d is not JSON and was skipped: a write was cut short", path, number)
             continue
         expected = [one.name for one in fields(Result)]
         if not isinstance(table, dict) or sorted(table) != sorted(expected):
             found = ", ".join(table) if isinstance(table, dict) else type(table).__name__
             raise UserError(f"{path} line {number}: expected the keys {', '.join(expected)}, found {found}")
+        if not all(isinstance(table[name], str) for name in expected if name != "metrics"):
+            raise UserError(f"{path} line {number}: expected text for all keys but metrics")
+        metrics = table["metrics"]
+        if not isinstance(metrics, dict) or not all(_is_score(value) for value in metrics.values()):
+            raise UserError(
+                f"{path} line {number}: expected metrics as finite numbers by name, found {str(metrics)[:80]}"
+            )
         results.append(Result(**table))
     return merge(results)
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def merge(results: Iterable[Result]) -> list[Result]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from diffclip.data.sources import check_template
 from diffclip.errors import UserError
 from diffclip.evaluation.features import Tokenize, check_finite, text_features
 from diffclip.models.clip import CLIP
@@ -38,12 +39,8 @@ def class_embeddings(
 
 def fill(template: str, classname: str) -> str:
     """The prompt of a class. Raises UserError where the template has other fields than `{c}`, or none."""
-    try:
-        if "\0" in template.format(c="\0"):
-            return template.format(c=classname)
-    except (KeyError, IndexError, ValueError):
-        pass
-    raise UserError(f"template {template!r} must have {{c}} where the class name goes, and no other braces")
+    check_template(template)
+    return template.replace("{c}", classname)
 
 
 def metrics(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> dict[str, float]:

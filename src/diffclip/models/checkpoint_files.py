@@ -4,6 +4,8 @@ import argparse
 import json
 import pickle
 import re
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,13 @@ def locate(source: str | Path) -> Path:
     Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
     """
     path = Path(source).expanduser()
-    if path.is_file():
+    try:
+        is_file, is_directory = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:  # too long a name, or one with a null byte
+        raise UserError(f"{str(source)[:200]} is no name of a file: {getattr(error, 'strerror', error)}") from None
+    if is_file:
         return path
-    if path.is_dir():
+    if is_directory:
         found = _in_directory(path)
         if found is None:
             there = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
@@ -63,11 +69,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError if it holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    return _json_object(text, str(path))
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, not an object")
+        raise UserError(f"{where} holds a JSON {type(content).__name__}, not an object")
     return content
 
 
@@ -104,7 +118,7 @@ def _configuration(path: Path, inside: str | None) -> dict[str, Any] | None:
     written = read_json(beside).get("model") if beside.is_file() else None  # other libraries' have no "model"
     if inside is None:
         return written if isinstance(written, dict) else None
-    config: dict[str, Any] = json.loads(inside)
+    config = _json_object(inside, f"the configuration inside {path}")
     if isinstance(written, dict) and written != config:
         differing = sorted(key for key in config.keys() | written.keys() if config.get(key) != written.get(key))
         raise UserError(
@@ -116,6 +130,7 @@ def _configuration(path: Path, inside: str | None) -> dict[str, Any] | None:
 
 
 def _unpickle(path: Path) -> Any:
+    _refuse_other_archives(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -126,9 +141,27 @@ def _unpickle(path: Path) -> Any:
             f"{path} {what}; only tensors and argparse.Namespace are ever read from a pickle, "
             "so that loading runs no code: ask for the weights as safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # on broken files torch's reader raises errors of a dozen types
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} cannot be read as PyTorch weights: {reason}") from None
+
+
+def _refuse_other_archives(path: Path) -> None:
+    """What torch also reads but no longer writes: tar archives, which it would unpack, and what inflates."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inflated = next((f for f in archive.infolist() if f.compress_type != zipfile.ZIP_STORED), None)
+            if inflated:
+                raise UserError(f"{path} cannot be read as PyTorch weights: {inflated.filename} in it is compressed")
+        elif tarfile.is_tarfile(path):
+            raise UserError(
+                f"{path} cannot be read as PyTorch weights: it is a tar archive; save it with a newer torch"
+            )
+    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as PyTorch weights: {error}") from None
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -82,9 +82,10 @@ def convert(
         for name, dimensions in NEEDED.items()
         if name in named and named[name].ndim != dimensions
     ]
+    faults += [f"{name} is {tuple(named[name].shape)}" for name in NEEDED if name in named and not named[name].numel()]
     if faults:
         raise UserError(f"{where} (named as in diffclip): {'; '.join(faults)}; sizes cannot be read without")
-    settings = _read_shapes(named) | (
+    settings = _read_shapes(named, where) | (
         _open_clip_settings(overrides) if is_open_clip else _slip_settings(named, overrides)
     )
     return override(ModelConfig(), settings | dict(overrides)), named
@@ -118,7 +119,7 @@ def _fuse_projections(tensors: dict[str, Tensor], where: str) -> dict[str, Tenso
     return fused
 
 
-def _read_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _read_shapes(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     patch_size = tensors["visual.patch_embed.proj.weight"].shape[-1]
     _, positions, width = tensors["visual.pos_embed"].shape
     grid = round((positions - 1) ** 0.5)
@@ -135,11 +136,13 @@ def _read_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "mlp_ratio": len(tensors["visual.blocks.0.mlp.fc1.weight"]) / width,
     }
     for tower, prefix in (("vision", "visual"), ("text", "text")):
-        layers = {int(m[1]) for name in tensors if (m := re.match(rf"{prefix}\.blocks\.(\d+)\.", name))}
+        layers = {int(m[1]) for name in tensors if (m := re.match(rf"{prefix}\.blocks\.(\d{{1,9}})\.", name))}
+        if not layers:
+            raise UserError(f"{where} holds no blocks of the {tower} tower")
         settings[f"{tower}_depth"] = max(layers) + 1
         lambda_q1 = tensors.get(f"{prefix}.blocks.0.attn.lambda_q1")
         tower_width = settings[f"{tower}_width"]
-        head_width = HEAD_WIDTHS.get(tower_width, 64) if lambda_q1 is None else len(lambda_q1)
+        head_width = HEAD_WIDTHS.get(tower_width, 64) if lambda_q1 is None else max(1, lambda_q1.numel())
         settings[f"{tower}_attention"] = "standard" if lambda_q1 is None else "differential"
         settings[f"{tower}_heads"] = max(1, tower_width // head_width)
     return settings

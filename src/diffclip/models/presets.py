@@ -42,6 +42,20 @@ SIZES = (
     "context_length",
     "vocab_size",
 )
+NUMBERS = (
+    "vision_norm_eps",
+    "text_norm_eps",
+    "mlp_ratio",
+    "lambda_init",
+    "lambda_depth_limit",
+    "lambda_depth_drop",
+    "lambda_depth_rate",
+    "patch_dropout",
+)
+# Far beyond any model: a configuration that lies must not keep the program busy, or overflow.
+MAX_SIZE = 1 << 20
+MAX_DEPTH = 1000
+MAX_RATIO = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +114,27 @@ class ModelConfig:
     """How an image becomes square: shorter edge resized and the centre kept, or both edges resized."""
 
     def __post_init__(self) -> None:
-        for name in ("image_mean", "image_std"):  # lists when read from JSON or TOML
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            if len(getattr(self, name)) != 3:
-                raise UserError(f"{name} = {getattr(self, name)}: give three numbers, for red, green and blue")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
+                raise UserError(f"{name} = {value!r}: give three numbers, for red, green and blue")
+            object.__setattr__(self, name, tuple(value))  # a list when read from JSON or TOML
+        if min(self.image_std) <= 0:
+            raise UserError(f"image_std = {self.image_std}: give numbers above 0")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         for name in SIZES:
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} = {value!r}: give a whole number of at least 1")
+            largest = MAX_DEPTH if name.endswith("depth") else MAX_SIZE
+            if type(value) is not int or not 1 <= value <= largest:
+                raise UserError(f"{name} = {value!r}: give a whole number from 1 to {largest:,}")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not _is_number(value) and not (value is None and name == "vision_norm_eps"):
+                raise UserError(f"{name} = {value!r}: give a number")
+        if not isinstance(self.vision_pre_norm, bool):
+            raise UserError(f"vision_pre_norm = {self.vision_pre_norm!r}: give true or false")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size} "
@@ -129,8 +153,8 @@ class ModelConfig:
             raise UserError(f"patch_dropout = {self.patch_dropout}: give a number in [0, 1)")
         for name in ("mlp_ratio", "vision_norm_eps", "text_norm_eps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} = {value}: give a number above 0")
+            if value is not None and not 0 < value <= MAX_RATIO:
+                raise UserError(f"{name} = {value}: give a number above 0 and at most {MAX_RATIO}")
 
     def _check_depth_schedule(self) -> None:
         if not self.lambda_depth_rate >= 0:
@@ -156,6 +180,10 @@ class ModelConfig:
         if self.lambda_schedule == "depth":
             return self.lambda_depth_limit - self.lambda_depth_drop * math.exp(-self.lambda_depth_rate * layer)
         return self.lambda_init
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_heads(width: int, heads: int, differential: bool, where: str) -> None:

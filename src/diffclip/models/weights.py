@@ -15,6 +15,7 @@ from torch import Tensor
 
 import diffclip
 from diffclip import durable
+from diffclip.data.columns import listed
 from diffclip.data.images import to_rgb
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
@@ -96,7 +97,7 @@ def load(
             activations (open_clip: vision_activation, text_activation), nor λ_init (DiffCLIP: lambda_init,
             lambda_schedule).
 
-    Raises: UserError, naming every tensor that is missing, unexpected or wrongly shaped; for a dtype of integers.
+    Raises: UserError, naming the tensors that are missing, unexpected or wrongly shaped; for a dtype of integers.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise UserError(f"dtype = {dtype}: weights are floats; give torch.bfloat16, torch.float16 or torch.float32")
@@ -131,8 +132,10 @@ def _beside(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     content = read_json(file)
-    activation = "quick_gelu" if content.get("model_cfg", {}).get("quick_gelu") else "gelu"
-    statistics = content.get("preprocess_cfg", {})
+    model, statistics = content.get("model_cfg", {}), content.get("preprocess_cfg", {})
+    if not isinstance(model, dict) or not isinstance(statistics, dict):
+        raise UserError(f"{file}: model_cfg and preprocess_cfg must be objects, as open_clip writes them")
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     return {"vision_activation": activation, "text_activation": activation} | {
         f"image_{key}": statistics[key] for key in ("mean", "std") if key in statistics
     }
@@ -149,6 +152,6 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, where: str) -> No
             if name in tensors and tensors[name].shape != tensor.shape
         ],
     }
-    found = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
+    found = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
     if found:
         raise UserError(f"{where} does not fit its configuration: {found}")

@@ -127,14 +127,14 @@ def _read_run(path: Path) -> RunDirectory:
         recipe = tomli.loads((path / "recipe.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s cannot be read and is passed over: %s", path / "recipe.toml", error)
     try:
         table = json.loads((path / "config.json").read_text(encoding="utf-8"))
         config = table if isinstance(table, dict) else {}
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s cannot be read and is passed over: %s", path / "config.json", error)
     return RunDirectory(path.resolve(), recipe, config)
 
@@ -152,27 +152,31 @@ def _read_results(path: Path) -> list[Result]:
 def _laion_json(path: Path) -> Result:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     needed = ("dataset", "model", "pretrained", "task", "metrics")
     if not isinstance(table, dict) or not all(name in table for name in needed):
         raise UserError(f"{path}: expected the keys {', '.join(needed)}, as the LAION CLIP benchmark writes them")
-    return _laion_result(table, table["metrics"])
+    return _laion_result(table, table["metrics"], path)
 
 
 def _laion_csv(path: Path) -> list[Result]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     needed = ("dataset", "model", "pretrained", "task")
     if not rows or not all(name in rows[0] for name in needed):
         raise UserError(f"{path}: expected the columns {', '.join(needed)} and one a metric")
-    return [_laion_result(row, {name: value for name, value in row.items() if name not in needed}) for row in rows]
+    return [
+        _laion_result(row, {name: value for name, value in row.items() if name not in needed}, path) for row in rows
+    ]
 
 
-def _laion_result(table: dict[str, Any], metrics: dict[str, Any]) -> Result:
+def _laion_result(table: dict[str, Any], metrics: Any, where: Path) -> Result:
+    if not isinstance(metrics, dict):
+        raise UserError(f"{where}: expected metrics as numbers by name, found {str(metrics)[:80]}")
     numbers = {}
     for name, value in metrics.items():
         try:

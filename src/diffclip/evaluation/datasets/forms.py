@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from diffclip.data.example import Example, Options
 from diffclip.data.files import SUFFIXES, FolderSource
-from diffclip.data.images import BadImage, to_rgb
+from diffclip.data.images import BadImage, read_image, to_rgb
 from diffclip.data.sources import Source, Subset
 from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
@@ -43,7 +43,7 @@ class ImageFiles:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Example:
-        image = _read(self._paths[index])
+        image = read_image(self._paths[index])
         return Example(
             image,
             self._captions[index] if self._captions else (),
@@ -85,13 +85,6 @@ class TorchvisionSource:
         return stamp_of(sorted(folder.rglob("*")), repr(data))  # which names the split
 
 
-def _read(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        raise BadImage("missing") from None
-
-
 def torchvision(name: str, cls: str, root: Path, split: str) -> Source:
     """The data set of torchvision class `cls` in `root`, by our name of the split.
 
@@ -117,7 +110,7 @@ def _cifar(cls: str) -> Callable[[str, Path, str], Source]:
 
 
 def _with_loader(cls: str) -> Callable[[str, Path, str], Source]:
-    return lambda name, root, split: TorchvisionSource(name, _built(cls, root, split, loader=_read))
+    return lambda name, root, split: TorchvisionSource(name, _built(cls, root, split, loader=read_image))
 
 
 def _pets(name: str, root: Path, split: str) -> Source:
@@ -227,5 +220,5 @@ def _captions(file: Path, split: str) -> dict[str, list[str]]:
             if image["split"] in splits:
                 found[image["filename"]] = [sentence["raw"].strip() for sentence in image["sentences"]]
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no file of captions: {type(error).__name__} {error}") from None
