@@ -20,7 +20,7 @@ test: check  ## lint, types, tests
 	$(BIN)/python -m pytest -n 2
 
 BENCHMARKS := benchmarks/attention.py benchmarks/train_step.py benchmarks/encode.py benchmarks/tokenizer.py benchmarks/grad_cache.py \
-  benchmarks/quickstart_speed.py benchmarks/scenes.py benchmarks/loader.py
+  benchmarks/quickstart_speed.py benchmarks/scenes.py benchmarks/loader.py benchmarks/checkpoint.py benchmarks/monitoring.py
 
 bench: install  ## every benchmark of speed, under 15 minutes on two idle cores; figures go to benchmarks/results
 	mkdir -p benchmarks/results

@@ -150,7 +150,7 @@ class Training:
     best_by: str = ""
     """Which are best: DATASET/METRIC of an evaluation during training, such as "cifar10/acc1"; higher is better."""
     monitor_every: PositiveInt = 200
-    """Steps between two measurements of the attention's entropy."""
+    """Steps between two measurements by layer: attention, residual stream, gradients (docs/monitoring.md)."""
     evaluate_every: NonNegative = 0.0
     """Epochs between two evaluations during training; 0: only at the end."""
 

@@ -29,21 +29,22 @@ WALL_CLOCK = frozenset({"images_per_s", "data_wait", "seconds"})
 class RunLog:
     """Appends records to `metrics.jsonl` and their numbers to `tensorboard/`.
 
-    On resuming from `step`, lines of later steps are dropped: they belong to work that is done again. TensorBoard's
-    events are a copy of the lines, so they are written anew from those that are left; `seconds` is the training time
-    at `step`, by which events are dated. Raises UserError where a line cannot be written.
+    On resuming from `step`, lines of later steps are dropped: they belong to work that is done again; `kept` has the
+    records of the others. TensorBoard's events are a copy of the lines, so they are written anew from those; `seconds`
+    is the training time at `step`, by which events are dated. Raises UserError where a line cannot be written.
     """
 
     def __init__(self, run: Path, step: int = 0, seconds: float = 0.0) -> None:
         self._path = run / METRICS
         with _explained(run):
             kept = _lines(self._path, step)
+            self.kept: list[Record] = [json.loads(line) for line in kept]
             durable.write_text(self._path, "".join(line + "\n" for line in kept))
-            self._events = Events(run / "tensorboard", [json.loads(line) for line in kept], time.time() - seconds)
+            self._events = Events(run / "tensorboard", self.kept, time.time() - seconds)
             self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        """record: `step` and `seconds`, and numbers or lists of numbers, one a layer."""
+        """record: `step`, `seconds`, numbers, lists of them (one a layer), and text, which TensorBoard does not get."""
         with _explained(self._path.parent):
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()

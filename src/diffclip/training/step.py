@@ -16,16 +16,15 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform, normalise
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, create_model
-from diffclip.models.maps import forward_with_maps
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
 from diffclip.training.gradients import Pairing, backward
 from diffclip.training.loss import contrastive
-from diffclip.training.monitor import attention_entropy
 from diffclip.training.optimizer import adamw, learning_rate
+from diffclip.training.statistics import layer_statistics
 
 log = logging.getLogger(__name__)
 
-# The entropy of the attention is measured on this many images and captions of the current batch.
+# What is measured by layer is measured on this many images and captions of the current batch.
 MONITORED = 8
 # The last number of a seed: what is drawn from it. The loader's are 1 and 2.
 _PATCHES = 3
@@ -193,14 +192,9 @@ class Trainer:
             outputs: dict[str, Tensor | None] = self.model(image=self.pixels(part.pixels), text=tokens)
         return outputs
 
-    @torch.no_grad()
-    def entropies(self, batch: Batch) -> dict[str, list[float]]:
-        """Entropy of A1 by tower and layer, on a few examples of the batch."""
-        pixels, tokens = self.pixels(batch.pixels[:MONITORED]), batch.tokens[:MONITORED].to(self.device)
+    def statistics(self, batch: Batch) -> dict[str, list[float]]:
+        """layer_statistics of a few images and different captions of the batch."""
+        pixels = self.pixels(batch.pixels[:MONITORED])
+        tokens = torch.unique(batch.tokens, dim=0)[:MONITORED].to(self.device)
         with self.autocast(), self._dropping(self._patch_noise(0, len(pixels))):
-            _, visual = forward_with_maps(self.model.visual, pixels)
-            _, text = forward_with_maps(self.model.text, tokens)
-        return {
-            "visual": [attention_entropy(maps.a1, causal=False) for maps in visual],
-            "text": [attention_entropy(maps.a1, causal=True) for maps in text],
-        }
+            return layer_statistics(self.model, pixels, tokens)

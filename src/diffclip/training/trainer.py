@@ -1,6 +1,7 @@
 """The training loop. There is one: what differs between runs is the recipe, and evaluators are passed in."""
 
 import json
+import logging
 import math
 import signal
 import time
@@ -9,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from diffclip.config import Recipe
 from diffclip.data.loader import Batch, Loader
@@ -22,7 +23,10 @@ from diffclip.training.checkpoint import Keep
 from diffclip.training.logs import Display, RunLog
 from diffclip.training.monitor import Monitor
 from diffclip.training.run_directory import claimed
+from diffclip.training.statistics import gradient_norms, not_finite
 from diffclip.training.step import Schedule, Trainer, training_loader, training_source
+
+log = logging.getLogger(__name__)
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
 
@@ -53,7 +57,10 @@ def train(
             Display(run.name, schedule.steps) as display,
             _stop_signal() as stop,
         ):
-            _Loop(trainer, loader, run, records, checkpoints, display, evaluators or {}, stop).go_on(state)
+            monitor = Monitor(batch_size=recipe.training.batch_size, warmup_steps=schedule.warmup_steps)
+            for line in records.kept:
+                monitor.watch(line)
+            _Loop(trainer, loader, run, records, checkpoints, display, evaluators or {}, stop, monitor).go_on(state)
         try:
             weights.save(trainer.model, run, step=schedule.steps)
         except OSError as error:
@@ -71,38 +78,46 @@ class _Loop:
     display: Display
     evaluators: Mapping[str, Evaluator]
     stop: "StopSignal"
+    monitor: Monitor
 
     def go_on(self, state: Mapping[str, Any]) -> None:
         """From the step after that of `state` to the last."""
         options, steps = self.trainer.recipe.training, self.trainer.schedule.steps
-        self.monitor, self.mark = Monitor(), _Stretch()
+        self.mark = _Stretch()
         self.began = time.monotonic() - state["seconds"]
         self.display.advance(state["step"])
         for step, epoch, batch in _batches(self.loader, self.trainer.schedule, state["step"], self.display, self.mark):
             self.checkpoints.check()
             loss, lr = self.trainer.step(step - 1, batch)
             if not math.isfinite(loss):
-                _report_not_finite(self.run, step, loss, batch)
+                self._give_up(step, batch, loss)
             self.mark.images += len(batch.indices)
             self.display.advance(step)
             last = step == steps
-            entropies = self._entropies(step, batch) if last or step % options.monitor_every == 0 else {}
-            metrics = self._evaluate(step) if self._evaluates(step) else {}
-            if entropies or metrics or last or step == 1 or step % options.log_every == 0:
-                self._record(step, {"step": step, "epoch": epoch, "loss": loss, "lr": lr}, entropies | metrics)
-            due = last or step % options.checkpoint_every == 0 or (bool(metrics) and options.keep_best > 0)
-            if due or self.stop.requested:
+            monitored = last or step % options.monitor_every == 0
+            evaluated = self._evaluates(step)
+            logged = monitored or evaluated or step == 1 or step % options.log_every == 0
+            saved = last or step % options.checkpoint_every == 0 or (evaluated and options.keep_best > 0)
+            saved = saved or self.stop.requested
+            metrics: dict[str, float] = {}
+            if logged or saved:
+                norms = gradient_norms(self.trainer.model)
+                if not norms.finite:  # the weights are spoilt by it: this must not become a checkpoint
+                    self._give_up(step, batch, loss)
+                measured: dict[str, Any] = {"grad_norm": norms.total}
+                if monitored:
+                    measured |= norms.record() | self.trainer.statistics(batch)
+                if evaluated:
+                    metrics = self._evaluate(step)
+                if logged:
+                    self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr}, measured | metrics)
+            if saved:
                 seconds = time.monotonic() - self.began
                 tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer)
                 self.checkpoints.save(tensors, {"step": step, "seconds": seconds, "metrics": metrics})
             if self.stop.requested and not last:
                 self.checkpoints.wait()
                 raise Stopped(f"stopped at step {step} of {steps} and saved; go on with the same command and --resume")
-
-    def _entropies(self, step: int, batch: Batch) -> dict[str, Any]:
-        entropies = self.trainer.entropies(batch)
-        self.monitor.entropies(step, entropies)
-        return {f"entropy_{tower}": values for tower, values in entropies.items()}
 
     def _evaluates(self, step: int) -> bool:
         every = round(self.trainer.recipe.training.evaluate_every * self.trainer.schedule.steps_per_epoch)
@@ -120,21 +135,37 @@ class _Loop:
         self.display.note(f"step {step}, {(time.monotonic() - self.began) / 60:.1f} min: {shown}")
         return metrics
 
-    def _record(self, step: int, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    def _record(self, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
         model = self.trainer.model
         lambdas = {tower: values.tolist() for tower, values in model.lambdas().items()}
-        self.monitor.lambdas(step, lambdas)
-        record = {
+        record: dict[str, Any] = {
             **first,
             "logit_scale": model.logit_scale.exp().item(),
             **{f"lambda_{tower}": values for tower, values in lambdas.items()},
             **measured,
-            **self.mark.rates(),
-            "seconds": time.monotonic() - self.began,
         }
+        warnings = self.monitor.watch(record)
+        for warning in warnings:
+            log.warning(warning)
+        if warnings:
+            record["warning"] = " | ".join(warnings)
+        record |= {**self.mark.rates(), "seconds": time.monotonic() - self.began}
         self.records.write(record)
         self.display.record(record)
         self.mark.restart()
+
+    def _give_up(self, step: int, batch: Batch, loss: float) -> NoReturn:
+        """Say what is not finite, and where; keep the batch's indices."""
+        model = self.trainer.model
+        spoilt = not_finite(model, gradients=math.isfinite(loss))
+        path = self.run / f"not_finite_step_{step:08d}.json"
+        path.write_text(json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": batch.indices.tolist()}))
+        where = f"first in {spoilt[0]} of {len(spoilt)} parameters" if spoilt else "all weights are finite"
+        what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+        raise UserError(
+            f"{what} at step {step} ({where}); nothing of this step was saved, the batch's indices are in {path}; "
+            'lower optimizer.lr or set training.precision = "float32", then --resume from the last checkpoint'
+        )
 
 
 class _Stretch:
@@ -168,15 +199,6 @@ def _batches(
         if loader.skipped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(loader.skipped.items()))
             display.note(f"epoch {epoch + 1}: skipped images: {reasons}")
-
-
-def _report_not_finite(run: Path, step: int, loss: float, batch: Batch) -> None:
-    path = run / f"not_finite_step_{step:08d}.json"
-    path.write_text(json.dumps({"step": step, "loss": str(loss), "indices": batch.indices.tolist()}))
-    raise UserError(
-        f"the loss is {loss} at step {step}; no weight was changed by it, the batch's indices are in {path}; "
-        'lower optimizer.lr or set training.precision = "float32", then --resume from the last checkpoint'
-    )
 
 
 class StopSignal:
