@@ -68,6 +68,7 @@ def test_the_residual_stream_is_that_between_the_blocks():
     assert not any(block._forward_hooks for block in model.visual.blocks)
 
 
+@torch.no_grad()
 def test_what_the_subtraction_leaves_and_what_is_negative():
     model, (pixels, tokens) = small(), inputs()
     found = layer_statistics(model, pixels, tokens)
