@@ -139,6 +139,9 @@ class Training:
     checkpoint_activations: bool = False
     """Keep only the input of every block, and run the block again in the backward pass: less memory, a third more work.
     """
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.999, which is then what is evaluated and saved;
+    0: none."""
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: PositiveInt = 1000

@@ -57,6 +57,7 @@ def recipe(workers):
         "keep_best": 1,
         "best_by": "data/score",
         "precision": "float32",
+        "ema": 0.5,
     }
     return validate(
         {

@@ -2,7 +2,8 @@
 
 `checkpoints/step_00001234/` holds `model.safetensors` and `config.json` (what `diffclip.load` takes),
 `optimizer.safetensors` (AdamW's moments by parameter name), `state.json` (the step, the seconds so far and what was
-measured at this step) and `SHA256SUMS` of these four, as `sha256sum -c` reads it. A crash at any moment leaves the
+measured at this step) and `SHA256SUMS` of these, as `sha256sum -c` reads it; with `training.ema` the first is the
+average, and `trained.safetensors` holds the weights that training goes on with. A crash at any moment leaves the
 checkpoints that there were, and what is left of the new one under a hidden name.
 """
 
@@ -26,6 +27,7 @@ from diffclip.errors import UserError
 from diffclip.models import weights
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
+from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import METRICS
 
 log = logging.getLogger(__name__)
@@ -46,20 +48,33 @@ class Keep:
     by: str = ""
 
 
-def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer) -> Tensors:
-    """All tensors of a checkpoint, the living ones: `model` and `optimizer`."""
+def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
+    """All tensors of a checkpoint, the living ones: `model` and `optimizer`.
+
+    Where weights are averaged `model` has the average, and `trained` the weights that training goes on with.
+    """
     moments = {
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for moment in MOMENTS
     }
-    return {"model": {name: tensor.detach() for name, tensor in model.state_dict().items()}, "optimizer": moments}
+    trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if average is None:
+        return {"model": trained, "optimizer": moments}
+    return {"model": trained | average.tensors, "optimizer": moments, "trained": trained}
 
 
-def put_back(tensors: Tensors, model: CLIP, optimizer: torch.optim.Optimizer) -> None:
+def put_back(
+    tensors: Tensors, model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> None:
     """The inverse of `tensors_of`, on whatever device the model is."""
-    model.load_state_dict(tensors["model"])
+    if average is None:
+        model.load_state_dict(tensors["model"])
+    else:
+        model.load_state_dict(tensors["trained"])
+        for name, tensor in average.tensors.items():
+            tensor.copy_(tensors["model"][name])
     moments = tensors["optimizer"]
     for name, parameter in model.named_parameters():
         if f"step.{name}" in moments:
@@ -117,7 +132,9 @@ def found(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*"))
 
 
-def restore(run: Path, model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def restore(
+    run: Path, model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> dict[str, Any] | None:
     """Load the newest good checkpoint into model and optimizer and return its state; None where the run has none.
 
     A damaged one is passed over with a warning, and stays where it is. Raises UserError when every one is damaged.
@@ -129,7 +146,7 @@ def restore(run: Path, model: CLIP, optimizer: torch.optim.Optimizer) -> dict[st
         except UserError as error:
             log.warning("%s; it is passed over", error)
             continue
-        put_back(tensors, model, optimizer)
+        put_back(tensors, model, optimizer, average)
         return state
     if checkpoints:
         raise UserError(

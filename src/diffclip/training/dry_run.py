@@ -20,6 +20,7 @@ from diffclip.training.step import Schedule, autocast_dtype, default_device
 GIB = 2**30
 # Weight, gradient and AdamW's two moments, each float32.
 BYTES_PER_PARAMETER = 16
+BYTES_PER_AVERAGE = 4
 
 
 @dataclass
@@ -101,6 +102,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     features = 4 * 4 * batch * config.embed_dim + 3 * 4 * min(batch * batch, LOGITS)
     activations = (large - small) // 2 * at_a_time + features
     parameters = counts["total"]
+    held = BYTES_PER_PARAMETER + (BYTES_PER_AVERAGE if recipe.training.ema else 0)
     parts = "" if at_a_time == batch else f", {at_a_time} at a time"
     rows = [
         ("model", recipe.model.preset + "".join(f" {k}={v}" for k, v in recipe.model.overrides.items())),
@@ -120,7 +122,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
             "precision",
             "bfloat16 autocast" if autocast_dtype(recipe.training.precision, default_device()) else "float32",
         ),
-        ("memory, weights and optimizer", f"{parameters * BYTES_PER_PARAMETER / GIB:.2f} GiB"),
+        ("memory, weights and optimizer", f"{parameters * held / GIB:.2f} GiB"),
         ("memory, activations", f"{activations / GIB:.2f} GiB at most, in one process"),
     ]
     return rows

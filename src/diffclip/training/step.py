@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from diffclip.data.transforms import TrainTransform, normalise
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, create_model
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
+from diffclip.training.ema import WeightAverage
 from diffclip.training.gradients import Pairing, backward
 from diffclip.training.loss import contrastive
 from diffclip.training.optimizer import adamw, learning_rate
@@ -121,6 +122,7 @@ class Trainer:
         if recipe.training.compile:
             self.model.compile()
         self.optimizer = adamw(self.model, recipe.optimizer)
+        self.average = WeightAverage(self.model, recipe.training.ema) if recipe.training.ema else None
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
@@ -147,7 +149,13 @@ class Trainer:
         if math.isfinite(value):
             self.optimizer.step()
             self.model.clamp_logit_scale()
+            if self.average is not None:
+                self.average.update(self.model, step + 1)
         return value, lr
+
+    def judged(self) -> AbstractContextManager[None]:
+        """Inside the `with` the model has the weights that are evaluated and kept: their average where there is one."""
+        return nullcontext() if self.average is None else self.average.in_place(self.model)
 
     def _parts(self, step: int, batch: Batch) -> tuple[list[_Part], Pairing]:
         """The batch in micro-batches, and which caption is whose."""

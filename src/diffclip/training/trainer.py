@@ -46,7 +46,7 @@ def train(
     loader = training_loader(recipe, source)
     with claimed(run, recipe, resume) as resume:
         trainer = Trainer(recipe, schedule)
-        state = (checkpoint.restore(run, trainer.model, trainer.optimizer) if resume else None) or {
+        state = (checkpoint.restore(run, trainer.model, trainer.optimizer, trainer.average) if resume else None) or {
             "step": 0,
             "seconds": 0.0,
         }
@@ -62,7 +62,8 @@ def train(
                 monitor.watch(line)
             _Loop(trainer, loader, run, records, checkpoints, display, evaluators or {}, stop, monitor).go_on(state)
         try:
-            weights.save(trainer.model, run, step=schedule.steps)
+            with trainer.judged():
+                weights.save(trainer.model, run, step=schedule.steps)
         except OSError as error:
             raise UserError(f"cannot write the model to {run}: {error.strerror or error}") from None
     return run
@@ -113,7 +114,7 @@ class _Loop:
                     self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr}, measured | metrics)
             if saved:
                 seconds = time.monotonic() - self.began
-                tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer)
+                tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer, self.trainer.average)
                 self.checkpoints.save(tensors, {"step": step, "seconds": seconds, "metrics": metrics})
             if self.stop.requested and not last:
                 self.checkpoints.wait()
@@ -126,7 +127,10 @@ class _Loop:
     def _evaluate(self, step: int) -> dict[str, float]:
         model = self.trainer.model
         model.eval()
-        metrics = {f"{name}/{key}": value for name, run in self.evaluators.items() for key, value in run(model).items()}
+        with self.trainer.judged():
+            metrics = {
+                f"{name}/{key}": value for name, run in self.evaluators.items() for key, value in run(model).items()
+            }
         model.train()
         wanted = self.trainer.recipe.training.best_by
         if self.trainer.recipe.training.keep_best and wanted not in metrics:
