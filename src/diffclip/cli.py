@@ -1,6 +1,7 @@
 """The `diffclip` command: parse and call, nothing else."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -312,7 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"diffclip: {error}")
     except Stopped as stopped:
-        print(f"diffclip: {stopped}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes stop for the same reason
+            print(f"diffclip: {stopped}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)

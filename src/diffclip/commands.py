@@ -12,18 +12,28 @@ from diffclip.config import Evaluation, Recipe
 from diffclip.data.sources import open_source
 from diffclip.errors import UserError
 from diffclip.evaluation.command import named_model, raise_failures, run_suite
-from diffclip.evaluation.suite import DataSet, measure
+from diffclip.evaluation.feature_cache import FeatureCache
+from diffclip.evaluation.suite import DataSet, Settings, measure
+from diffclip.evaluation.together import encode_together
 from diffclip.models.clip import CLIP, count_parameters
 from diffclip.models.presets import list_models, model_config
 from diffclip.training import dry_run, trainer
+from diffclip.training.distributed import joined
 
 
 def train(recipe: Recipe, run: Path, *, resume: bool) -> None:
-    """Train, evaluate as the recipe says, and write the run's results.jsonl."""
-    data = [evaluation_data(recipe, evaluation) for evaluation in recipe.evaluation]
-    trainer.train(recipe, run, resume=resume, evaluators=evaluators(data))
+    """Train, evaluate as the recipe says, and write the run's results.jsonl; with the other processes of torchrun."""
+    path, cache = run / "results.jsonl", None
+    with joined() as world:
+        data = [evaluation_data(recipe, evaluation) for evaluation in recipe.evaluation]
+        trainer.train(recipe, run, resume=resume, evaluators=evaluators(data))
+        if data and world.size > 1:
+            cache = FeatureCache(run / "features")
+            encode_together([named_model(str(run))], data, path, Settings(), cache, world)
+    if not world.main:
+        return
     console = Console()
-    failures = run_suite([named_model(str(run))], data, run / "results.jsonl", console) if data else []
+    failures = run_suite([named_model(str(run))], data, path, console, cache=cache) if data else []
     console.print(f"The model is in {run}: diffclip.load({str(run)!r})", highlight=False, soft_wrap=True)
     raise_failures(failures)
 

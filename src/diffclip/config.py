@@ -129,9 +129,12 @@ class Training:
     epochs: Positive = 40.0
     """Passes over the training data; a fraction is allowed."""
     batch_size: PositiveInt = 4096
+    """Of all processes together."""
     micro_batch: Count = 0
     """Images whose activations are kept at a time, a process; 0: the whole batch. Fewer give the same gradients in the
     memory of a small batch, for a third more work (gradient caching)."""
+    layout: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: the whole model on each (DDP), or weights, gradients and moments in shards (FSDP2)."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """`auto`: bfloat16 autocast where the processor computes in it, else float32."""
     compile: bool = False
@@ -243,13 +246,15 @@ def _check_best(recipe: Recipe, where: str) -> None:
 
 
 def same_run(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes compute the same: they may differ in what is kept, and in who prepares the data."""
+    """Whether two recipes compute the same: they may differ in what is kept, in who prepares the data, and in how the
+    work is cut to fit the machines, which changes roundings alone."""
     default = Recipe()
     return _computed(one, default) == _computed(other, default)
 
 
 def _computed(recipe: Recipe, default: Recipe) -> Recipe:
-    free = {name: getattr(default.training, name) for name in ("checkpoint_every", "keep_last", "keep_best", "best_by")}
+    names = ("checkpoint_every", "keep_last", "keep_best", "best_by", "micro_batch", "layout")
+    free = {name: getattr(default.training, name) for name in names}
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, workers=default.data.workers),

@@ -23,7 +23,8 @@ from diffclip.reporting import tables
 from diffclip.reporting.command import Options, report
 from diffclip.reporting.tables import Comparison, ModelName
 from diffclip.training import trainer
-from diffclip.training.step import Schedule, Trainer, default_device, training_loader, training_source
+from diffclip.training.distributed import default_device
+from diffclip.training.step import Schedule, Trainer, training_loader, training_source
 
 # Baseline first: label, preset.
 MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}

@@ -59,7 +59,7 @@ def batch(shared=False):
 def expected(one, made, step):
     """The gradients of one forward pass over everything, every caption encoded as often as it comes."""
     model, config = one.model, one.model.config
-    model.visual.patch_drop.noise = patch_noise((5, step, 0, 3), 0, SIZE, 16)
+    model.visual.patch_drop.noise = patch_noise((5, step, 0, 3), 0, len(made.pixels), 16)
     out = model(image=normalise(made.pixels, config.image_mean, config.image_std), text=made.tokens)
     groups = made.groups if one.recipe.loss.shared_captions else None
     loss = contrastive_loss(out["image_features"], out["text_features"], out["logit_scale"], groups)

@@ -41,6 +41,8 @@ class Loader:
     The order of epoch e is a permutation drawn from (seed, e); what happens to example i in it (its crop, its
     caption, what replaces it if it is bad) is drawn from (seed, e, i). Nothing else matters, so that
     `epoch(e, start=k)` goes on exactly where a run stopped. The last, incomplete batch is dropped.
+    part: (which, of how many) equal parts of every batch are loaded, for a process that has company: the parts of one
+    batch, one after the other, are that batch.
 
     After or during an epoch, `skipped` counts by reason the bad examples of the batches handed out in it.
     """
@@ -53,6 +55,7 @@ class Loader:
         batch_size: int,
         *,
         seed: int,
+        part: tuple[int, int] = (0, 1),
         num_workers: int = 0,
         max_skipped: float = 0.1,
     ) -> None:
@@ -61,7 +64,7 @@ class Loader:
                 f"{source.name} has {len(source)} examples: a batch takes 1 to all of them, not {batch_size}"
             )
         self.skipped: Counter[str] = Counter()
-        self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._source, self._batch_size, self._part, self._seed = source, batch_size, part, seed
         self._num_workers, self._max_skipped = num_workers, max_skipped
         self._maker = _BatchMaker(source, transform, tokenizer, seed)
 
@@ -79,7 +82,7 @@ class Loader:
         self.skipped.clear()
         batches = DataLoader(
             self._maker,
-            sampler=_Order(len(self._source), self._batch_size, self._seed, epoch, start),
+            sampler=_Order(len(self._source), self._batch_size, self._part, self._seed, epoch, start),
             batch_size=None,  # an item is a whole batch, one message between processes
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # with no batch size it gets an item, not a list
             num_workers=self._num_workers,  # not persistent: at exit, torch would wait 5 s for each
@@ -128,13 +131,17 @@ _Request = tuple[int, NDArray[np.int64]]  # the epoch, and the indices of a batc
 
 
 class _Order(Sampler[_Request]):
-    def __init__(self, length: int, batch_size: int, seed: int, epoch: int, start: int) -> None:
-        self._length, self._batch_size, self._seed, self._epoch, self._start = length, batch_size, seed, epoch, start
+    def __init__(self, length: int, batch_size: int, part: tuple[int, int], seed: int, epoch: int, start: int) -> None:
+        self._length, self._batch_size, self._part = length, batch_size, part
+        self._seed, self._epoch, self._start = seed, epoch, start
 
     def __iter__(self) -> Iterator[_Request]:
         order = np.random.default_rng([self._seed, self._epoch, 0, _ORDER]).permutation(self._length)
+        which, parts = self._part
+        rows = self._batch_size // parts
         for k in range(self._start, self._length // self._batch_size):
-            yield self._epoch, order[k * self._batch_size : (k + 1) * self._batch_size]
+            first = k * self._batch_size + which * rows
+            yield self._epoch, order[first : first + rows]
 
 
 # The last number of a seed: what is drawn from it. (numpy takes [a, b] and [a, b, 0] for the same seed.)

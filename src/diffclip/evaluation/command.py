@@ -12,12 +12,13 @@ from diffclip.evaluation.progress import Reporter
 from diffclip.evaluation.splits import DataSet
 from diffclip.evaluation.suite import Failure, NamedModel, Outcome, Settings
 from diffclip.evaluation.suite import evaluate as evaluate_suite
+from diffclip.evaluation.together import encode_together
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import list_models, model_config
 from diffclip.models.weights import load
 from diffclip.reporting import tables
 from diffclip.reporting.tables import ModelName
-from diffclip.training.step import default_device
+from diffclip.training.distributed import default_device, joined
 
 
 def evaluate(
@@ -32,6 +33,8 @@ def evaluate(
 ) -> None:
     """Evaluate models on data sets; prints the results, writes OUT/results.jsonl.
 
+    Under torchrun all processes encode images, into a cache that all of them reach; the first does the rest.
+
     missing: data sets that are not there, told at the beginning and at the end. Two models are also compared, the
     second with the first, with paired intervals. Raises UserError, once all else is done, for whatever could not be;
     Stopped on an interrupt.
@@ -41,11 +44,16 @@ def evaluate(
     twice = next((name for name, count in Counter(one.name for one in data).items() if count > 1), None)
     if twice:
         raise UserError(f"--data names {twice} twice: results would replace each other, so give each its own name")
-    named = [named_model(source) for source in models]
-    console, path = Console(), out / "results.jsonl"
+    path, features = out / "results.jsonl", FeatureCache(cache or out / "features")
+    with joined() as world:
+        named = [named_model(source) for source in models]
+        if world.size > 1:
+            encode_together(named, data, path, settings, features, world, force=force)
+    if not world.main:
+        return
+    console = Console()
     for failure in missing:
         console.print(f"Missing: {failure}", highlight=False, soft_wrap=True)
-    features = FeatureCache(cache or out / "features")
     try:
         failures = run_suite(named, data, path, console, settings, cache=features, force=force)
     except KeyboardInterrupt:

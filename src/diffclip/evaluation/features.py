@@ -17,6 +17,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.feature_cache import FeatureCache, Part, spans_of
 from diffclip.evaluation.results import fingerprint
 from diffclip.models.clip import CLIP
+from diffclip.training.distributed import World, world
 
 # Features that are projected at a time.
 BLOCK = 2**14
@@ -56,16 +57,20 @@ def image_features(
 
     Images are resized as the model's config says. With a cache, what it has is read and what it lacks is added to
     it, part by part; weights is then the model's `results.fingerprint`, where it is known already. on_progress is
-    given the number of images done so far, first of those that the cache has. Raises UserError where no image can be
+    given the number of images done so far, first of those that the cache has. Processes that train together share the
+    work, all call this, and all have the result. Raises UserError where no image can be
     read or the model gives features that are not finite.
     """
+    together = world()
+    assert together.size == 1 or cache is None, "processes could find different parts of a cache"
     entry = cache.entry(weights or fingerprint(model), model.config, source) if cache else None
     spans = spans_of(len(source))
     found = {span: part for span in spans if entry and (part := entry.read(span))}
     known = sum(map(len, found))
     on_progress(known)
     missing = [span for span in spans if span not in found]
-    for span, part in _encode(model, source, missing, batch_size, num_workers, lambda done: on_progress(known + done)):
+    encoded = encode(model, source, missing, batch_size, num_workers, lambda done: on_progress(known + done), together)
+    for span, part in encoded:
         if entry:
             entry.write(span, part)
         found[span] = part
@@ -85,44 +90,64 @@ def image_features(
     return ImageFeatures(features, indices, labels, captions, skipped, tower)
 
 
-def _encode(
+def encode(
     model: CLIP,
     source: Source,
     spans: Sequence[range],
     batch_size: int,
     num_workers: int,
-    on_progress: Callable[[int], None],
+    on_progress: Callable[[int], None] = lambda done: None,
+    together: World = World(),  # noqa: B008  it is frozen
 ) -> Iterator[tuple[range, Part]]:
-    """The features of some ranges of a source, one after the other."""
+    """The features of some ranges of a source, one after the other; several processes take turns at the batches."""
     if not spans:
         return
     config = model.config
-    device = next(model.parameters()).device
     images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
     batches = [list(span[start : start + batch_size]) for span in spans for start in range(0, len(span), batch_size)]
-    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=list))
-    done = 0
-    for span in spans:
-        features = [torch.empty(0, config.vision_width)]
-        facts: list[tuple[int, int, tuple[str, ...]]] = []  # index, label, captions
-        skipped: Counter[str] = Counter()
-        for _ in range(0, len(span), batch_size):
-            batch = next(loader)
-            readable, reasons = sorted_out(batch)
-            skipped.update(reasons)
-            if readable:
-                pixels = torch.stack([item.pixels for item in readable]).to(device)
-                pixels = normalise(pixels, config.image_mean, config.image_std)  # (B, 3, S, S)
-                with evaluating(model), torch.no_grad():
-                    features.append(model.visual(pixels).float().cpu())  # (B, width)
-            facts += [(item.index, -1 if item.label is None else item.label, item.captions) for item in readable]
-            done += len(batch)
+    own = together.turns(batches)
+    loader = iter(DataLoader(images, batch_sampler=own, num_workers=num_workers, collate_fn=list))
+    done = began = 0  # images, batches
+    for spans_at_a_time in (spans[i : i + together.size] for i in range(0, len(spans), together.size)):
+        counts = [-(-len(span) // batch_size) for span in spans_at_a_time]
+        pieces: list[Part] = []
+        for number in range(began, began + sum(counts)):
+            if number % together.size == together.rank:
+                pieces.append(_encoded(model, next(loader)))
+            done += len(batches[number])
             on_progress(done)
-        encoded = torch.cat(features)
-        check_finite(f"image features of {source.name}", encoded)
-        indices = torch.tensor([index for index, _, _ in facts], dtype=torch.int64)
-        labels = torch.tensor([label for _, label, _ in facts], dtype=torch.int64)
-        yield span, Part(encoded, indices, labels, tuple(captions for _, _, captions in facts), skipped)
+        began += sum(counts)
+        everyones = iter(together.in_turn(pieces, first=began - sum(counts)))
+        for span, count in zip(spans_at_a_time, counts, strict=True):
+            part = _one(config.vision_width, [next(everyones) for _ in range(count)])
+            check_finite(f"image features of {source.name}", part.features)
+            yield span, part
+
+
+def _encoded(model: CLIP, batch: "Sequence[Decoded]") -> Part:
+    """The features of a batch."""
+    config = model.config
+    readable, reasons = sorted_out(batch)
+    features = torch.empty(0, config.vision_width)
+    if readable:
+        pixels = torch.stack([item.pixels for item in readable]).to(next(model.parameters()).device)
+        pixels = normalise(pixels, config.image_mean, config.image_std)  # (B, 3, S, S)
+        with evaluating(model), torch.no_grad():
+            features = model.visual(pixels).float().cpu()  # (B, width)
+    indices = torch.tensor([item.index for item in readable], dtype=torch.int64)
+    labels = torch.tensor([-1 if item.label is None else item.label for item in readable], dtype=torch.int64)
+    return Part(features, indices, labels, tuple(item.captions for item in readable), Counter(reasons))
+
+
+def _one(width: int, pieces: Sequence[Part]) -> Part:
+    """Pieces, possibly none, one after the other."""
+    return Part(
+        torch.cat([torch.empty(0, width), *(piece.features for piece in pieces)]),
+        torch.cat([torch.empty(0, dtype=torch.int64), *(piece.indices for piece in pieces)]),
+        torch.cat([torch.empty(0, dtype=torch.int64), *(piece.labels for piece in pieces)]),
+        tuple(chain.from_iterable(piece.captions for piece in pieces)),
+        sum((piece.skipped for piece in pieces), Counter[str]()),
+    )
 
 
 def _joint(model: CLIP, tower: Tensor) -> Tensor:
@@ -147,18 +172,20 @@ def text_features(
 
     Each distinct text is encoded once, so equal texts have equal features to the last bit, and texts of as many
     tokens share a batch, which the text tower cuts at its longest. on_progress is given how many of the distinct
-    texts are done, and how many there are. Raises UserError for features that are not finite.
+    texts are done, and how many there are. Processes that train together share the work, as in image_features.
+    Raises UserError for features that are not finite.
     """
     device = next(model.parameters()).device
     distinct = sorted(set(texts))
     tokens = tokenizer(distinct)  # (distinct, context)
     order = (tokens != 0).int().cumsum(1).argmax(1).argsort(stable=True)  # by where the padding begins
     blocks: list[Tensor] = []
+    together = world()
     with evaluating(model), torch.no_grad():
-        for rows in torch.split(order, batch_size):
+        for rows in together.turns(torch.split(order, batch_size)):
             blocks.append(model.encode_text(tokens[rows].to(device), normalize=True).float().cpu())
-            on_progress(sum(map(len, blocks)), len(distinct))
-    features = torch.cat(blocks)  # (distinct, embed_dim)
+            on_progress(min(together.size * sum(map(len, blocks)), len(distinct)), len(distinct))
+    features = torch.cat(together.in_turn(blocks))  # (distinct, embed_dim)
     check_finite("text features", features)
     place = {distinct[text]: row for row, text in enumerate(order.tolist())}
     return features[torch.tensor([place[text] for text in texts])]

@@ -22,7 +22,7 @@ from diffclip.models.clip import CLIP
 from diffclip.models.weights import load
 from diffclip.reporting import attend_figures
 from diffclip.reporting.attend_figures import LayerMaps, Looked
-from diffclip.training.step import default_device
+from diffclip.training.distributed import default_device
 
 FIGURES, ARRAYS = (".png", ".pdf", ".svg"), (".safetensors", ".npz")
 SHOWN = 448  # an image smaller than this is drawn from its own pixels, a larger one from so many a side

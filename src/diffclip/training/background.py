@@ -14,6 +14,7 @@ from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig
 from diffclip.training import checkpoint
 from diffclip.training.checkpoint import Keep, Tensors
+from diffclip.training.distributed import whole, world
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,10 @@ class Snapshot:
         self._buffers: Tensors = {}
 
     def take(self, tensors: Tensors) -> Tensors:
-        """Copies of `tensors`, whose values may change once this returns. The copies last until the next `take`."""
+        """Copies of `tensors`, whose values may change once this returns. The copies last until the next `take`.
+
+        Tensors in shards are put together one at a time, all processes taking part by this or by `take_part`.
+        """
         copies: Tensors = {
             group: {name: self._buffer(group, name, tensor) for name, tensor in named.items()}
             for group, named in tensors.items()
@@ -33,13 +37,20 @@ class Snapshot:
         devices = set()
         for group, named in tensors.items():
             for name, tensor in named.items():
-                copies[group][name].copy_(tensor, non_blocking=True)
+                copies[group][name].copy_(whole(tensor), non_blocking=True)
                 devices.add(tensor.device)
         for device in devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         self._buffers = copies
         return copies
+
+    @staticmethod
+    def take_part(tensors: Tensors) -> None:
+        """In a process that writes nothing: give the one that does its shards."""
+        for named in tensors.values():
+            for tensor in named.values():
+                whole(tensor)
 
     def _buffer(self, group: str, name: str, tensor: Tensor) -> Tensor:
         kept = self._buffers.get(group, {}).get(name)
@@ -61,7 +72,12 @@ class BackgroundCheckpoints:
         self._written: Future[Path] | None = None
 
     def save(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Copy, and write what was copied meanwhile. Raises UserError where the one before could not be written."""
+        """Copy, and write what was copied meanwhile. Raises UserError where the one before could not be written.
+
+        Of several processes the first writes.
+        """
+        if not world().main:
+            return self._snapshot.take_part(tensors)
         self.wait()
         self._written = self._thread.submit(
             checkpoint.save, self._run, self._config, self._snapshot.take(tensors), state, self._keep

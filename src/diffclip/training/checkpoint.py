@@ -27,6 +27,7 @@ from diffclip.errors import UserError
 from diffclip.models import weights
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
+from diffclip.training.distributed import World, world
 from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import METRICS
 
@@ -49,7 +50,7 @@ class Keep:
 
 
 def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
-    """All tensors of a checkpoint, the living ones: `model` and `optimizer`.
+    """All tensors of a checkpoint, the living ones: `model` and `optimizer`; in shards, where the model is.
 
     Where weights are averaged `model` has the average, and `trained` the weights that training goes on with.
     """
@@ -66,20 +67,28 @@ def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAve
 
 
 def put_back(
-    tensors: Tensors, model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+    tensors: Tensors | None,
+    model: CLIP,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+    world: World = World(),  # noqa: B008  it is frozen
 ) -> None:
-    """The inverse of `tensors_of`, on whatever device the model is."""
-    if average is None:
-        model.load_state_dict(tensors["model"])
-    else:
-        model.load_state_dict(tensors["trained"])
-        for name, tensor in average.tensors.items():
-            tensor.copy_(tensors["model"][name])
-    moments = tensors["optimizer"]
+    """The inverse of `tensors_of`, on whatever device and in whatever shards the model is.
+
+    tensors: whole ones. Of several processes the first has them, None elsewhere, and each gets its part.
+    """
+    files: Tensors = tensors or {"model": {}, "optimizer": {}, "trained": {}}
+    weights, moments = files["model" if average is None else "trained"], files["optimizer"]
+    model.load_state_dict({name: world.sent(weights.get(name), like) for name, like in model.state_dict().items()})
+    for name, tensor in average.tensors.items() if average else ():
+        tensor.copy_(world.sent(files["model"].get(name), tensor))
+    known = world.from_main(list(moments))
     for name, parameter in model.named_parameters():
-        if f"step.{name}" in moments:
+        if f"step.{name}" in known:
+            count = torch.empty((), device=parameter.device)
             optimizer.state[parameter] = {
-                moment: moments[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS
+                moment: world.sent(moments.get(f"{moment}.{name}"), count if moment == "step" else parameter.detach())
+                for moment in MOMENTS
             }
 
 
@@ -137,23 +146,32 @@ def restore(
 ) -> dict[str, Any] | None:
     """Load the newest good checkpoint into model and optimizer and return its state; None where the run has none.
 
-    A damaged one is passed over with a warning, and stays where it is. Raises UserError when every one is damaged.
+    Of several processes only the first reads, and sends the others what is theirs: they may be another number than
+    those that wrote it, and need not see its disk. A damaged one is passed over with a warning, and stays where it
+    is. Raises UserError when every one is damaged.
     """
+    together = world()
+    state, tensors = _newest(run) if together.main else (None, None)
+    state = together.from_main(state)
+    if state is not None:
+        put_back(tensors, model, optimizer, average, together)
+    return state
+
+
+def _newest(run: Path) -> tuple[dict[str, Any] | None, Tensors | None]:
+    """(state, tensors) of the newest good checkpoint."""
     checkpoints = found(run)
     for folder in reversed(checkpoints):
         try:
-            state, tensors = read(folder)
+            return read(folder)
         except UserError as error:
             log.warning("%s; it is passed over", error)
-            continue
-        put_back(tensors, model, optimizer, average)
-        return state
     if checkpoints:
         raise UserError(
             f"none of the {len(checkpoints)} checkpoints in {run / 'checkpoints'} can be used: restore one from a "
             "copy, or begin again with another --out"
         )
-    return None
+    return None, None
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Tensors]:

@@ -12,10 +12,11 @@ from diffclip.config import Recipe
 from diffclip.data.sources import open_source
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, count_parameters
+from diffclip.training.distributed import default_device
 from diffclip.training.gradients import LOGITS
 from diffclip.training.loss import contrastive_loss
 from diffclip.training.optimizer import learning_rate
-from diffclip.training.step import Schedule, autocast_dtype, default_device
+from diffclip.training.step import Schedule, autocast_dtype
 
 GIB = 2**30
 # Weight, gradient and AdamW's two moments, each float32.

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from diffclip.training.distributed import own_part
+
 
 class WeightAverage:
     """θ̄ ← d·θ̄ + (1 − d)·θ after every step, θ̄ being the weights themselves at the start.
@@ -21,9 +23,10 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """After step number `step`, counted from 1."""
-        weights = [parameter.detach() for _, parameter in model.named_parameters()]
+        averages = [own_part(tensor) for tensor in self.tensors.values()]
+        weights = [own_part(parameter.detach()) for _, parameter in model.named_parameters()]
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), weights, 1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:

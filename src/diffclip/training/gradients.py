@@ -9,12 +9,14 @@ third more work, in the memory of one part.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from diffclip.training.distributed import World
 from diffclip.training.loss import Loss
 
 # Logits that exist at a time: rows × columns, 8 MiB in float32.
@@ -35,19 +37,29 @@ class Pairing:
 
 
 def backward(
-    encode: Callable[[Part], Mapping[str, Tensor | None]], parts: Sequence[Part], pairing: Pairing, loss: Loss
+    encode: Callable[[Part], Outputs],
+    parts: Sequence[Part],
+    pairing: Pairing,
+    loss: Loss,
+    *,
+    world: World = World(),  # noqa: B008  it is frozen
+    accumulating: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> float:
     """The loss of a batch; its gradients are added to the `grad` of every weight, but for a loss that is not finite.
 
-    encode: what CLIP.forward returns for a part of the batch; None for what a part has none of. It must compute the
-    same when called again.
+    encode: what CLIP.forward returns for a part of the batch, which has images and captions, though not as many of one
+    as of the other. It must compute the same when called again. accumulating: what surrounds the passes of all parts
+    but the last.
+
+    With several processes each has its own rows of the batch. The loss is that of the whole batch, and so are the
+    gradients, once their mean over the processes is taken, which is the layout's business.
     """
     if len(parts) == 1:
-        outputs = _present(encode(parts[0]))
+        outputs = encode(parts[0])
     else:
         with torch.no_grad():
-            outputs = _joined([_present(encode(part)) for part in parts])
-    value, gradients = feature_gradients(outputs, pairing, loss)
+            outputs = _joined([encode(part) for part in parts])
+    value, gradients = feature_gradients(outputs, pairing, loss, world)
     if not math.isfinite(value):
         return value
     if len(parts) == 1:
@@ -55,37 +67,57 @@ def backward(
         return value
     done = dict.fromkeys(outputs, 0)
     for part in parts:
-        again = _present(encode(part))
-        share = {}
-        for name, output in again.items():
-            if output.ndim == 0:
-                # A scalar's gradient is that of the whole batch already: it goes with the last part.
-                share[name] = gradients[name] if part is parts[-1] else torch.zeros_like(output)
-            else:
-                share[name] = gradients[name][done[name] : done[name] + len(output)]
-                done[name] += len(output)
-        _propagate(again, share)
+        with nullcontext() if part is parts[-1] else accumulating():
+            again = encode(part)
+            share = {}
+            for name, output in again.items():
+                if output.ndim == 0:
+                    # A scalar's gradient is that of the whole batch already: it goes with the last part.
+                    share[name] = gradients[name] if part is parts[-1] else torch.zeros_like(output)
+                else:
+                    share[name] = gradients[name][done[name] : done[name] + len(output)]
+                    done[name] += len(output)
+            _propagate(again, share)
     return value
 
 
-def feature_gradients(outputs: Mapping[str, Tensor], pairing: Pairing, loss: Loss) -> tuple[float, Outputs]:
-    """The loss, and its gradient in each of `outputs`, in the shape of each."""
-    leaves = {name: _rows(name, output.detach(), pairing).requires_grad_() for name, output in outputs.items()}
-    size = len(leaves["image_features"])
+def feature_gradients(
+    outputs: Mapping[str, Tensor],
+    pairing: Pairing,
+    loss: Loss,
+    world: World = World(),  # noqa: B008  it is frozen
+) -> tuple[float, Outputs]:
+    """The loss, and `world.size` times its gradient in each of `outputs`, in the shape of each.
+
+    Each process computes the loss of its own rows among the features of all, and gets from every other one what that
+    one's rows lose by its features.
+    """
+    leaves = {}
+    for name, output in outputs.items():
+        own = _rows(name, output.detach(), pairing)
+        leaves[name] = (own if own.ndim == 0 else world.gather(own)).requires_grad_()
+    groups = None if pairing.groups is None else world.gather(pairing.groups)
+    every = len(leaves["image_features"])
+    size = every // world.size
     shares = []
     with torch.enable_grad():
-        for rows in _blocks(size):
-            share = loss(leaves, pairing.groups, rows) * ((rows.stop - rows.start) / size)
+        for rows in _blocks(world.rank * size, size, every):
+            share = loss(leaves, groups, rows) * ((rows.stop - rows.start) / size)
             share.backward()  # type: ignore[no-untyped-call]
             shares.append(share.detach())
-    value = float(torch.stack(shares).sum())
-    return value, {name: _sum_of_rows(name, _gradient(leaf), outputs[name], pairing) for name, leaf in leaves.items()}
+    value = float(world.mean(torch.stack(shares).sum()))
+    gradients = {}
+    for name, leaf in leaves.items():
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        own = gradient if leaf.ndim == 0 else world.sum_of_rows(gradient)
+        gradients[name] = _sum_of_rows(name, own, outputs[name], pairing)
+    return value, gradients
 
 
-def _blocks(size: int) -> Iterator[slice]:
-    """All rows, as many at a time as keep the logits small."""
-    height = max(1, LOGITS // size)
-    return (slice(start, min(size, start + height)) for start in range(0, size, height))
+def _blocks(first: int, size: int, every: int) -> Iterator[slice]:
+    """`size` rows from the first, as many at a time as keep the logits, with `every` column each, small."""
+    height = max(1, LOGITS // every)
+    return (slice(row, min(first + size, row + height)) for row in range(first, first + size, height))
 
 
 def _rows(name: str, output: Tensor, pairing: Pairing) -> Tensor:
@@ -98,14 +130,6 @@ def _sum_of_rows(name: str, gradient: Tensor, output: Tensor, pairing: Pairing) 
     if name == "text_features" and pairing.place is not None:
         return torch.zeros_like(output).index_add_(0, pairing.place, gradient)
     return gradient
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _present(outputs: Mapping[str, Tensor | None]) -> Outputs:
-    return {name: output for name, output in outputs.items() if output is not None}
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:

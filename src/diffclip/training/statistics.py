@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffclip.models.attention_ops import AttentionMaps
 from diffclip.models.clip import CLIP
 from diffclip.models.maps import forward_with_maps
+from diffclip.training.distributed import own_part, whole, world
 
 LAYER = re.compile(r"(?:^|\.)(visual|text)\.blocks\.(\d+)\.")
 
@@ -114,12 +115,18 @@ class GradientNorms:
 
 @torch.no_grad()
 def gradient_norms(model: nn.Module) -> GradientNorms:
-    """Of the gradients that the parameters hold; one that holds none counts as zero."""
+    """Of the gradients that the parameters hold; one that holds none counts as zero.
+
+    Where gradients are in shards, all processes call this together, and each has the norms of the whole.
+    """
     named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
     if not named:
         return GradientNorms(0.0, {})
     # One pass over the memory and one answer from the device.
-    norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named])).double().tolist()
+    own = [own_part(gradient) for _, gradient in named]
+    squares_of_own = torch.stack(torch._foreach_norm(own)).double().square()
+    in_shards = torch.tensor([part is not gradient for part, (_, gradient) in zip(own, named, strict=True)])
+    norms = world().sum_where(in_shards, squares_of_own).sqrt().tolist()
     squares: dict[str, dict[int, float]] = {}
     for (name, _), norm in zip(named, norms, strict=True):
         if place := LAYER.search(name):
@@ -135,5 +142,5 @@ def not_finite(model: nn.Module, *, gradients: bool = False) -> list[str]:
         name
         for name, parameter in model.named_parameters()
         if (held := parameter.grad if gradients else parameter.detach()) is not None
-        and not bool(torch.isfinite(held).all())
+        and not bool(torch.isfinite(whole(held)).all())
     ]

@@ -17,6 +17,7 @@ from diffclip.data.transforms import TrainTransform, normalise
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, create_model
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
+from diffclip.training.distributed import default_device, laid_out, world
 from diffclip.training.ema import WeightAverage
 from diffclip.training.gradients import Pairing, backward
 from diffclip.training.loss import contrastive
@@ -68,13 +69,16 @@ def training_source(recipe: Recipe) -> Source:
 
 
 def training_loader(recipe: Recipe, source: Source) -> Loader:
-    """Its batches, augmented as the recipe says."""
+    """Its batches, augmented as the recipe says; of each, the rows of this process."""
     config = recipe.model.resolve()
+    together = world()
+    together.share(recipe.training.batch_size)
     return Loader(
         source,
         TrainTransform(config.image_size, recipe.data.scale, recipe.data.ratio, recipe.data.flip),
         get_tokenizer(config.context_length),
         recipe.training.batch_size,
+        part=(together.rank, together.size),
         seed=recipe.seed,
         num_workers=recipe.data.workers,
         max_skipped=recipe.data.max_skipped,
@@ -85,10 +89,6 @@ def new_model(recipe: Recipe) -> CLIP:
     """The model of a recipe as it is before the first step."""
     torch.manual_seed(recipe.seed)
     return create_model(recipe.model.preset, **recipe.model.overrides)
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -106,7 +106,7 @@ class _Part:
     """What is encoded at a time of a batch."""
 
     pixels: Tensor  # (b, 3, S, S) uint8
-    tokens: Tensor | None  # (c, L) int64
+    tokens: Tensor  # (c, L) int64
     noise: Tensor | None  # (b, patches) int64
 
 
@@ -121,6 +121,9 @@ class Trainer:
         self.model.set_grad_checkpointing(recipe.training.checkpoint_activations)
         if recipe.training.compile:
             self.model.compile()
+        self.world = world()
+        self.world.share(recipe.training.batch_size)
+        self.layout = laid_out(self.model, recipe.training.layout, self.world, self.device)
         self.optimizer = adamw(self.model, recipe.optimizer)
         self.average = WeightAverage(self.model, recipe.training.ema) if recipe.training.ema else None
 
@@ -133,7 +136,10 @@ class Trainer:
         return normalise(pixels.to(self.device, non_blocking=True), config.image_mean, config.image_std)
 
     def step(self, step: int, batch: Batch) -> tuple[float, float]:
-        """One optimizer step. Returns (loss, learning rate); a loss that is not finite changes no weight."""
+        """One optimizer step on this process's rows of the batch. Returns (loss of the whole batch, learning rate).
+
+        A loss that is not finite changes no weight.
+        """
         lr = learning_rate(
             step,
             steps=self.schedule.steps,
@@ -145,8 +151,11 @@ class Trainer:
         # Before the forward pass, so that these gradients are gone when its activations come.
         self.optimizer.zero_grad(set_to_none=True)
         parts, pairing = self._parts(step, batch)
-        value = backward(self._encode, parts, pairing, contrastive)
+        value = backward(
+            self._encode, parts, pairing, contrastive, world=self.world, accumulating=self.layout.accumulating
+        )
         if math.isfinite(value):
+            self.layout.finish()
             self.optimizer.step()
             self.model.clamp_logit_scale()
             if self.average is not None:
@@ -158,27 +167,29 @@ class Trainer:
         return nullcontext() if self.average is None else self.average.in_place(self.model)
 
     def _parts(self, step: int, batch: Batch) -> tuple[list[_Part], Pairing]:
-        """The batch in micro-batches, and which caption is whose."""
+        """This process's rows of the batch in micro-batches, and which caption is whose."""
         size = len(batch.pixels)
-        rows = self.recipe.training.micro_batch or size
+        count = -(-size // (self.recipe.training.micro_batch or size))
         texts, pairing = batch.tokens, Pairing()
         if self.recipe.loss.shared_captions:
             # Labelled data repeat few captions: each is encoded once, with the same gradients as encoding all.
             texts, place = torch.unique(texts, dim=0, return_inverse=True)
             pairing = Pairing(place.to(self.device), batch.groups.to(self.device))
-        images, captions = torch.split(batch.pixels, rows), torch.split(texts, rows)
+            # Every part has some, so that all processes run the same towers at the same time; these are nobody's.
+            texts = torch.cat([texts, texts[:1].expand(max(0, count - len(texts)), -1)])
         noise = self._patch_noise(step, size)
-        noises = [None] * len(images) if noise is None else torch.split(noise, rows)
-        # Where there are fewer captions they come with the last images, so that the last part has both.
-        none = [None] * (len(images) - len(captions))
-        parts = [_Part(*part) for part in zip(images, [*none, *captions], noises, strict=True)]
-        return parts, pairing
+        noises = [None] * count if noise is None else noise.tensor_split(count)
+        parts = zip(batch.pixels.tensor_split(count), texts.tensor_split(count), noises, strict=True)
+        return [_Part(*part) for part in parts], pairing
 
     def _patch_noise(self, step: int, size: int) -> Tensor | None:
         """(B, patches) for patch dropout, a function of seed, step and row; None for a model without it."""
         if not isinstance(self.model.visual.patch_drop, PatchDropout):
             return None
-        return patch_noise((self.recipe.seed, step, 0, _PATCHES), 0, size, self.model.visual.patch_embed.num_patches)
+        first = self.world.rank * size
+        return patch_noise(
+            (self.recipe.seed, step, 0, _PATCHES), first, size, self.model.visual.patch_embed.num_patches
+        )
 
     @contextmanager
     def _dropping(self, noise: Tensor | None) -> Iterator[None]:
@@ -192,12 +203,12 @@ class Trainer:
         finally:
             self.model.visual.patch_drop.noise = None
 
-    def _encode(self, part: _Part) -> dict[str, Tensor | None]:
+    def _encode(self, part: _Part) -> dict[str, Tensor]:
         """The model's outputs for a part."""
-        tokens = None if part.tokens is None else part.tokens.to(self.device, non_blocking=True)
+        tokens = part.tokens.to(self.device, non_blocking=True)
         # Each part has an autocast of its own: weights that one has cast without gradients are of no use to another.
         with self.autocast(), self._dropping(part.noise):
-            outputs: dict[str, Tensor | None] = self.model(image=self.pixels(part.pixels), text=tokens)
+            outputs: dict[str, Tensor] = self.layout.forward(image=self.pixels(part.pixels), text=tokens)
         return outputs
 
     def statistics(self, batch: Batch) -> dict[str, list[float]]:

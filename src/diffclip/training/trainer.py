@@ -5,12 +5,15 @@ import logging
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+
+from rich.console import Console
 
 from diffclip.config import Recipe
 from diffclip.data.loader import Batch, Loader
@@ -20,6 +23,7 @@ from diffclip.models.clip import CLIP
 from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep
+from diffclip.training.distributed import whole, world
 from diffclip.training.logs import Display, RunLog
 from diffclip.training.monitor import Monitor
 from diffclip.training.run_directory import claimed
@@ -40,11 +44,15 @@ def train(
     restarted by torchrun, the run goes on from its newest good checkpoint, or begins where it has none. Raises
     UserError where the directory holds another run or is in use, the data cannot be read, a checkpoint cannot be
     written, or the loss stops being finite; Stopped after Ctrl-C or SIGTERM, once a checkpoint is written.
+
+    Processes that are `distributed.joined` train together: all call this, and the first prints and writes.
     """
+    together = world()
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     loader = training_loader(recipe, source)
-    with claimed(run, recipe, resume) as resume:
+    with claimed(run, recipe, resume) if together.main else nullcontext(False) as resume:
+        resume = together.from_main(resume)
         trainer = Trainer(recipe, schedule)
         state = (checkpoint.restore(run, trainer.model, trainer.optimizer, trainer.average) if resume else None) or {
             "step": 0,
@@ -52,21 +60,29 @@ def train(
         }
         keep = Keep(recipe.training.keep_last, recipe.training.keep_best, recipe.training.best_by)
         with (
-            closing(RunLog(run, state["step"], state["seconds"])) as records,
+            closing(RunLog(run, state["step"], state["seconds"])) if together.main else nullcontext() as records,
             BackgroundCheckpoints(run, trainer.model.config, keep) as checkpoints,
-            Display(run.name, schedule.steps) as display,
+            Display(run.name, schedule.steps, None if together.main else Console(quiet=True)) as display,
             _stop_signal() as stop,
         ):
             monitor = Monitor(batch_size=recipe.training.batch_size, warmup_steps=schedule.warmup_steps)
-            for line in records.kept:
+            for line in records.kept if records else ():
                 monitor.watch(line)
             _Loop(trainer, loader, run, records, checkpoints, display, evaluators or {}, stop, monitor).go_on(state)
+        _save_model(trainer, run)
+    return run
+
+
+def _save_model(trainer: Trainer, run: Path) -> None:
+    """The trained model, for `diffclip.load`."""
+    with trainer.judged():
+        model = trainer.layout.plain()
         try:
-            with trainer.judged():
-                weights.save(trainer.model, run, step=schedule.steps)
+            if trainer.world.main:
+                weights.save(model, run, step=trainer.schedule.steps)
         except OSError as error:
             raise UserError(f"cannot write the model to {run}: {error.strerror or error}") from None
-    return run
+    trainer.world.wait()
 
 
 @dataclass
@@ -74,7 +90,7 @@ class _Loop:
     trainer: Trainer
     loader: Loader
     run: Path
-    records: RunLog
+    records: RunLog | None  # of the process that writes
     checkpoints: BackgroundCheckpoints
     display: Display
     evaluators: Mapping[str, Evaluator]
@@ -84,22 +100,23 @@ class _Loop:
     def go_on(self, state: Mapping[str, Any]) -> None:
         """From the step after that of `state` to the last."""
         options, steps = self.trainer.recipe.training, self.trainer.schedule.steps
-        self.mark = _Stretch()
+        together, self.mark = self.trainer.world, _Stretch()
         self.began = time.monotonic() - state["seconds"]
         self.display.advance(state["step"])
-        for step, epoch, batch in _batches(self.loader, self.trainer.schedule, state["step"], self.display, self.mark):
+        for step, epoch, batch in self._batches(state["step"]):
             self.checkpoints.check()
             loss, lr = self.trainer.step(step - 1, batch)
             if not math.isfinite(loss):
                 self._give_up(step, batch, loss)
-            self.mark.images += len(batch.indices)
+            stopped = together.any(self.stop.requested, self.trainer.device)
+            self.mark.images += len(batch.indices) * together.size
             self.display.advance(step)
             last = step == steps
             monitored = last or step % options.monitor_every == 0
             evaluated = self._evaluates(step)
             logged = monitored or evaluated or step == 1 or step % options.log_every == 0
             saved = last or step % options.checkpoint_every == 0 or (evaluated and options.keep_best > 0)
-            saved = saved or self.stop.requested
+            saved = saved or stopped
             metrics: dict[str, float] = {}
             if logged or saved:
                 norms = gradient_norms(self.trainer.model)
@@ -116,8 +133,9 @@ class _Loop:
                 seconds = time.monotonic() - self.began
                 tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer, self.trainer.average)
                 self.checkpoints.save(tensors, {"step": step, "seconds": seconds, "metrics": metrics})
-            if self.stop.requested and not last:
+            if stopped and not last:
                 self.checkpoints.wait()
+                together.wait()
                 raise Stopped(f"stopped at step {step} of {steps} and saved; go on with the same command and --resume")
 
     def _evaluates(self, step: int) -> bool:
@@ -125,13 +143,13 @@ class _Loop:
         return bool(self.evaluators) and (step == self.trainer.schedule.steps or (every > 0 and step % every == 0))
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        model = self.trainer.model
-        model.eval()
         with self.trainer.judged():
+            model = self.trainer.layout.plain()
+            model.eval()
             metrics = {
                 f"{name}/{key}": value for name, run in self.evaluators.items() for key, value in run(model).items()
             }
-        model.train()
+            model.train()
         wanted = self.trainer.recipe.training.best_by
         if self.trainer.recipe.training.keep_best and wanted not in metrics:
             raise UserError(f"training.best_by = {wanted!r} is not measured; give one of {', '.join(metrics)}")
@@ -141,7 +159,7 @@ class _Loop:
 
     def _record(self, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
         model = self.trainer.model
-        lambdas = {tower: values.tolist() for tower, values in model.lambdas().items()}
+        lambdas = {tower: whole(values).tolist() for tower, values in model.lambdas().items()}
         record: dict[str, Any] = {
             **first,
             "logit_scale": model.logit_scale.exp().item(),
@@ -149,21 +167,41 @@ class _Loop:
             **measured,
         }
         warnings = self.monitor.watch(record)
-        for warning in warnings:
+        for warning in warnings if self.records else ():
             log.warning(warning)
         if warnings:
             record["warning"] = " | ".join(warnings)
         record |= {**self.mark.rates(), "seconds": time.monotonic() - self.began}
-        self.records.write(record)
+        if self.records:
+            self.records.write(record)
         self.display.record(record)
         self.mark.restart()
+
+    def _batches(self, done: int) -> Iterator[tuple[int, float, Batch]]:
+        """(step counted from 1, epochs done after it, batch) of the steps that are left."""
+        step, schedule = done, self.trainer.schedule
+        while step < schedule.steps:
+            epoch, start = divmod(step, schedule.steps_per_epoch)
+            batches = self.loader.epoch(epoch, start)
+            while step < min(schedule.steps, (epoch + 1) * schedule.steps_per_epoch):
+                asked = time.monotonic()
+                batch = next(batches)
+                self.mark.waited += time.monotonic() - asked
+                step += 1
+                yield step, step / schedule.steps_per_epoch, batch
+            skipped = sum(self.trainer.world.gather_objects(self.loader.skipped), Counter[str]())
+            if skipped:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+                self.display.note(f"epoch {epoch + 1}: skipped images: {reasons}")
 
     def _give_up(self, step: int, batch: Batch, loss: float) -> NoReturn:
         """Say what is not finite, and where; keep the batch's indices."""
         model = self.trainer.model
         spoilt = not_finite(model, gradients=math.isfinite(loss))
         path = self.run / f"not_finite_step_{step:08d}.json"
-        path.write_text(json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": batch.indices.tolist()}))
+        indices = [index for own in self.trainer.world.gather_objects(batch.indices.tolist()) for index in own]
+        if self.trainer.world.main:
+            path.write_text(json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": indices}))
         where = f"first in {spoilt[0]} of {len(spoilt)} parameters" if spoilt else "all weights are finite"
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
         raise UserError(
@@ -184,25 +222,6 @@ class _Stretch:
     def rates(self) -> dict[str, float]:
         seconds = time.monotonic() - self._began
         return {"images_per_s": self.images / seconds, "data_wait": self.waited / seconds}
-
-
-def _batches(
-    loader: Loader, schedule: Schedule, done: int, display: Display, mark: _Stretch
-) -> Iterator[tuple[int, float, Batch]]:
-    """(step counted from 1, epochs done after it, batch) of the steps that are left."""
-    step = done
-    while step < schedule.steps:
-        epoch, start = divmod(step, schedule.steps_per_epoch)
-        batches = loader.epoch(epoch, start)
-        while step < min(schedule.steps, (epoch + 1) * schedule.steps_per_epoch):
-            asked = time.monotonic()
-            batch = next(batches)
-            mark.waited += time.monotonic() - asked
-            step += 1
-            yield step, step / schedule.steps_per_epoch, batch
-        if loader.skipped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(loader.skipped.items()))
-            display.note(f"epoch {epoch + 1}: skipped images: {reasons}")
 
 
 class StopSignal:

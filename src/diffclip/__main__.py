@@ -1,0 +1,42 @@
+"""`python -m diffclip`, the same as `diffclip`; what `torchrun -m diffclip` starts in every process."""
+
+import logging
+import os
+import sys
+import time
+
+from diffclip.cli import main
+
+# What several processes can do together.
+SHARED = ("train", "eval")
+# Seconds that a process which is not the first takes to end badly. Where all have the same error, or where this one
+# only lost its company, torchrun ends it meanwhile, and the one that knows the reason has said it.
+PATIENCE = 3.0
+
+
+def _member(rank: int) -> None:
+    """The command in one of torchrun's processes: the first speaks for all, others of what is theirs alone."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    if int(os.environ["WORLD_SIZE"]) > 1 and sys.argv[1:2] and sys.argv[1] not in SHARED:
+        sys.exit(f"diffclip: {sys.argv[1]} runs in one process: start it without torchrun")
+    if rank:
+        logging.basicConfig(level=logging.ERROR)
+    try:
+        record(main)()  # a traceback also goes to torchrun, whose summary shows that of the first to fail
+    except SystemExit as end:
+        if rank and end.code:
+            time.sleep(PATIENCE)
+            sys.exit(f"{end.code} (in process {rank})" if isinstance(end.code, str) else end.code)
+        raise
+    except Exception:
+        if rank:
+            time.sleep(PATIENCE)
+        raise
+
+
+if __name__ == "__main__":
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _member(int(os.environ["RANK"]))
+    else:
+        main()

@@ -1,0 +1,51 @@
+"""`diffclip eval` in several processes: they share the encoding of images; the first goes on with what is cached."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from diffclip.errors import UserError
+from diffclip.evaluation.feature_cache import FeatureCache
+from diffclip.evaluation.features import encode
+from diffclip.evaluation.plan import Job, NamedModel, make_plan
+from diffclip.evaluation.splits import DataSet, Split
+from diffclip.evaluation.subject import Settings
+from diffclip.training.distributed import World
+
+
+def encode_together(
+    models: Sequence[NamedModel],
+    data: Sequence[DataSet],
+    path: Path,
+    settings: Settings,
+    cache: FeatureCache,
+    world: World,
+    *,
+    force: bool = False,
+) -> None:
+    """Put the features of all images that `suite.evaluate` will need into the cache, each process its share of parts.
+
+    Data that cannot be read are left for the evaluation itself to tell of.
+    """
+    plan = make_plan(models, data, path, settings=settings, cache=cache, force=force)
+    world.wait()
+    for job in plan.jobs:
+        for split, missing in job.images.items():
+            if missing:
+                _share(job, split, settings, cache, world)
+        job.data.close()
+    world.wait()
+
+
+def _share(job: Job, split: Split, settings: Settings, cache: FeatureCache, world: World) -> None:
+    model, entry = job.model.model, None
+    if world.main:  # reads the source once to identify it, so that the others need not
+        with suppress(UserError):
+            entry = cache.entry(job.weights, model.config, job.data.split(split))
+    missing = world.from_main([span for span in entry.spans if not entry.path(span).exists()] if entry else [])
+    with suppress(UserError):
+        source = job.data.split(split)
+        entry = cache.entry(job.weights, model.config, source)
+        spans = world.turns(missing)
+        for span, part in encode(model, source, spans, settings.batch_size, settings.num_workers):
+            entry.write(span, part)

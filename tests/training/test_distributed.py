@@ -1,0 +1,113 @@
+"""Processes together compute what one computes alone: losses, gradients, batches."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from processes import together
+from safetensors.torch import load_file, save_file
+from test_gradients import expected, trainer
+
+from diffclip.data.loader import Batch, Loader
+from diffclip.data.scenes import SceneSource
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import TrainTransform
+from diffclip.errors import UserError
+from diffclip.training.distributed import World, default_device, whole, world
+
+SIZE, END = 12, 49407
+GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 3, 3, 2, 1, 0, 4])
+# Processes, layout, shared captions, micro-batch.
+CASES = [
+    *itertools.product([2], ["ddp", "fsdp"], [False, True], [0, 2]),
+    (4, "ddp", False, 0),
+    (4, "ddp", True, 2),
+    (4, "fsdp", True, 2),
+]
+
+
+def batch(shared):
+    """A global batch, in which processes share captions with others and micro-batches have none of their own."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (SIZE, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    tokens = torch.randint(1, END, (SIZE, 7), generator=generator)
+    tokens[:, -1] = END
+    tokens[3] = torch.tensor([4, END, 0, 0, 0, 0, 0])
+    groups = GROUPS if shared else -1 - torch.arange(SIZE)
+    return Batch(pixels, tokens[GROUPS] if shared else tokens, groups, torch.arange(SIZE))
+
+
+def own(made):
+    rows = slice(world().rank * SIZE // world().size, (world().rank + 1) * SIZE // world().size)
+    return Batch(made.pixels[rows], made.tokens[rows], made.groups[rows], made.indices[rows])
+
+
+def gradients(folder):
+    for _, layout, shared, micro_batch in (case for case in CASES if case[0] == world().size):
+        one = trainer(shared=shared, batch_size=SIZE, layout=layout, micro_batch=micro_batch)
+        loss, _ = one.step(3, own(batch(shared)))
+        found = {name: whole(parameter.grad) for name, parameter in one.model.named_parameters()}
+        lambdas = {f"lambda_{tower}": whole(values) for tower, values in one.model.lambdas().items()}
+        if world().main:
+            name = f"{world().size}_{layout}_{shared}_{micro_batch}.safetensors"
+            save_file(found | lambdas | {"loss": torch.tensor(loss)}, folder / name)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gradients")
+    for size in (2, 4):
+        together(size, gradients, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("size", "layout", "shared", "micro_batch"), CASES)
+def test_the_gradients_are_those_of_one_process(computed, size, layout, shared, micro_batch):
+    """With patch dropout, captions that several processes have, and micro-batches."""
+    found = load_file(computed / f"{size}_{layout}_{shared}_{micro_batch}.safetensors")
+    alone = trainer(shared=shared, batch_size=SIZE)
+    loss, single = expected(alone, batch(shared), step=3)
+    assert found.pop("loss").item() == pytest.approx(loss, rel=1e-6)
+    for tower, values in alone.model.lambdas().items():
+        torch.testing.assert_close(found.pop(f"lambda_{tower}"), values)
+    assert found.keys() == single.keys()
+    for name, gradient in single.items():
+        scale = gradient.abs().max().item()
+        # λ's is a sum over whole maps that nearly cancels: one process alone is 4e-8 from float64 there.
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * scale + 1e-7, msg=name)
+
+
+def test_processes_load_the_parts_of_one_batch():
+    source = SceneSource("train", size=16, length=20)
+    arguments = source, TrainTransform(16, (0.5, 1.0), (0.75, 4 / 3), 0.5), get_tokenizer(77), 6
+    for number, made in enumerate(Loader(*arguments, seed=3).epoch(1, start=1), start=1):
+        parts = [next(Loader(*arguments, seed=3, part=(rank, 3)).epoch(1, start=number)) for rank in range(3)]
+        assert torch.equal(torch.cat([part.pixels for part in parts]), made.pixels)
+        assert np.array_equal(torch.cat([part.indices for part in parts]), made.indices)
+        assert torch.equal(torch.cat([part.groups for part in parts]), made.groups)
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line():
+    assert World(1, 4).share(12) == 3
+    with pytest.raises(UserError, match=r"batch_size = 10 .* 4 of them cannot share it equally: give a multiple of 4"):
+        World(0, 4).share(10)
+
+
+def test_more_processes_than_gpus_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert default_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(
+        UserError, match=r"process 2 of this machine has no GPU, there are 2: torchrun --nproc-per-node 2"
+    ):
+        default_device()
+
+
+def test_alone_nothing_is_sent():
+    alone, rows = World(), torch.ones(3, 2)
+    assert alone.main
+    assert alone.gather(rows) is rows is alone.sum_of_rows(rows)
+    assert alone.gather_objects("a") == ["a"]

@@ -1,0 +1,193 @@
+"""Whole runs in several processes: they learn what one learns, stop together, restart by themselves, evaluate alike."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes import together
+from safetensors.torch import load_file
+from test_trainer import recipe as small_recipe
+
+import diffclip
+from diffclip import __main__ as entry
+from diffclip import commands
+from diffclip.config import to_toml
+from diffclip.data.scenes import SceneSource
+from diffclip.errors import Stopped
+from diffclip.evaluation import feature_cache
+from diffclip.evaluation.feature_cache import FeatureCache
+from diffclip.evaluation.features import image_features
+from diffclip.evaluation.plan import NamedModel
+from diffclip.evaluation.suite import DataSet, Settings, measure
+from diffclip.evaluation.together import encode_together
+from diffclip.training import checkpoint, step
+from diffclip.training.distributed import whole, world
+from diffclip.training.logs import WALL_CLOCK
+from diffclip.training.step import Schedule, Trainer
+from diffclip.training.trainer import train
+
+
+def recipe(**training):
+    return small_recipe(ema=0.9, **training)
+
+
+def scenes():
+    return DataSet("scenes", SceneSource("test", size=16, length=300), ("zero_shot", "retrieval"))
+
+
+def runs(folder):
+    """Replicated to the end; in shards, stopped by a signal to the second process alone, and gone on with."""
+    evaluators = commands.evaluators([scenes()])
+    train(recipe(), folder / "replicated", evaluators=evaluators)
+    train_step = Trainer.step
+
+    def interrupted(self, number, batch):
+        if number == 4 and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, number, batch)
+
+    step.Trainer.step = interrupted
+    with pytest.raises(Stopped, match="stopped at step 5 of 16"):
+        train(recipe(layout="fsdp"), folder / "shards", evaluators=evaluators)
+    step.Trainer.step = train_step
+    world().wait()
+    if world().main:
+        assert checkpoint.read(checkpoint.found(folder / "shards")[-1])[0]["step"] == 5
+    train(recipe(layout="fsdp"), folder / "shards", resume=True, evaluators=evaluators)
+
+
+def cached(folder):
+    """Features for `diffclip eval`, in many small parts."""
+    feature_cache.PART = 16
+    model = diffclip.load(str(folder / "replicated"))[0]
+    cache, data = FeatureCache(folder / "features"), DataSet("scenes", scenes().test, ("zero_shot",))
+    named = NamedModel("small", "here", model)
+    encode_together([named], [data], folder / "results.jsonl", Settings(), cache, world())
+
+
+def restored(folder):
+    """What two processes wrote, in the shards of four."""
+    one = Trainer(recipe(layout="fsdp"), Schedule.of(recipe(), 64))
+    assert checkpoint.restore(folder / "shards", one.model, one.optimizer, one.average)["step"] == 16
+    found = checkpoint.tensors_of(one.model, one.optimizer, one.average)
+    written = checkpoint.read(checkpoint.found(folder / "shards")[-1])[1]
+    assert {group: named.keys() for group, named in found.items()} == {g: n.keys() for g, n in written.items()}
+    for group, named in found.items():
+        for name, tensor in named.items():
+            assert torch.equal(whole(tensor), written[group][name]), name
+    name = "exp_avg.visual.blocks.0.mlp.fc1.weight"
+    assert 4 * found["optimizer"][name].to_local().numel() == written["optimizer"][name].numel()
+
+
+def in_two(folder):
+    runs(folder)
+    cached(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    together(2, in_two, folder)
+    together(4, restored, folder)
+    return folder
+
+
+def lines(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in WALL_CLOCK} for record in records]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(recipe(), tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.parametrize("kind", ["replicated", "shards"])
+def test_a_run_is_that_of_one_process(folder, alone, kind):
+    together = lines(folder / kind)
+    assert len(together) == len(lines(alone))
+    for found, expected in zip(together, lines(alone), strict=True):
+        assert found["step"] == expected["step"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+        assert found["lambda_visual"] == pytest.approx(expected["lambda_visual"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["replicated", "shards"])
+def test_evaluation_while_it_trains_has_the_numbers_of_one_process(folder, kind):
+    model = diffclip.load(str(folder / kind))[0]
+    measured, _ = measure(model, scenes())
+    last = lines(folder / kind)[-1]
+    for examples in measured.values():
+        for name, value in examples.metrics.items():
+            assert last[f"scenes/{name}"] == value
+
+
+def test_shards_are_gone_on_with_alone(folder, alone, tmp_path):
+    """Two processes wrote them, one reads them."""
+    one = Trainer(recipe(), Schedule.of(recipe(), 64))
+    state = checkpoint.restore(folder / "shards", one.model, one.optimizer, one.average)
+    assert state["step"] == 16
+    final = load_file(folder / "shards" / "model.safetensors")
+    for name, tensor in one.average.tensors.items():
+        assert torch.equal(tensor, final[name])
+
+
+def test_features_that_processes_share_out_are_complete_and_the_same(folder, monkeypatch):
+    monkeypatch.setattr(feature_cache, "PART", 16)
+    model, source = diffclip.load(str(folder / "replicated"))[0], scenes().test
+    by_hand = image_features(model, source)
+    monkeypatch.setattr("diffclip.evaluation.features._encoded", lambda *_: pytest.fail("encoded an image"))
+    found = image_features(model, source, cache=FeatureCache(folder / "features"))
+    assert torch.equal(found.tower, by_hand.tower)
+    assert torch.equal(found.labels, by_hand.labels)
+
+
+def test_torchrun_restarts_what_broke_and_ends_in_the_same_bits(folder, tmp_path):
+    """The one that breaks takes the other down with its traceback; with --max-restarts both come back."""
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "1", str(Path(__file__).with_name("failing.py"))]
+    command += ["train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MARKER": str(tmp_path / "marker")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "marker").exists()
+    assert "Traceback" in ended.stderr
+    assert "RuntimeError: the second process broke" in ended.stderr
+    assert ended.stderr.count("run step 16/16") == 1
+    assert ended.stdout.count("The model is in") == 1
+    uninterrupted = load_file(folder / "replicated" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(tensor, uninterrupted[name]), name
+    for found, expected in zip(lines(tmp_path / "run"), lines(folder / "replicated"), strict=True):
+        assert found == {key: value for key, value in expected.items() if not key.startswith("scenes/")}
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, "diffclip: no such"), (3, "diffclip: no such (in process 3)")])
+def test_the_first_process_speaks_for_all(rank, said, monkeypatch):
+    waited = []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(sys, "argv", ["diffclip", "train", "x.toml"])
+    monkeypatch.setattr(entry, "main", lambda: sys.exit("diffclip: no such"))
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit) as ended:
+        entry._member(rank)
+    assert ended.value.code == said
+    assert waited == ([] if rank == 0 else [entry.PATIENCE])
+
+
+def test_other_commands_refuse_to_run_in_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["diffclip", "quickstart"])
+    with pytest.raises(SystemExit) as ended:
+        entry._member(0)
+    assert ended.value.code == "diffclip: quickstart runs in one process: start it without torchrun"
