@@ -13,6 +13,7 @@ from tyro.conf import FlagConversionOff, Positional, UseAppendAction, arg
 from diffclip.config import Recipe, load_recipe, revalidate
 from diffclip.data import command as data_command
 from diffclip.errors import Stopped, UserError
+from diffclip.plan.command import plan
 
 # As diffclip.evaluation.splits has them, which takes seconds to import.
 Task = Literal[
@@ -285,6 +286,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": models,
     "data": data,
     "pope": pope,
+    "plan": plan,
 }
 DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "list": data_list,

@@ -87,21 +87,27 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
     return kept() - sum(blocks) + sum(sizes) + max(blocks)
 
 
+def activation_growth(recipe: Recipe) -> tuple[int, int]:
+    """Bytes of activations that each image of a batch adds, and those that exist once: of a step in one process."""
+    config, batch = recipe.model.resolve(), recipe.training.batch_size
+    # Two small batches give the part that grows with the images; the features of a whole batch, their gradients and
+    # the logits that exist at a time come to it.
+    small, large = (activation_bytes(recipe, size) for size in (2, 4))
+    return (large - small) // 2, 4 * 4 * batch * config.embed_dim + 3 * 4 * min(batch * batch, LOGITS)
+
+
 def describe(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, value) rows for a person to read. Raises UserError as training itself would, but for absent data when
     the recipe states `data.examples`."""
     config = recipe.model.resolve()
     with torch.device("meta"):
         counts = count_parameters(CLIP(config))
-    examples, where = _examples(recipe)
+    examples, where = training_examples(recipe)
     schedule = Schedule.of(recipe, examples)
     batch = recipe.training.batch_size
     at_a_time = min(batch, recipe.training.micro_batch or batch)
-    # Two small batches give the part that grows with the images; the features of a whole batch, their gradients and
-    # the logits that exist at a time come to it.
-    small, large = (activation_bytes(recipe, size) for size in (2, 4))
-    features = 4 * 4 * batch * config.embed_dim + 3 * 4 * min(batch * batch, LOGITS)
-    activations = (large - small) // 2 * at_a_time + features
+    growth, fixed = activation_growth(recipe)
+    activations = growth * at_a_time + fixed
     parameters = counts["total"]
     held = BYTES_PER_PARAMETER + (BYTES_PER_AVERAGE if recipe.training.ema else 0)
     parts = "" if at_a_time == batch else f", {at_a_time} at a time"
@@ -129,7 +135,8 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     return rows
 
 
-def _examples(recipe: Recipe) -> tuple[int, str]:
+def training_examples(recipe: Recipe) -> tuple[int, str]:
+    """How many there are, and where that is known from. Raises UserError without data and without a number."""
     if recipe.data.train.path:
         try:
             return len(open_source(**vars(recipe.data.train))), f"in {recipe.data.train.path}"
