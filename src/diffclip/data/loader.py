@@ -6,7 +6,7 @@ import gc
 import hashlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from diffclip.data.example import Example
 from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Source, captions_of
 from diffclip.data.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ class Loader:
         self.skipped: Counter[str] = Counter()
         self._source, self._batch_size, self._part, self._seed = source, batch_size, part, seed
         self._num_workers, self._max_skipped = num_workers, max_skipped
-        self._maker = _BatchMaker(source, transform, tokenizer, seed)
+        self._transform, self._tokenizer = transform, tokenizer
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -81,12 +82,12 @@ class Loader:
         """
         self.skipped.clear()
         batches = DataLoader(
-            self._maker,
+            _BatchMaker(self._source, self._transform, self._tokenizer, self._seed),
             sampler=_Order(len(self._source), self._batch_size, self._part, self._seed, epoch, start),
             batch_size=None,  # an item is a whole batch, one message between processes
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # with no batch size it gets an item, not a list
             num_workers=self._num_workers,  # not persistent: at exit, torch would wait 5 s for each
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             generator=torch.Generator(),  # or starting an epoch would draw from the global one
         )
         good = 0
@@ -120,7 +121,7 @@ def _as_it_is(made: _Made) -> _Made:
     return made
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal. The main one finishes its step and saves, and needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What is inherited stays as it is: collecting the main process's garbage here would copy memory and run finalizers.
@@ -163,34 +164,14 @@ class _BatchMaker(Dataset[_Made]):
     def _make(self, epoch: int, indices: NDArray[np.int64]) -> tuple[Batch, Counter[str]]:
         skipped: Counter[str] = Counter()
         examples = [self._example(epoch, int(index), skipped) for index in indices]
-        captions = [example.caption for example in examples]
-        distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}  # labelled data have few
-        tokens = self._tokenizer(list(distinct))
-        tokens = tokens[:, : int((tokens != 0).any(dim=0).sum())]
-        hashes = [_negative_hash(row) for row in tokens]
-        rows = [distinct[caption] for caption in captions]
-        groups = [hashes[row] if e.label is None else e.label for row, e in zip(rows, examples, strict=True)]
-        batch = Batch(
-            default_collate([example.pixels for example in examples]),  # in a worker, straight to shared memory
-            tokens[rows],
-            torch.tensor(groups),
-            torch.tensor([example.index for example in examples]),
-        )
-        return batch, skipped
+        return collate(examples, self._tokenizer), skipped
 
-    def _example(self, epoch: int, index: int, skipped: Counter[str]) -> _Prepared:
+    def _example(self, epoch: int, index: int, skipped: Counter[str]) -> Prepared:
         """The example, or the first usable one of those drawn in its place."""
-        rng = np.random.Generator(np.random.PCG64([self._seed, epoch, index, _EXAMPLE]))
+        rng = generator_of(self._seed, epoch, index)
         for _ in range(REPLACEMENTS):
             try:
-                example = self._source[index]
-                image = decode(example.image)
-                captions = captions_of(self._source, example)
-                if not captions:
-                    raise BadImage("no_caption")
-                caption = captions[int(rng.integers(len(captions)))]
-                label = None if example.captions else example.label
-                return _Prepared(self._transform(image, rng), caption, label, index)
+                return prepare(self._source, self._source[index], self._transform, rng, index)
             except BadImage as bad:
                 skipped[bad.reason] += 1
                 index = int(rng.integers(len(self._source)))
@@ -198,11 +179,47 @@ class _BatchMaker(Dataset[_Made]):
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     pixels: torch.Tensor
     caption: str
     label: int | None  # where the caption was made of it
     index: int
+
+
+def generator_of(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """What is drawn for example `index` in an epoch."""
+    return np.random.Generator(np.random.PCG64([seed, epoch, index, _EXAMPLE]))
+
+
+def prepare(source: Source, example: Example, transform: Transform, rng: np.random.Generator, index: int) -> Prepared:
+    """An example decoded and augmented, with one of its captions.
+
+    Raises BadImage, and UserError for a class without a name.
+    """
+    image = decode(example.image)
+    captions = captions_of(source, example)
+    if not captions:
+        raise BadImage("no_caption")
+    caption = captions[int(rng.integers(len(captions)))]
+    label = None if example.captions else example.label
+    return Prepared(transform(image, rng), caption, label, index)
+
+
+def collate(examples: Sequence[Prepared], tokenizer: Tokenizer) -> Batch:
+    """A batch of at least one example."""
+    captions = [example.caption for example in examples]
+    distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}  # labelled data have few
+    tokens = tokenizer(list(distinct))
+    tokens = tokens[:, : int((tokens != 0).any(dim=0).sum())]
+    hashes = [_negative_hash(row) for row in tokens]
+    rows = [distinct[caption] for caption in captions]
+    groups = [hashes[row] if e.label is None else e.label for row, e in zip(rows, examples, strict=True)]
+    return Batch(
+        default_collate([example.pixels for example in examples]),  # in a worker, straight to shared memory
+        tokens[rows],
+        torch.tensor(groups),
+        torch.tensor([example.index for example in examples]),
+    )
 
 
 def _negative_hash(tokens: torch.Tensor) -> int:

@@ -235,7 +235,7 @@ class TarSource:
             contents = dict(zip(self._suffixes, read(self._files[shard], spans), strict=True))
         except OSError:
             raise BadImage("missing") from None
-        return Example(contents["image"], _captions(contents, self._caption), _number_of_class(contents, self._label))
+        return example_of(contents, self._caption, self._label)
 
     def place(self, index: int) -> str:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -245,28 +245,38 @@ class TarSource:
         return stamp_of(self._files, self._options)
 
 
-_Text = tuple[str | None, str]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
+Text = tuple[str | None, str]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
 
 
-def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[_Text, _Text]:
+def example_of(contents: dict[str, bytes], caption: Text, label: Text) -> Example:
+    """An example from its members' bytes by suffix. Raises BadImage("bad_label")."""
+    return Example(contents["image"], _captions(contents, caption), _number_of_class(contents, label))
+
+
+def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[Text, Text]:
     """Where captions and labels are, decided by the entries of the first shard."""
-    suffixes = index.suffixes
-    if "image" not in suffixes:
-        raise UserError(f"shard {file} holds no images; its members end in {columns.listed(suffixes)}")
-    keys: list[str] = []
-    if "json" in suffixes:
+    if "image" not in index.suffixes:
+        raise UserError(f"shard {file} holds no images; its members end in {columns.listed(index.suffixes)}")
+    content = None
+    if "json" in index.suffixes:
         spans = index.spans(["json"])[:, 0]
         offset, size = spans[spans[:, 0] > 0][0].tolist()
-        keys = list(_json(read(file, [(offset, min(size, LONGEST_TEXT))])[0]))
+        content = read(file, [(offset, min(size, LONGEST_TEXT))])[0]
+    return texts_among(f"shard {file}", index.suffixes, content, options)
 
-    def locate(key: str | None, suffix: str, entry: str | None) -> _Text:
+
+def texts_among(where: str, suffixes: Sequence[str], content: bytes | None, options: Options) -> tuple[Text, Text]:
+    """Where captions and labels are among members with these suffixes, of which one .json has this content."""
+    keys = list(_json(content)) if content is not None else []
+
+    def locate(key: str | None, suffix: str, entry: str | None) -> Text:
         if key is None:
             return (suffix, "") if suffix in suffixes else ("json", entry) if entry in keys else (None, "")
         if key == suffix and suffix in suffixes:
             return suffix, ""
         if key not in keys:
             raise UserError(
-                f"shard {file} has no {key!r}: its members end in {columns.listed(suffixes)}, "
+                f"{where} has no {key!r}: its members end in {columns.listed(suffixes)}, "
                 f"its .json has {columns.listed(keys)}"
             )
         return "json", key
@@ -274,7 +284,7 @@ def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[_Text, _
     caption = locate(options.caption_key, "txt", "caption")
     label = locate(options.label_key, "cls", None)
     if caption[0] is None and label[0] is None:
-        raise columns.nothing_to_learn(f"shard {file}", "members", suffixes)
+        raise columns.nothing_to_learn(where, "members", suffixes)
     return caption, label
 
 
@@ -286,7 +296,7 @@ def _json(content: bytes) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _captions(contents: dict[str, bytes], where: _Text) -> tuple[str, ...]:
+def _captions(contents: dict[str, bytes], where: Text) -> tuple[str, ...]:
     suffix, key = where
     if suffix is None:
         return ()
@@ -296,7 +306,7 @@ def _captions(contents: dict[str, bytes], where: _Text) -> tuple[str, ...]:
     return columns.captions([line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines()])
 
 
-def _number_of_class(contents: dict[str, bytes], where: _Text) -> int | None:
+def _number_of_class(contents: dict[str, bytes], where: Text) -> int | None:
     suffix, key = where
     if suffix is None:
         return None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import glob
-import math
 import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 from urllib.parse import parse_qsl
@@ -20,8 +18,10 @@ from diffclip.data.columns import listed
 from diffclip.data.example import Example, Options
 from diffclip.data.files import FolderSource, table_source
 from diffclip.data.parquet import ParquetSource
+from diffclip.data.patterns import expand_braces
 from diffclip.data.shards import TarSource
 from diffclip.data.stamp import Stamped, stamp_of
+from diffclip.data.stream import is_stream
 from diffclip.errors import UserError
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
@@ -30,7 +30,6 @@ FORMATS = ("auto", "parquet", "tar", "csv", "folder", "scenes")
 TEMPLATES = ("a photo of a {c}.",)
 _FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 _SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
-MOST_FILES = 1 << 20
 _HOLDOUT_SEED = 20_250_309
 
 
@@ -110,6 +109,8 @@ def open_source(
     """
     if format not in FORMATS:
         raise UserError(f"unknown data format {format!r}: choose one of {', '.join(FORMATS)}")
+    if is_stream(path):
+        raise UserError(f"{path} is a stream, which can be trained on (docs/data.md); for all else fetch it")
     for template in templates or ():
         check_template(template)
     source: Source
@@ -205,7 +206,7 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
 def _matching(path: str) -> list[Path]:
     """The files that a path or pattern names, sorted within each alternative of its braces."""
     files: list[Path] = []
-    for name in _expand_braces(path):
+    for name in expand_braces(path):
         found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
         files += [Path(file) for file in found]
         missing = next((file for file in found if not os.path.isfile(file)), None)
@@ -214,25 +215,6 @@ def _matching(path: str) -> list[Path]:
             around = sorted(entry.name for entry in where.parent.iterdir())[:8] if os.path.isdir(where.parent) else []
             raise UserError(f"there is no {where}; {where.parent} has {listed(around)}")
     return files
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    """`{a,b}` and `{000..012}` as the shell expands them; other braces stay."""
-    parts = re.split(r"(\{[^{}]*\})", pattern)
-    choices: list[list[str]] = []
-    for part in parts:
-        inner = part[1:-1]
-        numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inner, re.ASCII)
-        if part.startswith("{") and numbers:
-            first, last = numbers.groups()
-            if int(last) - int(first) >= MOST_FILES:
-                raise UserError(f"{pattern[:200]} stands for {int(last) - int(first) + 1:,} files")
-            choices.append([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)])
-        else:
-            choices.append(inner.split(",") if part.startswith("{") and "," in inner else [part])
-    if math.prod(map(len, choices)) > MOST_FILES:
-        raise UserError(f"{pattern[:200]} stands for more than {MOST_FILES:,} files")
-    return ["".join(choice) for choice in product(*choices)]
 
 
 def _data_files(root: Path, format: str) -> list[Path]:

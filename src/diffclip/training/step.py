@@ -12,6 +12,8 @@ from torch import Tensor
 from diffclip.config import Recipe
 from diffclip.data.loader import Batch, Loader
 from diffclip.data.sources import Source, open_source
+from diffclip.data.stream import Stream, is_stream, open_stream
+from diffclip.data.stream_loader import StreamLoader
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform, normalise
 from diffclip.errors import UserError
@@ -57,6 +59,8 @@ def training_source(recipe: Recipe) -> Source:
     """The training data of a recipe. Raises UserError where it names none or they cannot be opened."""
     if not recipe.data.train.path:
         raise UserError("the recipe names no training data: set data.train.path, or give --data.train.path PATH")
+    if is_stream(recipe.data.train.path):
+        return open_stream(examples=recipe.data.examples, **vars(recipe.data.train))
     source = open_source(**vars(recipe.data.train))
     if recipe.data.examples not in (0, len(source)):
         log.warning(
@@ -73,7 +77,8 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
     config = recipe.model.resolve()
     together = world()
     together.share(recipe.training.batch_size)
-    return Loader(
+    loader = StreamLoader if isinstance(source, Stream) else Loader
+    return loader(
         source,
         TrainTransform(config.image_size, recipe.data.scale, recipe.data.ratio, recipe.data.flip),
         get_tokenizer(config.context_length),
