@@ -98,3 +98,11 @@ def test_a_run_that_has_no_results_yet_joins_its_family(tmp_path):
             file.write("[model.overrides]\npatch_size = 4\n")
     # Results name a config that is no preset's by its numbers.
     assert shape(found(tmp_path, ("clip_128x4_patch4", str(done)))) == {"scenes": {"CLIP": [0, 1]}}
+
+
+def test_an_unfinished_run_is_what_its_recipe_makes_of_the_preset(tmp_path):
+    run = make_run(tmp_path / "a-seed0", seed=0, preset="diffclip_vit_quickstart")
+    (run / "config.json").unlink()
+    with (run / "recipe.toml").open("a") as file:
+        file.write('[model.overrides]\nvision_attention = "standard"\ntext_attention = "standard"\n')
+    assert shape(group(collect([tmp_path]))) == {"scenes": {"CLIP": [0]}}

@@ -109,16 +109,19 @@ def _members(collection: Collection) -> list[Member]:
 
 
 def kind_of(model: str, run: RunDirectory | None = None) -> str:
-    """One of KINDS, from the run's config where there is one, else from the model's name."""
-    config = run.config if run is not None else {}
-    if "vision_attention" in config and "text_attention" in config:
-        towers = tuple(config[f"{tower}_attention"] == "differential" for tower in ("vision", "text"))
-        dynamic = config.get("lambda_schedule") == "depth"
-    else:
-        name = model.lower()
-        both = "diffclip" in name or name.startswith("diff")
-        towers = (both and not name.endswith("_text"), both and not name.endswith("_vision"))
-        dynamic = name.endswith("_dynamic")
+    """One of KINDS, from the run's config; of an unfinished run, which has none, from its recipe; else from the name."""
+    name = model.lower()
+    both = "diffclip" in name or name.startswith("diff")
+    differential = {"vision": both and not name.endswith("_text"), "text": both and not name.endswith("_vision")}
+    dynamic = name.endswith("_dynamic")
+    if run is not None:
+        fields = run.config or run.recipe.get("model", {}).get("overrides", {})
+        for tower in differential:
+            if f"{tower}_attention" in fields:
+                differential[tower] = fields[f"{tower}_attention"] == "differential"
+        if "lambda_schedule" in fields:
+            dynamic = fields["lambda_schedule"] == "depth"
+    towers = differential["vision"], differential["text"]
     if towers == (True, True):
         return "DiffCLIP*" if dynamic else "DiffCLIP"
     return {(False, False): BASELINE, (True, False): "DiffCLIP†", (False, True): "DiffCLIP text"}[towers]
