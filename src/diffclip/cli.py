@@ -46,7 +46,7 @@ def train_command(settings: Recipe) -> Callable[..., None]:
         Args:
             recipe: The recipe, a TOML file.
             out: The run directory; by default runs/NAME, NAME being the recipe's file name.
-            resume: Go on from the newest checkpoint of the run directory.
+            resume: Go on from the newest good checkpoint of the run directory; begin where there is none.
             dry_run: Print shapes, parameters, steps, schedule and memory, and stop.
         """
         from diffclip import commands

@@ -1,8 +1,14 @@
 """Writes that are whole or not there: under another name first, on the disk before the name is changed."""
 
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,6 +21,18 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file of tensors on the CPU, on the disk once this returns. Not whole until then. Raises OSError."""
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:  # which keeps the system's error in its text alone
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    sync(path)
 
 
 def replace(unfinished: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import diffclip
+from diffclip import durable
 from diffclip.models import weights
 from diffclip.models.clip import CLIP
 
@@ -64,7 +65,7 @@ def test_saving_replaces_at_once(model, run, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", fails)
+    monkeypatch.setattr(durable, "save_file", fails)
     with pytest.raises(OSError, match="disk full"):
         weights.save(model, run)
     assert (run / "model.safetensors").read_bytes() == before

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from diffclip import durable
 from diffclip.config import validate
-from diffclip.models import weights
-from diffclip.training import checkpoint, logs, step
+from diffclip.training import logs, step
 from diffclip.training.trainer import train
 
 KINDS = ("step", "metrics", "tensorboard", "weights", "files", "background")
@@ -117,8 +117,7 @@ def _train(run, moment, workers, counts):
     _interrupt(step.Trainer, "step", moments, "step", lambda *_: die())
     _interrupt(logs.RunLog, "write", moments, "metrics", _half_a_line)
     _interrupt(logs.Events, "_event", moments, "tensorboard", _half_an_event)
-    for module in (checkpoint, weights):
-        _interrupt(module, "save_file", moments, "weights", _half_a_file)
+    _interrupt(durable, "save_file", moments, "weights", _half_a_file)
     sync = os.fsync
     os.fsync = lambda descriptor: (moments.file(), sync(descriptor))
     train(recipe(workers), run, resume=True, evaluators={"data": score})
@@ -149,7 +148,7 @@ def _half_an_event(events, *_, **__):
     die()
 
 
-def _half_a_file(tensors, path, **_):
+def _half_a_file(tensors, path, *_):
     content = save(tensors)
     path.write_bytes(content[: len(content) // 2])
     die()

@@ -115,7 +115,7 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, trainer):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000006: .*; make room"):
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000006: File too large; make room"):
             save(tmp_path, trainer, 6, Keep(last=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

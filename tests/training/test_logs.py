@@ -2,9 +2,13 @@
 
 import io
 import json
+import resource
 
+import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from diffclip.errors import UserError
 from diffclip.training.logs import Display, RunLog
 
 
@@ -56,3 +60,40 @@ def test_on_a_terminal_there_is_a_bar():
         display.record({"step": 3, "loss": 1.25, "images_per_s": 320.4, "logit_scale": 14.3})
     assert "3/10" in out.getvalue()
     assert "loss 1.250" in out.getvalue()
+
+
+def test_a_line_that_cannot_be_written_is_said_and_cut_off_on_resuming(tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    log = RunLog(tmp_path)
+    log.write({"step": 10, "seconds": 1.0})
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the metrics of .*: File too large; make room"):
+            log.write({"step": 20, "seconds": 2.0})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "metrics.jsonl").stat().st_size == size + 10
+    log = RunLog(tmp_path, step=20)
+    log.close()
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [10]
+
+
+def test_tensorboard_has_the_lines_once(tmp_path):
+    """Also after a resume that drops some; dated by the training time."""
+    for first, last in ((1, 4), (3, 5)):
+        log = RunLog(tmp_path, step=first - 1, seconds=first - 1.0)
+        for step in range(first, last + 1):
+            log.write({"step": step, "lambda_text": [0.5, step / 8], "warning": "text", "seconds": 1.0 * step})
+        log.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = [event for event in EventFileLoader(str(path)).Load() if event.summary.value]
+    assert [event.step for event in events] == [1, 2, 3, 4, 5]
+    assert [[value.tag for value in event.summary.value] for event in events] == [
+        ["lambda_text/00", "lambda_text/01", "seconds"]
+    ] * 5
+    assert [event.summary.value[1].tensor.float_val[0] for event in events] == [0.125, 0.25, 0.375, 0.5, 0.625]
+    times = [event.wall_time for event in events]
+    assert times[1] - times[0] == pytest.approx(1, abs=1e-3)

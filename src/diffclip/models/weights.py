@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 import diffclip
@@ -64,12 +62,11 @@ def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | P
     content = {"library": "diffclip", "version": diffclip.__version__, **metadata, "model": fields}
     unfinished = directory / f".{WEIGHTS_NAME}.{os.getpid()}.unfinished"
     try:
-        save_file(dict(tensors), unfinished, metadata={"format": "pt", "config": json.dumps(fields)})
-        durable.sync(unfinished)
+        durable.write_tensors(unfinished, tensors, {"format": "pt", "config": json.dumps(fields)})
         durable.replace(unfinished, directory / WEIGHTS_NAME)
-    except (OSError, SafetensorError) as error:
+    except OSError:
         unfinished.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else OSError(str(error)) from None
+        raise
     durable.write_text(directory / CONFIG_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffclip import durable
@@ -106,7 +106,7 @@ def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, A
         unfinished.mkdir(parents=True)
         weights.write(tensors["model"], config, unfinished)
         for name in tensors.keys() - {"model"}:
-            save_file(tensors[name], unfinished / f"{name}{SUFFIX}")
+            durable.write_tensors(unfinished / f"{name}{SUFFIX}", tensors[name])
         (unfinished / STATE).write_text(json.dumps(state))
         written = sorted(unfinished.iterdir())
         for path in written:
@@ -126,9 +126,9 @@ def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, A
         durable.replace(unfinished, final)
         durable.remove(replaced)
         _prune(run, state["step"], keep)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
+        reason = error.strerror or error
         raise UserError(
             f"cannot write the checkpoint {final}: {reason}; make room or give write permission, then go on with the "
             "same command and --resume"
