@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from diffclip.config import Recipe, load_recipe, to_toml, validate
+from diffclip.config import METRICS, Recipe, load_recipe, same_run, to_toml, validate
 from diffclip.errors import UserError
+from diffclip.evaluation import retrieval, zero_shot
+from diffclip.evaluation.tasks import RETRIEVAL_KS
 
 # Sweeps are read by another module, see test_sweep.py.
 RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.toml") if p.parent.name != "sweeps")
@@ -80,3 +83,37 @@ def test_files_that_are_no_recipes(tmp_path):
     broken.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a UTF-8 text file"):
         load_recipe(broken)
+
+
+BEST = {"keep_best": 1, "best_by": "few/acc1", "evaluate_every": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"best_by": ""}, r"keep_best = 1 needs training.best_by"),
+        ({"evaluate_every": 0.0}, r"training.evaluate_every above 0"),
+        ({"best_by": "few/recall"}, r"'few/recall' is not measured; give one of few/acc1, few/acc5, few/mean_per"),
+    ],
+)
+def test_the_best_by_what_has_to_be_said(training, message):
+    evaluation = [{"name": "few", "tasks": ["zero_shot"]}]
+    validate({"training": BEST, "evaluation": evaluation}, where="test")
+    with pytest.raises(UserError, match=message):
+        validate({"training": BEST | training, "evaluation": evaluation}, where="test")
+
+
+def test_recipes_that_compute_the_same():
+    one = validate({}, where="test")
+    free = {"data": {"workers": 7}, "training": {"keep_last": 5, "checkpoint_every": 3, "best_by": "x/acc1"}}
+    assert same_run(one, validate(free, where="test"))
+    for table in ({"seed": 1}, {"training": {"ema": 0.9}}, {"training": {"log_every": 3}}, {"data": {"flip": 0.5}}):
+        assert not same_run(one, validate(table, where="test"))
+
+
+def test_the_metrics_are_those_that_tasks_measure():
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    zero = zero_shot.scores(torch.eye(5), labels, torch.eye(5))
+    assert set(METRICS["zero_shot"]) == set(zero)
+    found = retrieval.scores(torch.eye(12), torch.eye(12), torch.arange(12), RETRIEVAL_KS)
+    assert set(METRICS["retrieval"]) == set(found)
