@@ -226,6 +226,10 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
         raise UserError(f"{where}: {describe(error)}") from None
     recipe.model.resolve()
     _check_best(recipe, where)
+    if recipe.training.compile and recipe.training.layout == "fsdp":
+        raise UserError(
+            f'{where}: training.compile does not go with training.layout = "fsdp": use "ddp", or compile = false'
+        )
     return recipe
 
 

@@ -109,7 +109,7 @@ def _members(collection: Collection) -> list[Member]:
 
 
 def kind_of(model: str, run: RunDirectory | None = None) -> str:
-    """One of KINDS, from the run's config; of an unfinished run, which has none, from its recipe; else from the name."""
+    """One of KINDS, from the run's config; of an unfinished run, which has none, its recipe; else from the name."""
     name = model.lower()
     both = "diffclip" in name or name.startswith("diff")
     differential = {"vision": both and not name.endswith("_text"), "text": both and not name.endswith("_vision")}
