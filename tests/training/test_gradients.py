@@ -158,9 +158,9 @@ def test_patch_dropout_keeps_what_the_noise_says():
     assert torch.equal(drop.eval()(x), x)
 
 
-def test_entropies_are_the_same_whenever_they_are_measured():
+def test_statistics_are_the_same_whenever_they_are_measured():
     one = trainer(micro_batch=4)
-    before = one.entropies(batch())
+    before = one.statistics(batch())
     one.step(0, batch())
     torch.rand(3)
-    assert one.entropies(batch()) == before
+    assert one.statistics(batch()) == before
