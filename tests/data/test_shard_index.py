@@ -55,8 +55,8 @@ def captions(source):
 @pytest.fixture
 def walks(monkeypatch):
     """The shards whose headers are read."""
-    seen, members = [], shards.members
-    monkeypatch.setattr(shards, "members", lambda path: (seen.append(path.name), members(path))[1])
+    seen, members = [], shard_index.members
+    monkeypatch.setattr(shard_index, "members", lambda path: (seen.append(path.name), members(path))[1])
     return seen
 
 
@@ -226,7 +226,7 @@ def test_shards_are_shared_among_processes(tmp_path, monkeypatch):
 def test_an_epoch_reads_every_image_once_and_no_header(tmp_path, monkeypatch):
     files = [shard(tmp_path / f"{i}.tar", 20) for i in range(2)]
     opened(*files)
-    monkeypatch.setattr(shards, "members", None)
+    monkeypatch.setattr(shard_index, "members", None)
     reads, read = [], shards.read
     monkeypatch.setattr(shards, "read", lambda path, spans: (reads.append((path, spans[0][0])), read(path, spans))[1])
     loader = Loader(opened(*files), TrainTransform(8), get_tokenizer(), 10, seed=0)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffclip.data import shards
 from diffclip.data.example import Options
 from diffclip.data.images import BadImage
-from diffclip.data.shards import TarSource, members
+from diffclip.data.shards import TarSource
+from diffclip.data.tar import members, read
 from diffclip.errors import UserError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -66,7 +66,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
         assert [(m.name, m.offset, m.size) for m in found] == [
             (m.name, m.offset_data, m.size) for m in archive if m.isreg()
         ]
-    assert shards.read(path, [(m.offset, m.size) for m in found]) == [data for _, data in contents]
+    assert read(path, [(m.offset, m.size) for m in found]) == [data for _, data in contents]
     assert not list(tmp_path.glob("*.jpg"))
 
 

@@ -13,12 +13,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -28,21 +26,12 @@ from rich.progress import track
 from safetensors import SafetensorError
 
 from diffclip.data.parallel import in_order, processors
+from diffclip.data.tar import BLOCK, Member, examples, members
 
 SUFFIX = ".diffclip-index"
 VERSION = 1
-BLOCK = 512  # of a tar archive: every member lies at a multiple of it, after a header of one
 SETTLED = 2_000_000_000  # ns since the last change; what is younger may change again within one tick of its clock
 IN_PARALLEL = 1 << 26  # bytes of shards without an index from which on processes share the work
-
-
-class Member(Protocol):
-    """A file in the archive: `size` bytes from `offset`."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -86,23 +75,21 @@ class ShardIndex:
         return found
 
 
-def indices(files: Sequence[Path], build: Callable[[Path], tuple[ShardIndex, bool]]) -> list[ShardIndex]:
-    """The index of each shard: what is kept where it holds, else what `build` makes of the shard, kept for next time.
+def indices(files: Sequence[Path]) -> list[ShardIndex]:
+    """The index of each shard: what is kept where it holds, else made of the shard and kept for next time.
 
-    `build` says too whether its index may be kept. Shards are shared among processes where that takes less time.
-    Raises UserError for a shard that `build` cannot read.
+    Shards are shared among processes where that takes less time. Raises UserError for one that cannot be read.
     """
     found = [load(file) for file in files]
-    missing = [file for file, index in zip(files, found, strict=True) if index is None]
-    made = iter(_made(missing, build))
+    made = _made([file for file, index in zip(files, found, strict=True) if index is None])
     return [index if index is not None else next(made) for index in found]
 
 
-def _made(files: list[Path], build: Callable[[Path], tuple[ShardIndex, bool]]) -> Iterator[ShardIndex]:
+def _made(files: list[Path]) -> Iterator[ShardIndex]:
     workers = min(len(files), processors()) if sum(map(_size, files)) >= IN_PARALLEL else 1
     console = Console(stderr=True)
     yield from track(
-        in_order(partial(_make, build), files, workers),
+        in_order(_make, files, workers),
         description="indexing shards, once",
         total=len(files),
         console=console,
@@ -111,10 +98,11 @@ def _made(files: list[Path], build: Callable[[Path], tuple[ShardIndex, bool]]) -
     )
 
 
-def _make(build: Callable[[Path], tuple[ShardIndex, bool]], file: Path) -> ShardIndex:
+def _make(file: Path) -> ShardIndex:
     before = _state(file)
-    index, keep = build(file)
-    if keep and before is not None and before == _state(file) and before[1] + SETTLED < time.time_ns():
+    found, whole = members(file)  # one that seems cut short is told of each time, so its index is not kept
+    index = ShardIndex.of(examples(found))
+    if whole and before is not None and before == _state(file) and before[1] + SETTLED < time.time_ns():
         _store(index, file, before)
     return index
 

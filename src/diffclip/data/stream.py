@@ -23,7 +23,8 @@ import numpy as np
 from diffclip.data.example import Example, Options
 from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.data.patterns import expand_braces
-from diffclip.data.shards import IMAGE_SUFFIXES, LONGEST_TEXT, example_of, texts_among
+from diffclip.data.shards import LONGEST_TEXT, example_of, texts_among
+from diffclip.data.tar import IMAGE_SUFFIXES
 from diffclip.errors import UserError
 
 logger = logging.getLogger(__name__)
