@@ -110,7 +110,7 @@ def open_source(
     if format not in FORMATS:
         raise UserError(f"unknown data format {format!r}: choose one of {', '.join(FORMATS)}")
     if is_stream(path):
-        raise UserError(f"{path} is a stream, which can be trained on (docs/data.md); for all else fetch it")
+        raise UserError(f"{path} is a stream, good for training alone: fetch the files for evaluation and all else")
     for template in templates or ():
         check_template(template)
     source: Source
