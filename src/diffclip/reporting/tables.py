@@ -29,6 +29,7 @@ TASKS = {
 }
 METRICS = {
     "acc1": "top-1 accuracy",
+    "relative_acc1": "share of the clean accuracy",
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
     "pair_accuracy": "pairs right, mean of patterns",
