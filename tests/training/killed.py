@@ -79,7 +79,7 @@ def trained(run, moment=None, workers=0, counts=None):
     """Train in a process, with `resume`. Returns its exit status: −9 where it was killed at the moment."""
     process = PROCESSES.Process(target=_train, args=(run, moment, workers, counts))
     process.start()
-    process.join(120)
+    process.join(300)
     return process.exitcode
 
 
