@@ -1,6 +1,7 @@
 """Several processes that train together, for tests: gloo on this machine, started from one that has imported torch."""
 
 import multiprocessing
+import time
 import traceback
 from datetime import timedelta
 
@@ -19,8 +20,9 @@ def together(size, function, folder, *arguments):
     ]
     for process in processes:
         process.start()
+    deadline = time.monotonic() + 400  # for all of them: the last to end may have written for the others
     for process in processes:
-        process.join(120)
+        process.join(max(0.0, deadline - time.monotonic()))
     late = [process for process in processes if process.is_alive()]
     for process in late:
         process.kill()
@@ -33,7 +35,7 @@ def _member(rank, size, store, errors, function, folder, arguments):
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=300)
         )
         function(folder, *arguments)
         dist.destroy_process_group()
