@@ -7,6 +7,7 @@ differs. `docs/recipes.md` is the reference; `diffclip train RECIPE.toml --help`
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -93,10 +94,13 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The symmetric contrastive loss."""
+    """What is learned from a batch of pairs."""
 
     __pydantic_config__ = STRICT
 
+    kind: Literal["contrastive", "sigmoid"] = "contrastive"
+    """`contrastive`: CLIP's, each image against all captions and the reverse. `sigmoid`: SigLIP's, every pair alone,
+    with a bias that is learned; the model then starts at the temperature and the bias of Zhai et al. 2023."""
     shared_captions: bool = False
     """Equal captions in a batch share their images: none is a negative of the others. Labelled data need it."""
 
@@ -142,6 +146,11 @@ class Training:
     checkpoint_activations: bool = False
     """Keep only the input of every block, and run the block again in the backward pass: less memory, a third more work.
     """
+    image_sizes: tuple[tuple[Count, PositiveInt], ...] = ()
+    """[[0, 112], [30, 224]]: from which epoch on images have how many pixels on an edge, the last being the model's
+    size; by default that all the time. The position embedding is resampled."""
+    undropped_epochs: NonNegative = 0.0
+    """Epochs at the end in which no patch is dropped, where the model has `patch_dropout`: as it will be used."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999, which is then what is evaluated and saved;
     0: none."""
@@ -224,13 +233,35 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
         recipe = _RECIPE.validate_python(table)
     except ValidationError as error:
         raise UserError(f"{where}: {describe(error)}") from None
-    recipe.model.resolve()
+    config = recipe.model.resolve()
+    if recipe.training.undropped_epochs and not config.patch_dropout:
+        raise UserError(
+            f"{where}: training.undropped_epochs: set model.overrides.patch_dropout, of which it is the end"
+        )
+    _check_sizes(recipe.training.image_sizes, config, where)
     _check_best(recipe, where)
     if recipe.training.compile and recipe.training.layout == "fsdp":
         raise UserError(
             f'{where}: training.compile does not go with training.layout = "fsdp": use "ddp", or compile = false'
         )
     return recipe
+
+
+def _check_sizes(stages: Sequence[tuple[int, int]], config: ModelConfig, where: str) -> None:
+    epochs = [epoch for epoch, _ in stages]
+    if not stages:
+        return
+    if epochs[0] != 0 or any(a >= b for a, b in pairwise(epochs)) or stages[-1][1] != config.image_size:
+        raise UserError(
+            f"{where}: training.image_sizes: expected [epoch, size] from epoch 0 on, later epochs after earlier ones, "
+            f"and last the model's {config.image_size}, found {[list(stage) for stage in stages]}"
+        )
+    for _, size in stages:
+        if size % config.patch_size or size > config.image_size:
+            raise UserError(
+                f"{where}: training.image_sizes: {size} is no multiple of the patch size {config.patch_size} "
+                f"up to the model's {config.image_size}"
+            )
 
 
 def _check_best(recipe: Recipe, where: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 from diffclip import cli
 from diffclip.config import load_recipe, validate
 from diffclip.errors import UserError
-from diffclip.plan.estimate import Assumptions, plan, published, scales
+from diffclip.plan import flops
+from diffclip.plan.estimate import Assumptions, operations, plan, published, scales
 from diffclip.plan.hardware import accelerators, machines
 from diffclip.training.dry_run import activation_growth
 
@@ -101,6 +102,18 @@ def test_memory_is_that_of_the_dry_run():
     growth, fixed = activation_growth(recipe(precision="float32"))
     assert found.memory.activations == growth * 32 + fixed
     assert found.memory.state == 16 * found.parameters
+
+
+def test_what_changes_while_training_is_averaged():
+    """Eight epochs at 16 pixels, then two at 32; of the patches half, but in the last epoch."""
+    changing = recipe(SMALL | {"patch_dropout": 0.5}, epochs=10, undropped_epochs=1, image_sizes=[[0, 16], [8, 32]])
+    config = changing.model.resolve()
+    small = flops.training(dataclasses.replace(config, image_size=16), 1024)
+    large, whole = (flops.training(config, 1024, dropping=dropping) for dropping in (True, False))
+    for part, count in operations(changing).items():
+        assert count == pytest.approx(0.8 * small[part] + 0.1 * large[part] + 0.1 * whole[part])
+    undropped = plan(recipe(), machines("A100")).memory.activations
+    assert plan(changing, machines("A100")).memory.activations == undropped
 
 
 def test_the_papers_run_is_at_14_percent_of_the_peak():

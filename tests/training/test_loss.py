@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 
-from diffclip.training.loss import contrastive_loss
+from diffclip.training.loss import contrastive_loss, sigmoid_loss
 
 
 def features(count: int, dim: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,3 +69,38 @@ def test_is_computed_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = contrastive_loss(image, text, torch.tensor(100.0))
     assert inside.item() == contrastive_loss(image.float(), text.float(), torch.tensor(100.0)).item()
+
+
+def sigmoid_by_hand(image, text, scale, bias, groups) -> float:
+    """Every pair a question of its own: −log of the probability of the right answer, summed, by the images."""
+    total = 0.0
+    for i, query in enumerate(image.tolist()):
+        for j, key in enumerate(text.tolist()):
+            score = scale * math.fsum(a * b for a, b in zip(query, key, strict=True)) + bias
+            yes = 1 / (1 + math.exp(-score))
+            total -= math.log(yes if groups[i] == groups[j] else 1 - yes)
+    return total / len(image)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 2, 1, 0]])
+def test_the_sigmoid_loss_equals_the_formula_and_its_rows_their_share(groups):
+    image, text = features(6)
+    given = None if groups is None else torch.tensor(groups)
+    scale, bias = torch.tensor(10.0), torch.tensor(-2.5)
+    loss = sigmoid_loss(image, text, scale, bias, given)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(sigmoid_by_hand(image, text, 10.0, -2.5, groups or range(6)), rel=1e-5)
+    one, two = (sigmoid_loss(image, text, scale, bias, given, rows=rows) for rows in (slice(0, 2), slice(2, 6)))
+    assert (2 * one + 4 * two).item() / 6 == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_the_sigmoid_loss_is_open_clips_with_its_gradients():
+    found = []
+    for function in (lambda i, t, s, b: sigmoid_loss(i, t, s, b), SigLipLoss()):
+        inputs = [x.float().requires_grad_() for x in features(9)]
+        inputs += [torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)]
+        loss = function(*inputs)
+        loss.backward()
+        found.append([loss.detach(), *(x.grad for x in inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,8 @@ from diffclip.data.example import Example
 from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Source, captions_of
 from diffclip.data.tokenizer import Tokenizer
+from diffclip.data.transforms import ByEpoch, Transform, in_epoch
 from diffclip.errors import UserError
-
-Transform = Callable[[NDArray[np.uint8], np.random.Generator], torch.Tensor]
 
 REPLACEMENTS = 100  # indices tried in place of one bad example before giving up
 JUDGED_FROM = 100  # examples, good and bad, after which the share of skipped ones is looked at
@@ -51,7 +50,7 @@ class Loader:
     def __init__(
         self,
         source: Source,
-        transform: Transform,
+        transform: Transform | ByEpoch,
         tokenizer: Tokenizer,
         batch_size: int,
         *,
@@ -152,7 +151,7 @@ _Made = tuple[Batch, Counter[str]] | UserError  # an error raised in a worker wo
 
 
 class _BatchMaker(Dataset[_Made]):
-    def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(self, source: Source, transform: Transform | ByEpoch, tokenizer: Tokenizer, seed: int) -> None:
         self._source, self._transform, self._tokenizer, self._seed = source, transform, tokenizer, seed
 
     def __getitem__(self, request: _Request) -> _Made:
@@ -171,7 +170,7 @@ class _BatchMaker(Dataset[_Made]):
         rng = generator_of(self._seed, epoch, index)
         for _ in range(REPLACEMENTS):
             try:
-                return prepare(self._source, self._source[index], self._transform, rng, index)
+                return prepare(self._source, self._source[index], in_epoch(self._transform, epoch), rng, index)
             except BadImage as bad:
                 skipped[bad.reason] += 1
                 index = int(rng.integers(len(self._source)))

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffclip.data.example import Example
 from diffclip.data.images import BadImage
-from diffclip.data.loader import JUDGED_FROM, Batch, Loader, Transform, collate, generator_of, prepare, start_worker
+from diffclip.data.loader import JUDGED_FROM, Batch, Loader, collate, generator_of, prepare, start_worker
 from diffclip.data.sources import Source
 from diffclip.data.stream import Stream
 from diffclip.data.tokenizer import Tokenizer
+from diffclip.data.transforms import ByEpoch, Transform, in_epoch
 from diffclip.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class _Reader(Sampler[_Chunk]):
 
 class _ChunkMaker(Dataset[_Made]):
     def __init__(
-        self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int, part: tuple[int, int]
+        self, source: Source, transform: Transform | ByEpoch, tokenizer: Tokenizer, seed: int, part: tuple[int, int]
     ) -> None:
         self._source, self._transform, self._tokenizer = source, transform, tokenizer
         self._seed, self._part = seed, part
@@ -177,7 +178,7 @@ class _ChunkMaker(Dataset[_Made]):
                 try:
                     if isinstance(example, BadImage):
                         raise BadImage(example.reason)
-                    made.append(prepare(self._source, example, self._transform, rng, index))
+                    made.append(prepare(self._source, example, in_epoch(self._transform, epoch), rng, index))
                 except BadImage as bad:
                     skipped[bad.reason] += 1
             return (collate(made, self._tokenizer) if made else None), skipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
+
+Transform = Callable[[NDArray[np.uint8], np.random.Generator], torch.Tensor]
 
 MAX_ASPECT = 8
 
@@ -60,6 +63,22 @@ class TrainTransform:
         w, h = min(width, round(height * nearest)), min(height, round(width / nearest))
         w, h = max(w, 1), max(h, 1)
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclass(frozen=True)
+class ByEpoch:
+    """Other sizes in later epochs: (first epoch, transform), the first from epoch 0 on."""
+
+    stages: tuple[tuple[int, TrainTransform], ...]
+
+    def at(self, epoch: int) -> TrainTransform:
+        """The one of an epoch."""
+        return [transform for first, transform in self.stages if first <= epoch][-1]
+
+
+def in_epoch(transform: Transform | ByEpoch, epoch: int) -> Transform:
+    """What is done in an epoch."""
+    return transform.at(epoch) if isinstance(transform, ByEpoch) else transform
 
 
 @dataclass(frozen=True)

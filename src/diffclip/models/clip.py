@@ -21,7 +21,8 @@ class CLIP(nn.Module):
 
     Attributes: config; visual and text, the towers; image_projection (vision_width, embed_dim) and
     text_projection (text_width, embed_dim), without bias; logit_scale, the logarithm of the inverse
-    temperature. Under `torch.device("meta")` it is built without values, to be counted or filled.
+    temperature; logit_bias, with config.logit_bias. Under `torch.device("meta")` it is built without values, to
+    be counted or filled.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -34,6 +35,8 @@ class CLIP(nn.Module):
             self.image_projection = nn.Parameter(torch.empty(config.vision_width, config.embed_dim))
             self.text_projection = nn.Parameter(torch.empty(config.text_width, config.embed_dim))
             self.logit_scale = nn.Parameter(torch.empty(()))
+            if config.logit_bias is not None:
+                self.logit_bias = nn.Parameter(torch.empty(()))
         if device.type != "meta":
             self.to_empty(device=device)
             initialise(self, config)
@@ -42,11 +45,15 @@ class CLIP(nn.Module):
         """(B, 3, image_size, image_size) float, normalised by the config's mean and std → (B, embed_dim).
 
         Pixels are cast to the dtype of the weights. Normalised features are float32 (float64 for a float64 model),
-        others have the model's dtype.
+        others have the model's dtype. In
+        training mode images may be smaller, by whole patches: positions are resampled.
         Raises UserError for another shape or for integer pixels.
         """
         size = self.config.image_size
-        if pixels.shape[1:] != (3, size, size) or not pixels.is_floating_point():
+        given = pixels.shape[-1]
+        smaller = self.training and 0 < given < size and given % self.config.patch_size == 0  # progressive resolution
+        expected = (3, given, given) if smaller else (3, size, size)
+        if pixels.shape[1:] != expected or not pixels.is_floating_point():
             raise UserError(
                 f"pixels {tuple(pixels.shape)} {pixels.dtype}: this model takes normalised floats "
                 f"(batch, 3, {size}, {size}); its preprocess makes them"
@@ -82,9 +89,10 @@ class CLIP(nn.Module):
 
         Returns "image_features" and "text_features" (B, embed_dim), None for what was not given, and
         "logit_scale",
-        a scalar: exp of the parameter.
+        a scalar: exp of the parameter; "logit_bias", a scalar, where the config has one.
         """
-        return {
+        bias = {} if self.config.logit_bias is None else {"logit_bias": self.logit_bias}
+        return bias | {
             "image_features": None if image is None else self.encode_image(image, normalize=True),
             "text_features": None if text is None else self.encode_text(text, normalize=True),
             "logit_scale": self.logit_scale.exp(),

@@ -30,6 +30,7 @@ from diffclip.models.attention import DifferentialAttention
 from diffclip.models.presets import ModelConfig
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+INITIAL_SIGMOID_SCALE = math.log(10)  # SigLIP (Zhai et al. 2023)
 
 
 @torch.no_grad()
@@ -49,7 +50,9 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
 def _draw(values: Tensor, name: str, owner: nn.Module, config: ModelConfig, generator: Generator) -> None:
     kind = name.rpartition(".")[2]
     if name == "logit_scale":
-        values.fill_(INITIAL_LOGIT_SCALE)
+        values.fill_(INITIAL_LOGIT_SCALE if config.logit_bias is None else INITIAL_SIGMOID_SCALE)
+    elif name == "logit_bias":
+        values.fill_(config.logit_bias or 0.0)
     elif isinstance(owner, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
         values.fill_(1.0 if kind == "weight" else 0.0)
     elif isinstance(owner, DifferentialAttention):

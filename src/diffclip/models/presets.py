@@ -51,7 +51,9 @@ NUMBERS = (
     "lambda_depth_drop",
     "lambda_depth_rate",
     "patch_dropout",
+    "logit_bias",
 )
+OPTIONAL = ("vision_norm_eps", "logit_bias")
 # Far beyond any model: a configuration that lies must not keep the program busy, or overflow.
 MAX_SIZE = 1 << 20
 MAX_DEPTH = 1000
@@ -108,6 +110,8 @@ class ModelConfig:
     """How weights start; see diffclip.models.initialise."""
     patch_dropout: float = 0.0
     """Share of the image patches left out in training."""
+    logit_bias: float | None = None
+    """Where a learned bias of the logits starts, as in SigLIP, which starts at −10; None: there is none."""
     image_mean: tuple[float, float, float] = IMAGENET_MEAN
     image_std: tuple[float, float, float] = IMAGENET_STD
     resize: Literal["shortest", "squash"] = "shortest"
@@ -131,7 +135,7 @@ class ModelConfig:
                 raise UserError(f"{name} = {value!r}: give a whole number from 1 to {largest:,}")
         for name in NUMBERS:
             value = getattr(self, name)
-            if not _is_number(value) and not (value is None and name == "vision_norm_eps"):
+            if not _is_number(value) and not (value is None and name in OPTIONAL):
                 raise UserError(f"{name} = {value!r}: give a number")
         if not isinstance(self.vision_pre_norm, bool):
             raise UserError(f"vision_pre_norm = {self.vision_pre_norm!r}: give true or false")

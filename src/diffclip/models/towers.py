@@ -1,5 +1,6 @@
 """The two towers: timm's vision transformer, and a causal text transformer of timm's blocks."""
 
+import math
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -72,6 +73,7 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
             mlp_layer=Mlp,
             weight_init="skip",
         )
+        self.patch_embed.strict_img_size = False  # encode_image says which sizes there are
         if config.patch_dropout:
             self.patch_drop = PatchDropout(config.patch_dropout, self.num_prefix_tokens)
         _set_lambda_init(self.blocks, config)
@@ -80,6 +82,16 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
         """timm's, with pixels of any float dtype: a model in bfloat16 takes what its preprocess makes."""
         out: Tensor = super().forward_features(x.to(self.pos_embed.dtype), *args, **kwargs)
         return out
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """timm's, which resamples positions only for other models: (B, patches, width), of a smaller image fewer."""
+        if x.shape[1] != self.patch_embed.num_patches:
+            side = math.isqrt(x.shape[1])
+            positions = timm.layers.resample_abs_pos_embed(self.pos_embed, [side, side], num_prefix_tokens=1)
+            out: Tensor = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
+            return out
+        whole: Tensor = super()._pos_embed(x)
+        return whole
 
 
 class TextTower(nn.Module):

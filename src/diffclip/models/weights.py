@@ -120,7 +120,7 @@ def load(
 
 def _is_delicate(name: str) -> bool:
     # Few numbers that much depends on: λ in bfloat16 would move in steps of 0.004, the temperature in steps of 0.5.
-    return name == "logit_scale" or ".attn.lambda_" in name
+    return name in ("logit_scale", "logit_bias") or ".attn.lambda_" in name
 
 
 def _beside(path: Path) -> dict[str, Any]:

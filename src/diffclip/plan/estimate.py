@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 import tomli
@@ -82,7 +83,7 @@ class Plan:
     steps: int
     batch_size: int
     work: Mapping[str, float]
-    """Part → operations of a step, forward and backward."""
+    """Part → operations of a step, forward and backward; the mean, where steps differ."""
     again: float
     """Operations of a step that recomputing adds."""
     memory: Memory
@@ -129,7 +130,7 @@ def plan(recipe: Recipe, machines: Machines, assumptions: Assumptions = Assumpti
     if batch % machines.count:
         raise UserError(f"a batch of {batch} cannot be divided among {machines.count} accelerators")
     parameters = parameters_of(config)
-    work = {part: batch * n for part, n in flops.training(config, batch, assumptions.caption_tokens).items()}
+    work = {part: batch * n for part, n in operations(recipe, assumptions.caption_tokens).items()}
     memory = _memory(recipe, machines, parameters)
     cached = recipe.training.micro_batch and recipe.training.micro_batch < batch // machines.count
     blocks = sum(n for part, n in work.items() if ": attention" in part or ": MLP" in part)
@@ -162,6 +163,22 @@ def plan(recipe: Recipe, machines: Machines, assumptions: Assumptions = Assumpti
     )
 
 
+def operations(recipe: Recipe, caption_tokens: int | None = None) -> dict[str, float]:
+    """Part → operations of one pair, forward and backward, averaged over what a recipe changes while it trains."""
+    config, options = recipe.model.resolve(), recipe.training
+    undropped = max(0.0, options.epochs - options.undropped_epochs)
+    stages = [stage for stage in options.image_sizes or ((0, config.image_size),) if stage[0] < options.epochs]
+    changes = sorted({0.0, undropped, options.epochs, *(float(epoch) for epoch, _ in stages)})
+    found: dict[str, float] = {}
+    for start, end in pairwise(changes):
+        size = [size for epoch, size in stages if epoch <= start][-1]
+        stage = dataclasses.replace(config, image_size=size)
+        parts = flops.training(stage, options.batch_size, caption_tokens, dropping=start < undropped)
+        for part, count in parts.items():
+            found[part] = found.get(part, 0.0) + count * (end - start) / options.epochs
+    return found
+
+
 @cache
 def parameters_of(config: ModelConfig) -> int:
     with torch.device("meta"):
@@ -170,6 +187,9 @@ def parameters_of(config: ModelConfig) -> int:
 
 def _memory(recipe: Recipe, machines: Machines, parameters: int) -> Memory:
     """Accelerators compute in bfloat16 where the recipe leaves it open, whatever this machine's processor does."""
+    if recipe.training.undropped_epochs:
+        overrides = {**recipe.model.overrides, "patch_dropout": 0.0}
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, overrides=overrides))
     if recipe.training.precision == "auto":
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision="bf16"))
     batch = recipe.training.batch_size

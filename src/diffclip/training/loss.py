@@ -31,6 +31,45 @@ def contrastive(outputs: Mapping[str, Tensor], groups: Tensor | None, rows: slic
     )
 
 
+def sigmoid(outputs: Mapping[str, Tensor], groups: Tensor | None, rows: slice) -> Tensor:
+    """sigmoid_loss as a Loss."""
+    return sigmoid_loss(
+        outputs["image_features"],
+        outputs["text_features"],
+        outputs["logit_scale"],
+        outputs["logit_bias"],
+        groups,
+        rows=rows,
+    )
+
+
+LOSSES: Mapping[str, Loss] = {"contrastive": contrastive, "sigmoid": sigmoid}
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    groups: Tensor | None = None,
+    *,
+    rows: slice = slice(None),
+) -> Tensor:
+    """−Σ_j log σ(z_ij (s·I_i·T_j + b)) averaged over images i, z being 1 for an image's own caption and −1 for others.
+
+    Every pair is a question of its own, so that no sum over the batch is taken ("Sigmoid Loss for Language Image
+    Pre-Training", Zhai et al. 2023, arXiv 2303.15343, eq. 1). b, learned, starts low: of B² pairs only B are right.
+    Shapes, groups and rows are those of contrastive_loss; z is 1 for all captions of an image's group. Returns a
+    float32 scalar.
+    """
+    with torch.autocast(image_features.device.type, enabled=False):
+        image, text = logit_scale.float() * image_features.float(), text_features.float()
+        logits = image[rows] @ text.T + logit_bias.float()  # (R, B)
+        of = torch.arange(len(image), device=image.device) if groups is None else groups
+        right = of[rows, None] == of[None, :]  # (R, B)
+        return -F.logsigmoid(torch.where(right, logits, -logits)).sum(dim=1).mean()
+
+
 def contrastive_loss(
     image_features: Tensor,
     text_features: Tensor,

@@ -15,14 +15,14 @@ from diffclip.data.sources import Source, open_source
 from diffclip.data.stream import Stream, is_stream, open_stream
 from diffclip.data.stream_loader import StreamLoader
 from diffclip.data.tokenizer import get_tokenizer
-from diffclip.data.transforms import TrainTransform, normalise
+from diffclip.data.transforms import ByEpoch, TrainTransform, normalise
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, create_model
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
 from diffclip.training.distributed import default_device, laid_out, world
 from diffclip.training.ema import WeightAverage
 from diffclip.training.gradients import Pairing, backward
-from diffclip.training.loss import contrastive
+from diffclip.training.loss import LOSSES
 from diffclip.training.optimizer import adamw, learning_rate
 from diffclip.training.statistics import layer_statistics
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # What is measured by layer is measured on this many images and captions of the current batch.
 MONITORED = 8
+# Where SigLIP's bias starts (Zhai et al. 2023): at first almost no pair is taken for a right one.
+SIGMOID_BIAS = -10.0
 # The last number of a seed: what is drawn from it. The loader's are 1 and 2.
 _PATCHES = 3
 
@@ -77,10 +79,14 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
     config = recipe.model.resolve()
     together = world()
     together.share(recipe.training.batch_size)
+    stages = tuple(
+        (epoch, TrainTransform(size, recipe.data.scale, recipe.data.ratio, recipe.data.flip))
+        for epoch, size in recipe.training.image_sizes or ((0, config.image_size),)
+    )
     loader = StreamLoader if isinstance(source, Stream) else Loader
     return loader(
         source,
-        TrainTransform(config.image_size, recipe.data.scale, recipe.data.ratio, recipe.data.flip),
+        ByEpoch(stages),
         get_tokenizer(config.context_length),
         recipe.training.batch_size,
         part=(together.rank, together.size),
@@ -93,7 +99,8 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
 def new_model(recipe: Recipe) -> CLIP:
     """The model of a recipe as it is before the first step."""
     torch.manual_seed(recipe.seed)
-    return create_model(recipe.model.preset, **recipe.model.overrides)
+    bias = {"logit_bias": SIGMOID_BIAS} if recipe.loss.kind == "sigmoid" else {}
+    return create_model(recipe.model.preset, **bias | recipe.model.overrides)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -155,9 +162,15 @@ class Trainer:
             group["lr"] = lr
         # Before the forward pass, so that these gradients are gone when its activations come.
         self.optimizer.zero_grad(set_to_none=True)
+        self._set_patch_dropout(step)
         parts, pairing = self._parts(step, batch)
         value = backward(
-            self._encode, parts, pairing, contrastive, world=self.world, accumulating=self.layout.accumulating
+            self._encode,
+            parts,
+            pairing,
+            LOSSES[self.recipe.loss.kind],
+            world=self.world,
+            accumulating=self.layout.accumulating,
         )
         if math.isfinite(value):
             self.layout.finish()
@@ -182,19 +195,24 @@ class Trainer:
             pairing = Pairing(place.to(self.device), batch.groups.to(self.device))
             # Every part has some, so that all processes run the same towers at the same time; these are nobody's.
             texts = torch.cat([texts, texts[:1].expand(max(0, count - len(texts)), -1)])
-        noise = self._patch_noise(step, size)
+        noise = self._patch_noise(step, batch.pixels)
         noises = [None] * count if noise is None else noise.tensor_split(count)
         parts = zip(batch.pixels.tensor_split(count), texts.tensor_split(count), noises, strict=True)
         return [_Part(*part) for part in parts], pairing
 
-    def _patch_noise(self, step: int, size: int) -> Tensor | None:
+    def _set_patch_dropout(self, step: int) -> None:
+        """The config's share of patches, but none in the last epochs that the recipe sets apart."""
+        if isinstance(self.model.visual.patch_drop, PatchDropout):
+            undropped = round(self.recipe.training.undropped_epochs * self.schedule.steps_per_epoch)
+            dropping = step < self.schedule.steps - undropped
+            self.model.visual.patch_drop.prob = self.model.config.patch_dropout if dropping else 0.0
+
+    def _patch_noise(self, step: int, pixels: Tensor) -> Tensor | None:
         """(B, patches) for patch dropout, a function of seed, step and row; None for a model without it."""
         if not isinstance(self.model.visual.patch_drop, PatchDropout):
             return None
-        first = self.world.rank * size
-        return patch_noise(
-            (self.recipe.seed, step, 0, _PATCHES), first, size, self.model.visual.patch_embed.num_patches
-        )
+        size, patches = len(pixels), (pixels.shape[-1] // self.model.config.patch_size) ** 2
+        return patch_noise((self.recipe.seed, step, 0, _PATCHES), self.world.rank * size, size, patches)
 
     @contextmanager
     def _dropping(self, noise: Tensor | None) -> Iterator[None]:
@@ -220,5 +238,5 @@ class Trainer:
         """layer_statistics of a few images and different captions of the batch."""
         pixels = self.pixels(batch.pixels[:MONITORED])
         tokens = torch.unique(batch.tokens, dim=0)[:MONITORED].to(self.device)
-        with self.autocast(), self._dropping(self._patch_noise(0, len(pixels))):
+        with self.autocast(), self._dropping(self._patch_noise(0, pixels)):
             return layer_statistics(self.model, pixels, tokens)
