@@ -18,12 +18,14 @@ from diffclip.training.distributed import World, default_device, whole, world
 
 SIZE, END = 12, 49407
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 3, 3, 2, 1, 0, 4])
-# Processes, layout, shared captions, micro-batch.
+# Processes, layout, shared captions, micro-batch, loss.
 CASES = [
-    *itertools.product([2], ["ddp", "fsdp"], [False, True], [0, 2]),
-    (4, "ddp", False, 0),
-    (4, "ddp", True, 2),
-    (4, "fsdp", True, 2),
+    *itertools.product([2], ["ddp", "fsdp"], [False, True], [0, 2], ["contrastive"]),
+    (2, "fsdp", True, 2, "sigmoid"),
+    (4, "ddp", False, 0, "contrastive"),
+    (4, "ddp", True, 2, "contrastive"),
+    (4, "fsdp", True, 2, "contrastive"),
+    (4, "ddp", True, 0, "sigmoid"),
 ]
 
 
@@ -44,13 +46,13 @@ def own(made):
 
 
 def gradients(folder):
-    for _, layout, shared, micro_batch in (case for case in CASES if case[0] == world().size):
-        one = trainer(shared=shared, batch_size=SIZE, layout=layout, micro_batch=micro_batch)
+    for _, layout, shared, micro_batch, kind in (case for case in CASES if case[0] == world().size):
+        one = trainer(shared=shared, loss=kind, batch_size=SIZE, layout=layout, micro_batch=micro_batch)
         loss, _ = one.step(3, own(batch(shared)))
         found = {name: whole(parameter.grad) for name, parameter in one.model.named_parameters()}
         lambdas = {f"lambda_{tower}": whole(values) for tower, values in one.model.lambdas().items()}
         if world().main:
-            name = f"{world().size}_{layout}_{shared}_{micro_batch}.safetensors"
+            name = f"{world().size}_{layout}_{shared}_{micro_batch}_{kind}.safetensors"
             save_file(found | lambdas | {"loss": torch.tensor(loss)}, folder / name)
 
 
@@ -62,11 +64,11 @@ def computed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("size", "layout", "shared", "micro_batch"), CASES)
-def test_the_gradients_are_those_of_one_process(computed, size, layout, shared, micro_batch):
+@pytest.mark.parametrize(("size", "layout", "shared", "micro_batch", "kind"), CASES)
+def test_the_gradients_are_those_of_one_process(computed, size, layout, shared, micro_batch, kind):
     """With patch dropout, captions that several processes have, and micro-batches."""
-    found = load_file(computed / f"{size}_{layout}_{shared}_{micro_batch}.safetensors")
-    alone = trainer(shared=shared, batch_size=SIZE)
+    found = load_file(computed / f"{size}_{layout}_{shared}_{micro_batch}_{kind}.safetensors")
+    alone = trainer(shared=shared, loss=kind, batch_size=SIZE)
     loss, single = expected(alone, batch(shared), step=3)
     assert found.pop("loss").item() == pytest.approx(loss, rel=1e-6)
     for tower, values in alone.model.lambdas().items():

@@ -12,7 +12,7 @@ from diffclip.models.patch_dropout import PatchDropout, patch_noise
 from diffclip.training import gradients
 from diffclip.training.dry_run import saved_bytes
 from diffclip.training.gradients import Pairing, feature_gradients
-from diffclip.training.loss import contrastive, contrastive_loss
+from diffclip.training.loss import LOSSES, contrastive
 from diffclip.training.step import Schedule, Trainer
 
 SMALL = {
@@ -29,12 +29,12 @@ SIZE, END = 11, 49407
 GROUPS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 2, 1, 0])
 
 
-def trainer(kind="diffclip", shared=False, **training):
+def trainer(kind="diffclip", shared=False, loss="contrastive", **training):
     recipe = validate(
         {
             "seed": 5,
             "model": {"preset": f"{kind}_vit_quickstart", "overrides": SMALL},
-            "loss": {"shared_captions": shared},
+            "loss": {"kind": loss, "shared_captions": shared},
             "training": {"batch_size": SIZE, "precision": "float32"} | training,
         },
         where="test",
@@ -62,7 +62,7 @@ def expected(one, made, step):
     model.visual.patch_drop.noise = patch_noise((5, step, 0, 3), 0, len(made.pixels), 16)
     out = model(image=normalise(made.pixels, config.image_mean, config.image_std), text=made.tokens)
     groups = made.groups if one.recipe.loss.shared_captions else None
-    loss = contrastive_loss(out["image_features"], out["text_features"], out["logit_scale"], groups)
+    loss = LOSSES[one.recipe.loss.kind](out, groups, slice(None))
     model.visual.patch_drop.noise = None
     found = torch.autograd.grad(loss, list(model.parameters()))
     return loss.item(), dict(zip(dict(model.named_parameters()), found, strict=True))
@@ -113,7 +113,7 @@ def test_activations_are_those_of_one_part():
 
 def test_a_loss_that_is_not_finite_leaves_no_gradient(monkeypatch):
     one = trainer(micro_batch=4)
-    monkeypatch.setattr("diffclip.training.step.contrastive", lambda *_: torch.tensor(math.inf, requires_grad=True))
+    monkeypatch.setitem(LOSSES, "contrastive", lambda *_: torch.tensor(math.inf, requires_grad=True))
     value, _ = one.step(0, batch())
     assert value == math.inf
     assert all(parameter.grad is None for parameter in one.model.parameters())

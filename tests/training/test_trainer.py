@@ -15,6 +15,7 @@ import diffclip
 from diffclip.config import validate
 from diffclip.errors import Stopped, UserError
 from diffclip.training import checkpoint, step, trainer
+from diffclip.training.loss import LOSSES
 from diffclip.training.step import Schedule
 from diffclip.training.trainer import train
 
@@ -120,7 +121,7 @@ def test_a_run_directory_is_not_overwritten(finished):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "contrastive", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setitem(LOSSES, "contrastive", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(UserError, match="the loss is nan at step 1"):
         train(recipe(), tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "not_finite_step_00000001.json").read_text())
