@@ -38,7 +38,9 @@ def test_defaults_are_the_papers():
 
 def test_the_paper_recipes_differ_in_the_model_alone():
     for folder in ("cc3m", "cc12m"):
-        clip, *others = (load_recipe(path) for path in RECIPES if path.parent.name == folder)
+        clip, *others = (
+            load_recipe(path) for path in RECIPES if path.parent.name == folder and not path.stem.endswith("_fast")
+        )
         assert others
         for other in others:
             assert (other.data, other.loss, other.optimizer, other.training) == (

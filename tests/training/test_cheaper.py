@@ -59,7 +59,7 @@ def test_the_sigmoid_loss_has_the_same_gradients_in_micro_batches():
     whole, parts = (sigmoid_trainer(micro_batch=size) for size in (0, 2))
     assert whole.step(0, batch(2))[0] == pytest.approx(parts.step(0, batch(2))[0], rel=1e-6)
     for name, gradient in gradients(whole).items():
-        assert (gradients(parts)[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+        assert (gradients(parts)[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name  # λ's nearly cancels
 
 
 def test_no_patch_is_dropped_in_the_last_epochs():

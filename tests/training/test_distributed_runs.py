@@ -145,7 +145,7 @@ def test_features_that_processes_share_out_are_complete_and_the_same(folder, mon
     by_hand = image_features(model, source)
     monkeypatch.setattr("diffclip.evaluation.features._encoded", lambda *_: pytest.fail("encoded an image"))
     found = image_features(model, source, cache=FeatureCache(folder / "features"))
-    assert torch.equal(found.tower, by_hand.tower)
+    torch.testing.assert_close(found.tower, by_hand.tower)  # each process computed on one thread
     assert torch.equal(found.labels, by_hand.labels)
 
 
