@@ -9,7 +9,7 @@ import ftfy
 import pytest
 import regex
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
@@ -164,9 +164,14 @@ def test_decoding_gives_the_words_back():
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(categories=("L", "N", "Zs")), max_size=40))
+@example("ŒÀ")
 def test_decoding_inverts_encoding_up_to_spaces(text):
     ids = OURS.encode(text)
-    assert OURS.encode(OURS.decode(ids)) == ids
+    decoded = OURS.decode(ids)
+    assume(
+        ftfy.fix_text(decoded) == decoded
+    )  # "œà" looks like mis-decoded text, which encoding repairs, as open_clip does
+    assert OURS.encode(decoded) == ids
 
 
 def test_a_tokenizer_survives_pickling():
