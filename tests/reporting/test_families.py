@@ -2,6 +2,7 @@ import pytest
 from made_results import make_run, put
 
 from diffclip.errors import UserError
+from diffclip.reporting import contents
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import group, kind_of
 
@@ -106,3 +107,12 @@ def test_an_unfinished_run_is_what_its_recipe_makes_of_the_preset(tmp_path):
     with (run / "recipe.toml").open("a") as file:
         file.write('[model.overrides]\nvision_attention = "standard"\ntext_attention = "standard"\n')
     assert shape(group(collect([tmp_path]))) == {"scenes": {"CLIP": [0]}}
+
+
+def test_captions_speak_of_bands_only_where_there_are_several_seeds(tmp_path):
+    make_run(tmp_path / "a-seed0", seed=0, preset="clip_vit_quickstart")
+    (one,) = group(collect([tmp_path]))
+    assert contents._bands(one) == ""
+    make_run(tmp_path / "a-seed1", seed=1, preset="clip_vit_quickstart")
+    (two,) = group(collect([tmp_path]))
+    assert contents._bands(two) == " Bands: one sd over seeds."

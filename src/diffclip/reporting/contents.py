@@ -200,13 +200,19 @@ def in_words(table: Table, group: str) -> str:
     return f"{table.layout.title}. {'; '.join(parts)}."
 
 
+def _bands(group: Group) -> str:
+    """What a caption says of bands, which are drawn where a family has several seeds."""
+    several = any(len(family.members) > 1 for family in group.families)
+    return " Bands: one sd over seeds." if several else ""
+
+
 def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
     for dataset in paper_tables.data_sets(scores, group, "robustness"):
         text = f"Top-1 accuracy on {dataset} under attacks of growing strength ε"
         yield Drawing(
             f"attacks-{slug(group.name)}-{slug(dataset)}",
             f"Adversarial robustness on {dataset}, {group.name}",
-            "An image that is wrong without an attack counts as wrong under each. Bands: one sd over seeds.",
+            "An image that is wrong without an attack counts as wrong under each." + _bands(group),
             text,
             lambda d=dataset: _drawn(curve_figures.attacks(scores, group, d, palette)),  # type: ignore[misc]
         )
@@ -214,7 +220,7 @@ def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Draw
         yield Drawing(
             f"corruptions-{slug(group.name)}-{slug(dataset)}",
             f"Common corruptions on {dataset}, {group.name}",
-            "Mean over the kinds of corruption. Bands: one sd over seeds.",
+            "Mean over the kinds of corruption." + _bands(group),
             f"Top-1 accuracy on {dataset} over the severity of corruptions",
             lambda d=dataset: _drawn(curve_figures.severities(scores, group, d, palette)),  # type: ignore[misc]
         )
@@ -225,8 +231,8 @@ def _noise(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
         yield Drawing(
             f"noise-{slug(group.name)}-{slug(dataset)}",
             f"Correlation of A1 and A2 by layer on {dataset}, {group.name}",
-            "On the same images clean, cluttered and noisy. Of standard attention, A1 and A2 are neighbouring heads. "
-            "Bands: one sd over seeds.",
+            "On the same images clean, cluttered and noisy. Of standard attention, A1 and A2 are neighbouring heads."
+            + _bands(group),
             f"Correlation of the two attention maps by layer on clean, cluttered and noisy images of {dataset}",
             lambda d=dataset: _drawn(curve_figures.noise(scores, group, d, palette)),  # type: ignore[misc]
         )
