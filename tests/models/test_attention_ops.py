@@ -10,6 +10,8 @@ from diffclip.models import attention_ops, fused_attention, native_attention
 from diffclip.models.attention_choice import fastest
 from diffclip.models.attention_ops import BACKENDS, differential_attention
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 B, H, N, D = 2, 4, 5, 3
 
 

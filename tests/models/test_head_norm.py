@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from diffclip.models import native_attention
 from diffclip.models.head_norm import _head_norm, head_norm
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 WIDTH, EPS = 12, 1e-5
 
 

@@ -19,6 +19,8 @@ from diffclip.training.loss import LOSSES
 from diffclip.training.step import Schedule
 from diffclip.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # the same bits, although threads share the sums
+
 SMALL = {
     "image_size": 16,
     "patch_size": 8,

@@ -1,0 +1,51 @@
+"""How the suite runs: one thread a process, a file's tests in one process, the files that take longest first."""
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+# Read when torch and NumPy are loaded; child processes inherit them. Two workers with two threads each on two cores take
+# three times as long as with one: an idle thread would spin, and keep a core from the one that it waits for.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Processes, compilers and whole runs. What begins last should be short, or one worker ends long after the other.
+FIRST = ("hostile/test_hostile.py", "training", "test_quickstart.py", "test_sweep.py", "reporting", "models", "data")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Import the tests without collecting garbage, and let no later collection look at what importing left.
+
+    Before Python 3.11.8, code that a garbage collection runs while pytest parses a file makes the parser fail ("AST
+    constructor recursion depth mismatch", python/cpython#106905).
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+
+    def place(item):
+        path = item.path.relative_to(here)
+        return next((n for n, name in enumerate(FIRST) if name in (path.as_posix(), path.parts[0])), len(FIRST))
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="module")
+def two_threads():
+    """For what could depend on how many threads share the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
