@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from diffclip import sweep as sweeps
 from diffclip.cli import main
-from diffclip.config import load_recipe, read_toml
+from diffclip.config import load_recipe, read_toml, to_toml
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results, seeds
 from diffclip.reporting import sweep_table
@@ -98,14 +98,18 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
 def test_every_variant_of_every_sweep_is_a_valid_recipe(path):
-    for files in ([path], *([path, where] for where in ELSEWHERE)):
+    about_models = path.stem != "cheaper"  # which is about CIFAR-10 and how to train on it
+    for files in ([path], *([path, where] for where in ELSEWHERE if about_models)):
         sweep = load_sweep(*files)
         made = [recipe_of(sweep, variant, 7) for variant in sweep.variant]
         assert all(recipe.seed == 7 for recipe in made)
-        models = [recipe.model.resolve() for recipe in made]
-        assert len(set(models)) == len(models), "two variants are the same model"
-        base = load_recipe(sweep.base)
-        assert all((r.data, r.optimizer, r.loss) == (base.data, base.optimizer, base.loss) for r in made)
+        assert len({to_toml(recipe) for recipe in made}) == len(made), "two variants are the same"
+        assert all((r.data, r.optimizer) == (made[0].data, made[0].optimizer) for r in made)
+        if about_models:
+            models = [recipe.model.resolve() for recipe in made]
+            assert len(set(models)) == len(models), "two variants are the same model"
+            base = load_recipe(sweep.base)
+            assert all((r.data, r.optimizer, r.loss) == (base.data, base.optimizer, base.loss) for r in made)
 
 
 def test_figure_5_has_the_papers_models_and_its_six_groups():

@@ -113,7 +113,8 @@ def cells_of(row: Row) -> tuple[str, ...]:
 
 def to_rich(table: SweepTable) -> Table:
     """For a terminal of 80 columns; a head line for each group."""
-    shown = Table(caption=f"{_seeds(table)} {note(table)}", caption_justify="left", box=box.SIMPLE_HEAD)
+    caption = f"{_seeds(table)} {note(table)}"
+    shown = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("variant")
     for name in ("mean ± sd", "diff.", "95 % interval", "verdict"):
         shown.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
