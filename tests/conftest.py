@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# Read when torch and NumPy are loaded; child processes inherit them. Two workers with two threads each on two cores take
-# three times as long as with one: an idle thread would spin, and keep a core from the one that it waits for.
+# Read when torch and NumPy are loaded; child processes inherit them. With two threads each, two workers on two cores
+# take far longer: an idle thread would spin, and keep a core from the one that it waits for.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
