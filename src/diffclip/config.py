@@ -15,6 +15,7 @@ import tomli
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from diffclip.data.options import Located
 from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig, model_config
 
@@ -47,20 +48,13 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Located):
     """One data set: where it lies and how it is read. The fields are those of `diffclip.data.sources.open_source`."""
 
     __pydantic_config__ = STRICT
 
     path: str = ""
     """A folder, a file, a pattern of shards, or `scenes:SPLIT`."""
-    format: Literal["auto", "parquet", "tar", "csv", "folder", "scenes"] = "auto"
-    split: str | None = None
-    """Which part of a folder that holds several, such as `train`."""
-    image_key: str | None = None
-    """Column or extension of the image; found by itself when there is no choice."""
-    caption_key: str | None = None
-    label_key: str | None = None
     classnames: tuple[str, ...] | None = None
     """Names of the classes of labelled data, in label order; by default the data set's own."""
     templates: tuple[str, ...] | None = None

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffclip import cli
+from diffclip.config import SourceConfig
 from diffclip.data import pack as packing
 from diffclip.data import parallel, show
 from diffclip.data.images import decode
@@ -251,6 +252,23 @@ def test_wrong_arguments_are_told_in_one_line(arguments, message):
         cli.main(["data", *arguments])
     assert message in str(status.value)
     assert "\n" not in str(status.value)
+
+
+@pytest.mark.parametrize("command", [("verify",), ("pack", "--out", "x"), ("show", "--out", "x.png")])
+def test_a_data_set_is_stated_as_in_a_recipe(command, monkeypatch):
+    stated = {"path": "here", "format": "csv", "split": "test", "image_key": "i", "caption_key": "c", "label_key": "l"}
+    opened = []
+
+    def open_source(**arguments):
+        opened.append(arguments)
+        raise UserError("seen")
+
+    monkeypatch.setattr("diffclip.data.sources.open_source", open_source)
+    options = [word for name, value in stated.items() for word in (f"--{name.replace('_', '-')}", value)][2:]
+    with pytest.raises(SystemExit, match="seen"):
+        cli.main(["data", *command, *options, "here"])
+    assert opened == [stated]
+    assert stated.items() <= vars(SourceConfig(**stated)).items()
 
 
 def test_the_commands_run(tmp_path, capsys):

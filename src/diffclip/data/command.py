@@ -1,38 +1,22 @@
 """`diffclip data verify`, `pack` and `show`: their arguments."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import PositionalRequiredArgs, arg
 
+from diffclip.data.options import Located
 from diffclip.errors import UserError
 
-Format = Literal["auto", "parquet", "tar", "csv", "folder", "scenes"]
+Data = Annotated[PositionalRequiredArgs[Located], arg(name="")]
 
 
-def verify(
-    path: Positional[str],
-    /,
-    *,
-    format: Format = "auto",
-    split: str | None = None,
-    image_key: str | None = None,
-    caption_key: str | None = None,
-    label_key: str | None = None,
-    workers: int = 0,
-    json: Path | None = None,
-) -> None:
+def verify(data: Data, *, workers: int = 0, json: Path | None = None) -> None:
     """Decode every image and tokenise every caption of a data set; report sizes, repetitions and what is wrong.
 
     Exit status 1 where an example cannot be used, or the same image with the same captions is there twice.
 
     Args:
-        path: A folder, a file, a pattern of shards, or scenes:SPLIT, as data.train.path of a recipe.
-        format: What it is, where the file names do not tell.
-        split: Which part of a folder that holds several.
-        image_key: Column or extension of the image.
-        caption_key: Column, extension or entry of .json of the captions.
-        label_key: The same of the labels.
         workers: Processes; 0: as many as there are processors.
         json: Write the report there too, with the place of everything that is wrong.
     """
@@ -40,22 +24,13 @@ def verify(
     from diffclip.data.parallel import processors
     from diffclip.data.sources import open_source
 
-    source = open_source(
-        path, format=format, split=split, image_key=image_key, caption_key=caption_key, label_key=label_key
-    )
-    work.verify(source, workers=workers or processors(), json_file=json)
+    work.verify(open_source(**vars(data)), workers=workers or processors(), json_file=json)
 
 
 def pack(
-    path: Positional[str],
-    /,
+    data: Data,
     *,
     out: Path,
-    format: Format = "auto",
-    split: str | None = None,
-    image_key: str | None = None,
-    caption_key: str | None = None,
-    label_key: str | None = None,
     shard_mb: float = 256,
     shard_examples: int = 10_000,
     resize: int | None = None,
@@ -66,13 +41,7 @@ def pack(
     """Write a data set as tar shards. The same command goes on where it was stopped.
 
     Args:
-        path: A folder, a file, a pattern of shards, or scenes:SPLIT, as data.train.path of a recipe.
         out: The folder of the shards, new or of the same packing.
-        format: What the data set is, where the file names do not tell.
-        split: Which part of a folder that holds several.
-        image_key: Column or extension of the image.
-        caption_key: Column, extension or entry of .json of the captions.
-        label_key: The same of the labels.
         shard_mb: Megabytes (10^6 bytes) of a shard, at most.
         shard_examples: Examples of a shard, at most.
         resize: Shrink images whose shorter edge is longer than this to it, as JPEG; without it files stay as they are.
@@ -93,36 +62,14 @@ def pack(
         if not least <= value <= most:
             raise UserError(f"--{name} {value}: give a number from {least:g} to {most:g}")
     plan = work.Plan(round(shard_mb * 1e6), shard_examples, resize, quality, shuffle)
-    source = open_source(
-        path, format=format, split=split, image_key=image_key, caption_key=caption_key, label_key=label_key
-    )
-    work.tell(work.pack(source, out, plan, workers=workers or processors()), out)
+    work.tell(work.pack(open_source(**vars(data)), out, plan, workers=workers or processors()), out)
 
 
-def show(
-    path: Positional[str],
-    /,
-    *,
-    out: Path,
-    format: Format = "auto",
-    split: str | None = None,
-    image_key: str | None = None,
-    caption_key: str | None = None,
-    label_key: str | None = None,
-    count: int = 24,
-    columns: int = 6,
-    seed: int = 0,
-) -> None:
+def show(data: Data, *, out: Path, count: int = 24, columns: int = 6, seed: int = 0) -> None:
     """Draw some examples of a data set on one sheet, with their captions.
 
     Args:
-        path: A folder, a file, a pattern of shards, or scenes:SPLIT, as data.train.path of a recipe.
         out: The sheet, a .png file.
-        format: What the data set is, where the file names do not tell.
-        split: Which part of a folder that holds several.
-        image_key: Column or extension of the image.
-        caption_key: Column, extension or entry of .json of the captions.
-        label_key: The same of the labels.
         count: How many examples.
         columns: How many side by side.
         seed: Of the random choice.
@@ -132,7 +79,4 @@ def show(
 
     if not (0 < count <= 1000 and columns > 0):
         raise UserError(f"--count {count} --columns {columns}: give 1 to 1000 examples in at least one column")
-    source = open_source(
-        path, format=format, split=split, image_key=image_key, caption_key=caption_key, label_key=label_key
-    )
-    work.show(source, out, count=count, columns=columns, seed=seed)
+    work.show(open_source(**vars(data)), out, count=count, columns=columns, seed=seed)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diffclip.data.columns import listed
 from diffclip.data.example import Example, Options
 from diffclip.data.files import FolderSource, table_source
+from diffclip.data.options import Format
 from diffclip.data.parquet import ParquetSource
 from diffclip.data.patterns import expand_braces
 from diffclip.data.shards import TarSource
@@ -26,7 +27,7 @@ from diffclip.errors import UserError
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
 
-FORMATS = ("auto", "parquet", "tar", "csv", "folder", "scenes")
+FORMATS: tuple[str, ...] = get_args(Format)
 TEMPLATES = ("a photo of a {c}.",)
 _FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 _SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
