@@ -259,7 +259,7 @@ def test_captions_from_json(tmp_path):
     )
     assert [open_tar(path)[i].captions for i in range(6)] == [("one",), (), (), (), (), ()]
     assert open_tar(path, caption_key="all")[0].captions == ("x", "y")
-    with pytest.raises(UserError, match=r"has no 'alt': its members end in .*json.* its \.json has caption, all"):
+    with pytest.raises(UserError, match=r"no 'alt': its examples have image, json, and its \.json has caption, all"):
         open_tar(path, caption_key="alt")
 
 

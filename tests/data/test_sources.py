@@ -1,6 +1,7 @@
 """Every format gives the same examples back, and every mistake is one line that says what is there."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -137,7 +138,7 @@ def test_parquet_mistakes(tmp_path):
     pq.write_table(hub_table(), file)
     assert error_of(file, classnames=["a", "b"]) == f"{file} has labels up to 2, but there are 2 class names"
     pq.write_table(hub_table(image="image"), tmp_path / "b.parquet")
-    assert error_of(tmp_path) == f"{tmp_path / 'b.parquet'} has no column 'img'; it has image, label"
+    assert error_of(tmp_path) == f"{tmp_path / 'b.parquet'} has no column 'img'; it has image, label; is it image?"
     file.write_bytes(b"PAR1 no")
     assert error_of(file).startswith(f"{file} cannot be read as parquet: ")
     fine, coarse = hub_table(label="fine_label"), hub_table(label="coarse_label")
@@ -253,11 +254,15 @@ def test_class_folders(tmp_path):
 
 def test_folders_that_hold_nothing_of_use(tmp_path):
     assert error_of(tmp_path) == (
-        f"{tmp_path} holds no parquet, tar, csv or tsv files and no class folders of images, but none"
+        f"{tmp_path} holds no parquet, tar, csv or tsv files and no class folders of images; it is empty"
     )
     (tmp_path / "readme.md").write_text("")
-    assert error_of(tmp_path).endswith("but readme.md")
-    assert error_of(tmp_path, format="tar") == f"{tmp_path} holds no tar files, neither itself nor one folder down"
+    assert error_of(tmp_path).endswith("; it has readme.md")
+    assert error_of(tmp_path, format="tar") == (
+        f"{tmp_path} holds no tar files, neither itself nor one folder down; it has readme.md"
+    )
+    (tmp_path / "0.JPG").write_bytes(IMAGES[0])
+    assert error_of(tmp_path).startswith(f"{tmp_path} holds 1 images in no class folder: move them into a folder for")
 
 
 # Paths, patterns and splits
@@ -291,9 +296,32 @@ def test_patterns_of_shards(tmp_path):
         source = open_source(str(tmp_path / pattern))
         assert captions(source) == [str(i) for i in expected]
     assert open_source(str(tmp_path / "*.tar")).name == tmp_path.name
-    assert error_of(tmp_path / "{00011..00013}.tar").startswith(f"there is no {tmp_path / '00012.tar'}; ")
-    assert error_of(tmp_path / "x*.tar").startswith(f"there is no {tmp_path / 'x*.tar'}; {tmp_path} has 00000.tar, 0")
-    assert error_of(tmp_path / "x" / "y") == f"there is no {tmp_path / 'x' / 'y'}; {tmp_path / 'x'} has none"
+    shards = f"{tmp_path} has {', '.join(f'{i:05}.tar' for i in range(8))} and 4 more"
+    anything = "; give a folder, a file, a pattern of shards, or scenes:SPLIT"
+    assert error_of(tmp_path / "{00011..00013}.tar").startswith(
+        f"there is no {tmp_path / '00012.tar'}: {shards}; is it"
+    )
+    assert error_of(tmp_path / "x*") == f"there is no {tmp_path / 'x*'}: {shards}{anything}"
+    assert error_of(tmp_path / "x" / "y") == f"there is no {tmp_path / 'x' / 'y'}: {shards}{anything}"
+
+
+def test_what_is_not_there_is_told_with_what_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert error_of("nosuch").startswith(f"there is no nosuch: {tmp_path} is empty; give a folder, a file, ")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    assert error_of("photo/a/b.tar") == f"there is no photo/a/b.tar: {tmp_path} has photos; is it photos?"
+    for drawn in ("Scenes:test", "scene:test", "scenes/test", "scens"):
+        assert error_of(drawn).endswith("; is it scenes:SPLIT, such as scenes:test?")
+    assert error_of("") == "no path: give a folder, a file, a pattern of shards, or scenes:SPLIT"
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def iterdir(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(sources.Path, "iterdir", iterdir)  # root may read every folder
+    assert error_of(tmp_path) == f"cannot read the folder {tmp_path}: Permission denied"
 
 
 def test_a_folder_of_img2dataset_has_parquet_files_without_images(tmp_path):
@@ -316,7 +344,7 @@ def test_splits_of_files(tmp_path, names):
     assert captions(open_source(str(tmp_path), split="test")) == [names[1]]
     assert open_source(str(tmp_path), split="test").name == f"{tmp_path.name}:test"
     assert error_of(tmp_path) == f"{tmp_path} holds the splits test, train: choose one with split"
-    assert error_of(tmp_path, split="val") == f"{tmp_path} holds no split 'val'; found test, train"
+    assert error_of(tmp_path, split="val") == f"{tmp_path} holds no split 'val': choose one of test, train"
 
 
 def test_splits_of_class_folders(tmp_path):
@@ -325,11 +353,30 @@ def test_splits_of_class_folders(tmp_path):
         (tmp_path / split / "dog" / "0.jpg").write_bytes(IMAGES[shade])
     assert open_source(str(tmp_path), split="test")[0].image == IMAGES[1]
     assert error_of(tmp_path) == f"{tmp_path} holds the splits test, train: choose one with split"
-    assert error_of(tmp_path, split="val") == f"{tmp_path} holds no split 'val'; its folders are test, train"
-    assert error_of(tmp_path / "train" / "dog" / "0.jpg") == (
-        f"{tmp_path / 'train' / 'dog' / '0.jpg'} is of no known format: expected .tar, .parquet, .csv, .tsv or a folder"
+    assert error_of(tmp_path, split="val") == f"{tmp_path} holds no split 'val': choose one of test, train"
+    assert error_of(tmp_path / "test", split="val") == (
+        f"{tmp_path / 'test'} is not divided into splits: leave split 'val' out; it has dog"
     )
-    assert error_of(tmp_path / "train" / "dog" / "0.jpg", format="folder").endswith("is not a folder of class folders")
+    assert error_of(tmp_path / "train" / "dog" / "0.jpg") == (
+        f"{tmp_path / 'train' / 'dog' / '0.jpg'} is of no known format: give a file that ends in .tar, .parquet, .csv, "
+        ".tsv, a folder of these or of class folders, or say what it is with format"
+    )
+    assert error_of(tmp_path / "train" / "dog" / "0.jpg", format="folder").endswith(
+        "is a file, not a folder of class folders; leave format out"
+    )
+
+
+def test_a_key_or_split_that_would_be_ignored_is_refused(tmp_path):
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "0.jpg").write_bytes(IMAGES[0])
+    write_shard(tmp_path / "a.tar", "mine")
+    for path, key in (("scenes:test", "label_key"), (tmp_path / "a.tar", "image_key"), (tmp_path, "caption_key")):
+        message = error_of(path, **{key: "x"}, format="folder" if path == tmp_path else "auto")
+        assert message.startswith(f"{path}: ")
+        assert message.endswith(f"have no {key} to choose: leave {key} 'x' out")
+    assert error_of("scenes:test", split="train").endswith("but split = 'train': leave one of them out")
+    assert len(open_source("scenes:test", split="test")) == 2000
+    assert "drawn scenes are called scenes:SPLIT" in error_of(tmp_path, format="scenes")
 
 
 def test_options_that_make_no_sense(tmp_path):
@@ -390,7 +437,7 @@ def test_scenes_by_name():
     assert (len(test), test.templates) == (5, ("only {c}",))
     assert np.array_equal(open_source("scenes", split="test")[3].image, open_source("scenes:test")[3].image)
     for wrong in ("scenes?length=x", "scenes?colour=3", "scenes?length=", "scenes?length=-3"):
-        assert "is not size=…, length=… or seed=… with a whole number" in error_of(wrong)
+        assert "after the ? come size=…, length=…, seed=… with whole numbers below 10⁹" in error_of(wrong)
     assert "'nowhere'" in error_of("scenes:nowhere")
 
 

@@ -176,7 +176,7 @@ CASES = [
             ("data from a device", r"error: ", MODEL + '[data.train]\npath = "/dev/zero"\nformat = "tar"'),
             (
                 "scenes of 10³⁰ pixels",
-                r"error: .*whole number below",
+                r"error: .*whole numbers below",
                 MODEL + f'[data.train]\npath = "scenes:train?size={10**30}"',
             ),
             ("scenes of 0 pixels", r"error: ", MODEL + '[data.train]\npath = "scenes:train?size=0"'),

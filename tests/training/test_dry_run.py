@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from diffclip.config import validate
@@ -32,6 +33,21 @@ def test_rows_without_data():
     assert rows["examples"].startswith("1,000 as the recipe states")
     assert "5.00e-04 at step 100" in rows["learning rate"]
     assert f"{parameters * 16 / 2**30:.2f} GiB" in rows["memory, weights and optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [
+        ("scenes:train?length=77", "77 in scenes:train?length=77; the recipe expects 1,000"),
+        ("scenes:train?length=1000", "1,000 in scenes:train?length=1000"),
+        ("scenes:tran", "1,000 as the recipe states; the data cannot be counted: scenes has no split 'tran': choose"),
+        ("pipe:cat {0..9}.tar", "1,000 as the recipe states; a stream is not counted"),
+    ],
+)
+def test_the_examples_are_those_of_the_data_or_it_says_why_not(path, row):
+    one = recipe()
+    data = dataclasses.replace(one.data, train=dataclasses.replace(one.data.train, path=path))
+    assert dict(describe(dataclasses.replace(one, data=data)))["examples"].startswith(row)
 
 
 def test_activations_are_those_of_a_real_forward_pass():

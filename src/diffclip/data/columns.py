@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -30,8 +31,14 @@ def find(wanted: str | None, usual: Sequence[str], available: Sequence[str], whe
         by_lower = {name.lower(): name for name in available}
         return next((by_lower[name] for name in usual if name in by_lower), None)
     if wanted not in available:
-        raise UserError(f"{where} has no column {wanted!r}; it has {listed(available)}")
+        raise UserError(f"{where} has no column {wanted!r}; it has {listed(available)}{closest(wanted, available)}")
     return wanted
+
+
+def closest(name: str, names: Sequence[str]) -> str:
+    """For a message about a name that is not among those that there are: which of them was perhaps meant."""
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; is it {near[0]}?" if near else ""
 
 
 def listed(names: Iterable[str]) -> str:

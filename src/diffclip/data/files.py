@@ -16,6 +16,7 @@ from PIL import Image
 from diffclip.data import columns
 from diffclip.data.example import Example, Options
 from diffclip.data.images import read_image
+from diffclip.data.paths import contents, entries
 from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
@@ -180,15 +181,12 @@ class FolderSource:
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.name, self.templates = options.name, options.templates
-        classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        classes = [entry for entry in entries(folder) if entry.is_dir()]
         images = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes]
         classes = [entry for entry, files in zip(classes, images, strict=True) if files]
         images = [files for files in images if files]
         if not classes:
-            found = columns.listed(sorted(entry.name for entry in folder.iterdir())[:8])
-            raise UserError(
-                f"{folder} holds no parquet, tar, csv or tsv files and no class folders of images, but {found}"
-            )
+            raise _no_images(folder)
         self.folders = tuple(entry.name for entry in classes)
         """The name of each class's folder, in the order of the labels."""
         names = options.classnames or tuple(name.replace("_", " ") for name in self.folders)
@@ -211,3 +209,15 @@ class FolderSource:
 
     def stamp(self) -> str:
         return stamp_of(self._files)
+
+
+def _no_images(folder: Path) -> UserError:
+    loose = sum(entry.suffix.lower() in SUFFIXES for entry in entries(folder))
+    if loose:
+        return UserError(
+            f"{folder} holds {loose:,} images in no class folder: move them into a folder for each class, or name them "
+            "with their captions in a .csv file with the columns filepath and caption"
+        )
+    return UserError(
+        f"{folder} holds no parquet, tar, csv or tsv files and no class folders of images; {contents(folder)}"
+    )

@@ -17,7 +17,7 @@ class Located:
     split: str | None = None
     """Which part of a folder that holds several, such as `train`."""
     image_key: str | None = None
-    """The column of the image; found by itself where there is no choice."""
+    """The column of a table's images; found by itself where there is no choice."""
     caption_key: str | None = None
     """The column of the captions, in a shard the extension or the entry of `.json`; found by itself likewise."""
     label_key: str | None = None

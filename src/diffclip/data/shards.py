@@ -108,10 +108,9 @@ def texts_among(where: str, suffixes: Sequence[str], content: bytes | None, opti
         if key == suffix and suffix in suffixes:
             return suffix, ""
         if key not in keys:
-            raise UserError(
-                f"{where} has no {key!r}: its members end in {columns.listed(suffixes)}, "
-                f"its .json has {columns.listed(keys)}"
-            )
+            known = columns.listed(suffixes) + (f", and its .json has {columns.listed(keys)}" if keys else "")
+            meant = columns.closest(key, [*suffixes, *keys])
+            raise UserError(f"{where} has no {key!r}: its examples have {known}{meant}")
         return "json", key
 
     caption = locate(options.caption_key, "txt", "caption")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -14,12 +13,11 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
-from diffclip.data.columns import listed
 from diffclip.data.example import Example, Options
 from diffclip.data.files import FolderSource, table_source
 from diffclip.data.options import Format
 from diffclip.data.parquet import ParquetSource
-from diffclip.data.patterns import expand_braces
+from diffclip.data.paths import ANYTHING, FORMAT_OF, contents, data_files, matching, of_split, split_folder, splits_of
 from diffclip.data.shards import TarSource
 from diffclip.data.stamp import Stamped, stamp_of
 from diffclip.data.stream import is_stream
@@ -28,9 +26,9 @@ from diffclip.errors import UserError
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
 
 FORMATS: tuple[str, ...] = get_args(Format)
+KEYS = ("image_key", "caption_key", "label_key")
+SCENES = ("size", "length", "seed")
 TEMPLATES = ("a photo of a {c}.",)
-_FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-_SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
 _HOLDOUT_SEED = 20_250_309
 
 
@@ -110,13 +108,15 @@ def open_source(
     """
     if format not in FORMATS:
         raise UserError(f"unknown data format {format!r}: choose one of {', '.join(FORMATS)}")
+    if not path:
+        raise UserError(f"no path: give {ANYTHING}")
     if is_stream(path):
         raise UserError(f"{path} is a stream, good for training alone: fetch the files for evaluation and all else")
     for template in templates or ():
         check_template(template)
     source: Source
     if format == "scenes" or (format == "auto" and re.fullmatch(r"scenes([:?].*)?", path)):
-        source = _scenes(path, split)
+        source = _scenes(path, split, {"image_key": image_key, "caption_key": caption_key, "label_key": label_key})
         source.classnames = tuple(classnames) if classnames else source.classnames
         source.templates = tuple(templates) if templates else source.templates
     else:
@@ -172,112 +172,59 @@ def check_template(template: str) -> None:
         raise UserError(f"template {template!r} must have {{c}} where the class name goes, and no other braces")
 
 
-def _scenes(path: str, split: str | None) -> Source:
+def _scenes(path: str, split: str | None, keys: Mapping[str, str | None]) -> Source:
     from diffclip.data.scenes import SceneSource  # only where it is asked for
 
+    _refuse(path, keys, "drawn scenes have")
     stated, _, query = path.partition("?")
-    _, _, stated_split = stated.partition(":")
+    name, _, stated_split = stated.partition(":")
+    if name != "scenes":
+        raise UserError(
+            f"{path}: drawn scenes are called scenes:SPLIT, such as scenes:test; for files leave format out"
+        )
+    if split and stated_split not in ("", split):
+        raise UserError(f"{path} names the split {stated_split!r}, but split = {split!r}: leave one of them out")
     arguments: dict[str, int] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in ("size", "length", "seed") or not re.fullmatch(r"\d{1,9}", value):
-            raise UserError(f"{path}: {key}={value} is not size=…, length=… or seed=… with a whole number below 10⁹")
+        if key not in SCENES or not re.fullmatch(r"\d{1,9}", value):
+            wrong = f"{key}={value}" if value else key
+            raise UserError(
+                f"{path}: after the ? come {', '.join(f'{name}=…' for name in SCENES)} with whole numbers below 10⁹, "
+                f"separated by &, not {wrong}"
+            )
         arguments[key] = int(value)
     return SceneSource(split=stated_split or split or "train", **arguments)
 
 
 def _open_files(path: str, format: str, split: str | None, options: Options) -> Source:
     root = Path(path)
-    files = _data_files(root, format) if os.path.isdir(root) else _matching(path)
+    keys = {name: getattr(options, name) for name in KEYS}
+    files = data_files(root, format) if os.path.isdir(root) else matching(path)
     if not files or format == "folder":
         if format not in ("auto", "folder"):
-            raise UserError(f"{path} holds no {format} files, neither itself nor one folder down")
+            raise UserError(f"{path} holds no {format} files, neither itself nor one folder down; {contents(root)}")
         if not os.path.isdir(root):
-            raise UserError(f"{path} is not a folder of class folders")
-        return FolderSource(_split_folder(root, split), options)
+            raise UserError(f"{path} is a file, not a folder of class folders; leave format out")
+        _refuse(path, keys, "class folders have")
+        return FolderSource(split_folder(root, split), options)
     if format == "auto":
-        format = _FORMAT_OF.get(files[0].suffix.lower(), "")
+        format = FORMAT_OF.get(files[0].suffix.lower(), "")
         if not format:
-            raise UserError(f"{files[0]} is of no known format: expected {', '.join(_FORMAT_OF)} or a folder")
-    files = _of_split(files, root, split) if os.path.isdir(root) or split else files
+            raise UserError(
+                f"{files[0]} is of no known format: give a file that ends in {', '.join(FORMAT_OF)}, a folder of these "
+                "or of class folders, or say what it is with format"
+            )
+    files = of_split(files, root, split) if os.path.isdir(root) or split else files
     if format == "tar":
+        _refuse(
+            path, {"image_key": options.image_key}, "shards, where the image is what ends in .jpg, .png and so on, have"
+        )
         return TarSource(files, options)
     return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
 
 
-def _matching(path: str) -> list[Path]:
-    """The files that a path or pattern names, sorted within each alternative of its braces."""
-    files: list[Path] = []
-    for name in expand_braces(path):
-        found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
-        files += [Path(file) for file in found]
-        missing = next((file for file in found if not os.path.isfile(file)), None)
-        if missing is not None or not found:
-            where = Path(missing or name)
-            around = sorted(entry.name for entry in where.parent.iterdir())[:8] if os.path.isdir(where.parent) else []
-            raise UserError(f"there is no {where}; {where.parent} has {listed(around)}")
-    return files
-
-
-def _data_files(root: Path, format: str) -> list[Path]:
-    """The files of one format in a folder, or one folder down if it has none itself.
-
-    Tar shards come first: beside them img2dataset leaves a parquet table of the same examples without their
-    images.
-    """
-    wanted = [f for f in ("tar", "parquet", "csv") if format in ("auto", f)]
-    for pattern in ("*", "*/*"):
-        here = sorted(file for file in root.glob(pattern) if file.suffix.lower() in _FORMAT_OF and file.is_file())
-        for kind in wanted:
-            files = [file for file in here if _FORMAT_OF[file.suffix.lower()] == kind and file.name[0] != "."]
-            if files:
-                return files
-    return []
-
-
-def splits_of(folder: Path) -> tuple[str, ...]:
-    """The names of the splits into which a folder is divided, as its files or its class folders are; () for none."""
-    files = _data_files(folder, "auto")
-    if files:
-        return tuple(sorted({name for file in files if (name := _split_name(file, folder))}))
-    return tuple(name for name in _folders(folder) if _SPLIT.fullmatch(name))
-
-
-def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
-
-
-def _split_name(file: Path, root: Path) -> str | None:
-    """What the file's folder or the beginning of its name calls the split it belongs to, if anything."""
-    if file.parent != root and _SPLIT.fullmatch(file.parent.name):
-        return file.parent.name
-    match = _SPLIT.match(file.name)
-    return match[1] if match else None
-
-
-def _of_split(files: list[Path], root: Path, split: str | None) -> list[Path]:
-    names = {file: _split_name(file, root) for file in files}
-    known = sorted({name for name in names.values() if name})
-    if split is None:
-        if len(known) > 1:
-            raise UserError(f"{root} holds the splits {listed(known)}: choose one with split")
-        return files
-    chosen = [f for f in files if f.parent.name == split or re.match(re.escape(split) + r"([-_.]|$)", f.name)]
-    if not chosen:
-        raise UserError(
-            f"{root} holds no split {split!r}; found {listed(known or sorted({f.name for f in files})[:8])}"
-        )
-    return chosen
-
-
-def _split_folder(root: Path, split: str | None) -> Path:
-    folders = _folders(root)
-    if split is not None:
-        if split not in folders:
-            raise UserError(f"{root} holds no split {split!r}; its folders are {listed(folders[:8])}")
-        return root / split
-    splits = [name for name in folders if _SPLIT.fullmatch(name)]
-    if splits and len(splits) == len(folders):
-        if len(splits) > 1:
-            raise UserError(f"{root} holds the splits {listed(splits)}: choose one with split")
-        return root / splits[0]
-    return root
+def _refuse(path: str, keys: Mapping[str, str | None], having: str) -> None:
+    """Raises UserError for a key that is stated where it would mean nothing."""
+    for name, value in keys.items():
+        if value is not None:
+            raise UserError(f"{path}: {having} no {name} to choose: leave {name} {value!r} out")

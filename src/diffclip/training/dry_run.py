@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffclip.config import Recipe
 from diffclip.data.sources import open_source
+from diffclip.data.stream import is_stream
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, count_parameters
 from diffclip.training.distributed import default_device
@@ -137,15 +138,20 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
 
 def training_examples(recipe: Recipe) -> tuple[int, str]:
     """How many there are, and where that is known from. Raises UserError without data and without a number."""
+    if is_stream(recipe.data.train.path) and recipe.data.examples:
+        return recipe.data.examples, "as the recipe states; a stream is not counted"
     if recipe.data.train.path:
         try:
-            return len(open_source(**vars(recipe.data.train))), f"in {recipe.data.train.path}"
-        except UserError:
+            count, expected = len(open_source(**vars(recipe.data.train))), recipe.data.examples
+            differs = f"; the recipe expects {expected:,}" if expected not in (0, count) else ""
+            return count, f"in {recipe.data.train.path}{differs}"
+        except UserError as error:
             if not recipe.data.examples:
                 raise
+            return recipe.data.examples, f"as the recipe states; the data cannot be counted: {error}"
     if not recipe.data.examples:
         raise UserError("the recipe names no training data: set data.train.path, or data.examples for a dry run")
-    return recipe.data.examples, "as the recipe states; the data are not here"
+    return recipe.data.examples, "as the recipe states, which names no data"
 
 
 def _rates(recipe: Recipe, schedule: Schedule) -> Iterator[str]:
