@@ -379,6 +379,16 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(finished, tmp_path, caps
     assert re.search(r"CLIP, seed 0 +new +100 +not known", capsys.readouterr().out)
 
 
+def test_another_number_of_examples_is_told_once(tmp_path, caplog):
+    path = write(
+        tmp_path, base=BASE.replace("length=64", "length=72").replace("workers = 0", "workers = 0\nexamples = 99")
+    )
+    main(["sweep", str(path), "--dry-run"])
+    main(["train", str(tmp_path / "base.toml"), "--dry-run", "--data.examples", "98"])
+    told = [one.getMessage().rpartition(" has ")[2] for one in caplog.records]
+    assert told == ["72 examples, the recipe expects 99", "72 examples, the recipe expects 98"]
+
+
 def test_settings_of_the_command_line(capsys, tmp_path):
     path = write(tmp_path)
     main(["sweep", str(path), "--set", "training.epochs=3", "training.batch_size=16", "--dry-run"])

@@ -28,6 +28,7 @@ from diffclip.evaluation.tasks import SPECS
 from diffclip.reporting import sweep_table
 from diffclip.sweep_config import Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint, trainer
+from diffclip.training.dry_run import training_examples
 from diffclip.training.run_directory import RECIPE, holds
 from diffclip.training.step import Schedule, Trainer, training_loader, training_source
 
@@ -195,7 +196,7 @@ def describe(runs: Sequence[Run]) -> Table:
     total, known = 0.0, True
     for one in runs:
         name = one.variant.name
-        steps = _schedule(one.recipe).steps
+        steps = Schedule.of(one.recipe, training_examples(one.recipe)[0]).steps
         if one.finished:
             table.add_row(str(one), "finished", "0", "0")
             continue
@@ -209,18 +210,6 @@ def describe(runs: Sequence[Run]) -> Table:
     minutes = f"{total / 60:.1f}" if known else "not known"
     table.add_row("all, evaluation apart", "", "", minutes, style="bold")
     return table
-
-
-def _schedule(recipe: Recipe) -> Schedule:
-    """By the training data, or without them by the number that the recipe states."""
-    examples = recipe.data.examples
-    if recipe.data.train.path or not examples:
-        try:
-            examples = len(training_source(recipe))
-        except UserError:
-            if not examples:
-                raise
-    return Schedule.of(recipe, examples)
 
 
 def _seconds_per_step(one: Run) -> float | None:

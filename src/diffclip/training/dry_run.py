@@ -17,7 +17,7 @@ from diffclip.training.distributed import default_device
 from diffclip.training.gradients import LOGITS
 from diffclip.training.loss import contrastive_loss
 from diffclip.training.optimizer import learning_rate
-from diffclip.training.step import Schedule, autocast_dtype
+from diffclip.training.step import Schedule, autocast_dtype, compare_count
 
 GIB = 2**30
 # Weight, gradient and AdamW's two moments, each float32.
@@ -142,13 +142,13 @@ def training_examples(recipe: Recipe) -> tuple[int, str]:
         return recipe.data.examples, "as the recipe states; a stream is not counted"
     if recipe.data.train.path:
         try:
-            count, expected = len(open_source(**vars(recipe.data.train))), recipe.data.examples
-            differs = f"; the recipe expects {expected:,}" if expected not in (0, count) else ""
-            return count, f"in {recipe.data.train.path}{differs}"
+            count = len(open_source(**vars(recipe.data.train)))
         except UserError as error:
             if not recipe.data.examples:
                 raise
             return recipe.data.examples, f"as the recipe states; the data cannot be counted: {error}"
+        compare_count(recipe, count)
+        return count, f"in {recipe.data.train.path}"
     if not recipe.data.examples:
         raise UserError("the recipe names no training data: set data.train.path, or data.examples for a dry run")
     return recipe.data.examples, "as the recipe states, which names no data"

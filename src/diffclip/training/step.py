@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -64,14 +65,19 @@ def training_source(recipe: Recipe) -> Source:
     if is_stream(recipe.data.train.path):
         return open_stream(examples=recipe.data.examples, **vars(recipe.data.train))
     source = open_source(**vars(recipe.data.train))
-    if recipe.data.examples not in (0, len(source)):
-        log.warning(
-            "%s has %d examples, the recipe expects %d",
-            recipe.data.train.path,
-            len(source),
-            recipe.data.examples,
-        )
+    compare_count(recipe, len(source))
     return source
+
+
+def compare_count(recipe: Recipe, found: int) -> None:
+    """Warn where the training data have another number of examples than the recipe states."""
+    if recipe.data.examples not in (0, found):
+        _warn_of_count(recipe.data.train.path, found, recipe.data.examples)
+
+
+@cache  # a sweep, a quickstart or a table of plans opens the same data again and again: it is said once
+def _warn_of_count(path: str, found: int, expected: int) -> None:
+    log.warning("%s has %d examples, the recipe expects %d", path, found, expected)
 
 
 def training_loader(recipe: Recipe, source: Source) -> Loader:
