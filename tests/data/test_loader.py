@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import numpy as np
@@ -200,6 +201,63 @@ def test_too_many_bad_examples_stop_the_epoch():
     assert sum(len(batch.indices) for batch in tolerant.epoch(0)) == 1000
     assert abs(tolerant.skipped.total() - 250) < 40
     assert abs(tolerant.skipped["missing"] / tolerant.skipped.total() - 0.25) < 0.1
+
+
+def spoilt(shares, batch_size=50):
+    """Pictures of which these shares of each batch of epoch 0 are bad."""
+    order = [batch.indices for batch in loader(Pictures(1000), batch_size).epoch(0)]
+    chosen = [indices[: round(share * batch_size)] for indices, share in zip(order, shares, strict=False)]
+    return Pictures(1000, dict.fromkeys(torch.cat(chosen).tolist(), "empty"))
+
+
+def stopped(batches):
+    """How many batches came, and what the epoch was ended by."""
+    came = []
+    with pytest.raises(UserError) as caught:
+        came.extend(batch.indices for batch in batches)
+    return len(came), str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_is_gone_on_with_is_judged_as_a_whole_one(workers):
+    source = spoilt([0.08, 0.04, 0.16, 0.3])
+    came, message = stopped(loader(source, 50).epoch(0))
+    assert came == 3
+    for start in (1, 2, 3):
+        begun = loader(source, 50, num_workers=workers)
+        batches = begun.epoch(0)
+        for _ in range(start):
+            next(batches)
+        skipped = dict(begun.skipped)  # whatever the workers have made ahead
+        assert stopped(loader(source, 50).epoch(0, start, skipped)) == (came - start, message)
+    assert stopped(loader(source, 50).epoch(0, 3))[1] != message  # judged by what came since
+    assert sum(1 for _ in loader(source, 50).epoch(0, 4)) == 16
+
+
+def test_parts_are_judged_together():
+    """Bad examples that all lie in the rows of one part, enough to stop it by itself, or not enough for both."""
+    source, meeting, said = spoilt([0.08, 0.04, 0.16, 0.3]), threading.Barrier(2, timeout=60), {}
+    counts = [0, 0]
+
+    def run(which):
+        def total(own):
+            counts[which] = own
+            meeting.wait()
+            both = sum(counts)
+            meeting.wait()
+            return both
+
+        said[which] = stopped(loader(source, 50, part=(which, 2), total=total).epoch(0))
+
+    threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    came, message = stopped(loader(source, 50).epoch(0))
+    assert said[0][0] == said[1][0] == came
+    assert said[0][1].rpartition(":")[0] == said[1][1].rpartition(":")[0] == message.rpartition(":")[0]
+    assert said[0][1].endswith(" in this process")
 
 
 def test_a_small_set_is_judged_at_the_end_of_the_epoch():

@@ -140,7 +140,7 @@ def test_parts_share_the_shards(shards):
 
 
 def test_too_many_bad_examples_stop_the_epoch(shards, monkeypatch):
-    monkeypatch.setattr("diffclip.data.stream_loader.JUDGED_FROM", 20)
+    monkeypatch.setattr("diffclip.data.loader.JUDGED_FROM", 20)
     with pytest.raises(UserError, match=r"\d of \d+ examples could not be used, more than 5%: "):
         list(loader(open_stream(piped(shards), 60), max_skipped=0.05).epoch(0))
 
@@ -212,7 +212,7 @@ def test_s3_is_read_by_the_aws_program(shards, monkeypatch):
         ({"split": "train"}, "no split, image_key, holdout or part"),
         ({"holdout": 5, "part": "train"}, "no split, image_key, holdout or part"),
         ({"format": "parquet"}, "made of tar shards, not of parquet"),
-        ({"caption_key": "alt"}, r"has no 'alt': its members end in json, txt, image, its \.json has url"),
+        ({"caption_key": "alt"}, r"has no 'alt': its examples have json, txt, image, and its \.json has url"),
     ],
 )
 def test_settings_that_a_stream_cannot_have(shards, settings, message):

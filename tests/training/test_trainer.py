@@ -1,8 +1,10 @@
 """Whole runs, made small: they learn, stop, resume to the same bits, and refuse what they should."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,6 +15,9 @@ from safetensors.torch import load_file
 
 import diffclip
 from diffclip.config import validate
+from diffclip.data import loader as loading
+from diffclip.data.images import BadImage
+from diffclip.data.sources import open_source
 from diffclip.errors import Stopped, UserError
 from diffclip.training import checkpoint, step, trainer
 from diffclip.training.loss import LOSSES
@@ -102,6 +107,64 @@ def test_an_interrupted_run_ends_in_the_same_bits(finished, tmp_path, stop_after
     assert [{k: v for k, v in r.items() if k not in timings} for r in lines(run)] == [
         {k: v for k, v in r.items() if k not in timings} for r in lines(finished)
     ]
+
+
+class Damaged:
+    """The scenes of `recipe`, of which those that come early in the first epoch cannot be read."""
+
+    def __init__(self, count):
+        self._scenes = open_source("scenes:train?size=16&length=64")
+        self.name, self.classnames, self.templates = "damaged", None, None
+        loader = step.training_loader(recipe(), self._scenes)
+        self._bad = torch.cat([batch.indices for batch in loader.epoch(0)])[:count].tolist()
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if index in self._bad:
+            raise BadImage("truncated")
+        return self._scenes[index]
+
+
+def test_a_resumed_run_counts_what_was_skipped_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "training_source", lambda recipe: Damaged(9))
+    monkeypatch.setattr(loading, "JUDGED_FROM", 60)  # the seventh of eight batches
+    with pytest.raises(UserError, match=r"damaged: .* could not be used, more than 10%: truncated") as whole:
+        train(recipe(), tmp_path / "whole")
+    run = tmp_path / "run"
+    train_step = step.Trainer.step
+
+    def interrupted(self, number, batch):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step.Trainer, "step", interrupted)
+        with pytest.raises(Stopped):
+            train(recipe(), run)
+    newest = checkpoint.found(run)[-1]
+    state = json.loads((newest / "state.json").read_text())
+    assert state["skipped"]["truncated"] >= 9
+    with pytest.raises(UserError) as resumed:
+        train(recipe(), run, resume=True)
+    assert str(resumed.value) == str(whole.value)
+    assert [record["step"] for record in lines(run)] == [record["step"] for record in lines(tmp_path / "whole")]
+
+    # A checkpoint of an earlier version does not say: what comes from there on is judged by itself.
+    for later in checkpoint.found(run)[1:]:
+        shutil.rmtree(later)
+    assert checkpoint.found(run) == [newest]
+    del state["skipped"]
+    (newest / "state.json").write_text(json.dumps(state))
+    digest = hashlib.sha256((newest / "state.json").read_bytes()).hexdigest()
+    sums = (newest / "SHA256SUMS").read_text().splitlines()
+    kept = [line for line in sums if not line.endswith("state.json")]
+    (newest / "SHA256SUMS").write_text("".join(f"{line}\n" for line in [*kept, f"{digest}  state.json"]))
+    with pytest.raises(UserError):
+        train(recipe(), run, resume=True)
+    assert lines(run)[-1]["step"] == 14  # stopped by the second epoch
 
 
 def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, monkeypatch, caplog):

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +43,10 @@ class Loader:
     `epoch(e, start=k)` goes on exactly where a run stopped. The last, incomplete batch is dropped.
     part: (which, of how many) equal parts of every batch are loaded, for a process that has company: the parts of one
     batch, one after the other, are that batch.
+    total: the sum of a number over all parts, which their loaders ask for at every batch: what is skipped is judged
+    together.
 
-    After or during an epoch, `skipped` counts by reason the bad examples of the batches handed out in it.
+    After or during an epoch, `skipped` counts by reason the bad examples of the batches handed out in it, of this part.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Loader:
         part: tuple[int, int] = (0, 1),
         num_workers: int = 0,
         max_skipped: float = 0.1,
+        total: Callable[[int], int] = lambda own: own,
     ) -> None:
         if not 0 < batch_size <= len(source):
             raise UserError(
@@ -65,21 +68,25 @@ class Loader:
             )
         self.skipped: Counter[str] = Counter()
         self._source, self._batch_size, self._part, self._seed = source, batch_size, part, seed
-        self._num_workers, self._max_skipped = num_workers, max_skipped
+        self._num_workers, self._max_skipped, self._total = num_workers, max_skipped, total
         self._transform, self._tokenizer = transform, tokenizer
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._source) // self._batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, skipped: Mapping[str, int] | None = None) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of an epoch.
+
+        skipped: what `skipped` was before batch `start`, of all parts together and given to one of them, so that the
+        epoch is judged as one that was not interrupted; without it what comes now is judged by itself.
 
         Raises:
             UserError: more than `max_skipped` of the examples so far (at least 100, or all of the epoch) had to be
                 skipped, or the source cannot be read.
         """
-        self.skipped.clear()
+        self.skipped = Counter(skipped or {})
+        judged_from = start if skipped is None else 0
         batches = DataLoader(
             _BatchMaker(self._source, self._transform, self._tokenizer, self._seed),
             sampler=_Order(len(self._source), self._batch_size, self._part, self._seed, epoch, start),
@@ -89,25 +96,23 @@ class Loader:
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # or starting an epoch would draw from the global one
         )
-        good = 0
-        for made in batches:
+        for number, made in enumerate(batches, start + 1):
             if isinstance(made, UserError):
                 # A new one: an exception that its own frame refers to would keep the workers alive with the frame.
                 raise UserError(*made.args)
-            batch, skipped = made
-            self.skipped.update(skipped)
-            good += len(batch.indices)
-            if good + self.skipped.total() >= JUDGED_FROM:
-                self._judge(good)
+            batch, bad = made
+            self.skipped.update(bad)
+            self._judge(
+                (number - judged_from) * self._batch_size, self._total(self.skipped.total()), number == len(self)
+            )
             yield batch
-        self._judge(good)
 
-    def _judge(self, good: int) -> None:
-        bad = self.skipped.total()
-        if bad > self._max_skipped * (good + bad):
+    def _judge(self, good: int, bad: int, ended: bool = False) -> None:
+        if (ended or good + bad >= JUDGED_FROM) and bad > self._max_skipped * (good + bad):
+            own = "" if self._part[1] == 1 else " in this process"
             raise UserError(
                 f"{self._source.name}: {bad} of {good + bad} examples could not be used, more than "
-                f"{self._max_skipped:.0%}: {_counts(self.skipped)}"
+                f"{self._max_skipped:.0%}: {_counts(self.skipped)}{own}"
             )
 
 

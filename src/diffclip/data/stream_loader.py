@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from queue import Full, Queue
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffclip.data.example import Example
 from diffclip.data.images import BadImage
-from diffclip.data.loader import JUDGED_FROM, Batch, Loader, collate, generator_of, prepare, start_worker
+from diffclip.data.loader import Batch, Loader, collate, generator_of, prepare, start_worker
 from diffclip.data.sources import Source
 from diffclip.data.stream import Stream
 from diffclip.data.tokenizer import Tokenizer
@@ -36,13 +36,14 @@ class StreamLoader(Loader):
 
     This process alone reads the stream, ahead of what is asked for; workers decode and augment. A bad example is
     counted and left out, and the next one moves up. `epoch(e, start=k)` reads the epoch from its beginning and leaves
-    out what the first k batches were made of: the same batches as without the interruption, if the shards still give
-    the same bytes. With a `part` it reads every so-many-th shard, so that batches depend on how many parts there are.
+    out what the first k batches were made of: the same batches as without the interruption, and the same count of what
+    was skipped, if the shards still give the same bytes. With a `part` it reads every so-many-th shard, so that batches
+    depend on how many parts there are, and what is skipped is judged part by part.
     """
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, skipped: Mapping[str, int] | None = None) -> Iterator[Batch]:
         assert isinstance(self._source, Stream)
-        self.skipped.clear()
+        self.skipped = Counter()  # whatever was skipped before is found again
         rows = self._batch_size // self._part[1]
         if start:
             logger.warning("%s is a stream: %d batches are read again to go on behind them", self._source.name, start)
@@ -74,8 +75,7 @@ class StreamLoader(Loader):
                 if batch is not None:
                     waiting.append(batch)
                     good += len(batch.indices)
-                if good + self.skipped.total() >= JUDGED_FROM:
-                    self._judge(good)
+                self._judge(good, self.skipped.total())
             joined = _joined(waiting)
             waiting = [_rows(joined, slice(rows, None))]
             if number >= start:

@@ -1,10 +1,10 @@
 """Checkpoints: safetensors and JSON with their SHA-256, written beside their place, synced and renamed.
 
 `checkpoints/step_00001234/` holds `model.safetensors` and `config.json` (what `diffclip.load` takes),
-`optimizer.safetensors` (AdamW's moments by parameter name), `state.json` (the step, the seconds so far and what was
-measured at this step) and `SHA256SUMS` of these, as `sha256sum -c` reads it; with `training.ema` the first is the
-average, and `trained.safetensors` holds the weights that training goes on with. A crash at any moment leaves the
-checkpoints that there were, and what is left of the new one under a hidden name.
+`optimizer.safetensors` (AdamW's moments by parameter name), `state.json` (the step, the seconds so far, what was
+measured at this step, how many images of its epoch were skipped) and `SHA256SUMS` of these, as `sha256sum -c` reads it;
+with `training.ema` the first is the average, and `trained.safetensors` holds the weights that training goes on with. A
+crash at any moment leaves the checkpoints that there were, and what is left of the new one under a hidden name.
 """
 
 import hashlib

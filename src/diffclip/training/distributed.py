@@ -73,11 +73,17 @@ class World:
             return values
         return torch.where(chosen.to(values.device), self.size * self.mean(values.clone()), values)
 
+    def total(self, count: int, device: torch.device) -> int:
+        """The sum of a whole number over processes."""
+        if self.size == 1:
+            return count
+        value = torch.tensor(count, device=device)
+        dist.all_reduce(value)
+        return int(value)
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process."""
-        if self.size == 1:
-            return flag
-        return bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
+        return self.total(int(flag), device) > 0
 
     def gather_objects(self, item: T) -> list[T]:
         """The item of each process, in their order, on all."""

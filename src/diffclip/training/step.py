@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -99,6 +99,7 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
         seed=recipe.seed,
         num_workers=recipe.data.workers,
         max_skipped=recipe.data.max_skipped,
+        total=partial(together.total, device=default_device()),
     )
 
 

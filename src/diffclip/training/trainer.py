@@ -103,7 +103,7 @@ class _Loop:
         together, self.mark = self.trainer.world, _Stretch()
         self.began = time.monotonic() - state["seconds"]
         self.display.advance(state["step"])
-        for step, epoch, batch in self._batches(state["step"]):
+        for step, epoch, batch in self._batches(state["step"], state.get("skipped")):
             self.checkpoints.check()
             loss, lr = self.trainer.step(step - 1, batch)
             if not math.isfinite(loss):
@@ -132,7 +132,8 @@ class _Loop:
             if saved:
                 seconds = time.monotonic() - self.began
                 tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer, self.trainer.average)
-                self.checkpoints.save(tensors, {"step": step, "seconds": seconds, "metrics": metrics})
+                record = {"step": step, "seconds": seconds, "metrics": metrics, "skipped": self._skipped()}
+                self.checkpoints.save(tensors, record)
             if stopped and not last:
                 self.checkpoints.wait()
                 together.wait()
@@ -177,22 +178,30 @@ class _Loop:
         self.display.record(record)
         self.mark.restart()
 
-    def _batches(self, done: int) -> Iterator[tuple[int, float, Batch]]:
-        """(step counted from 1, epochs done after it, batch) of the steps that are left."""
+    def _batches(self, done: int, skipped: Mapping[str, int] | None) -> Iterator[tuple[int, float, Batch]]:
+        """(step counted from 1, epochs done after it, batch) of the steps that are left.
+
+        skipped: images skipped in the epoch of step `done` up to it, by reason, of all processes; None: not known.
+        """
         step, schedule = done, self.trainer.schedule
+        if skipped is not None and not self.trainer.world.main:
+            skipped = {}  # the first process counts them for all
         while step < schedule.steps:
             epoch, start = divmod(step, schedule.steps_per_epoch)
-            batches = self.loader.epoch(epoch, start)
+            batches = self.loader.epoch(epoch, start, skipped if start else None)
             while step < min(schedule.steps, (epoch + 1) * schedule.steps_per_epoch):
                 asked = time.monotonic()
                 batch = next(batches)
                 self.mark.waited += time.monotonic() - asked
                 step += 1
                 yield step, step / schedule.steps_per_epoch, batch
-            skipped = sum(self.trainer.world.gather_objects(self.loader.skipped), Counter[str]())
-            if skipped:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+            if found := self._skipped():
+                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
                 self.display.note(f"epoch {epoch + 1}: skipped images: {reasons}")
+
+    def _skipped(self) -> Counter[str]:
+        """Images skipped in this epoch so far, by reason, of all processes."""
+        return sum(self.trainer.world.gather_objects(self.loader.skipped), Counter[str]())
 
     def _give_up(self, step: int, batch: Batch, loss: float) -> NoReturn:
         """Say what is not finite, and where; keep the batch's indices."""
