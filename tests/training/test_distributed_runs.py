@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import together
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_trainer import recipe as small_recipe
 
@@ -19,8 +20,8 @@ from diffclip import __main__ as entry
 from diffclip import commands
 from diffclip.config import to_toml
 from diffclip.data.scenes import SceneSource
-from diffclip.errors import Stopped
-from diffclip.evaluation import feature_cache
+from diffclip.errors import Stopped, UserError
+from diffclip.evaluation import features
 from diffclip.evaluation.feature_cache import FeatureCache
 from diffclip.evaluation.features import image_features
 from diffclip.evaluation.plan import NamedModel
@@ -63,12 +64,31 @@ def runs(folder):
 
 
 def cached(folder):
-    """Features for `diffclip eval`, in many small parts."""
-    feature_cache.PART = 16
+    """Features for `diffclip eval` of a data set of less than one part, and what each process did for them."""
     model = diffclip.load(str(folder / "replicated"))[0]
     cache, data = FeatureCache(folder / "features"), DataSet("scenes", scenes().test, ("zero_shot",))
+    encoded, counts = features._encoded, []
+
+    def counted(model, batch):
+        counts.append(len(batch))
+        return encoded(model, batch)
+
+    features._encoded = counted
     named = NamedModel("small", "here", model)
     encode_together([named], [data], folder / "results.jsonl", Settings(), cache, world())
+    (folder / f"encoded_{world().rank}.json").write_text(json.dumps(counts))
+
+    class Broken(SceneSource):
+        """Of which one process alone cannot read an image."""
+
+        def __getitem__(self, index):
+            if index == 40 and world().rank == 1:
+                raise UserError("the disk is gone")
+            return super().__getitem__(index)
+
+    with pytest.raises(UserError, match="the disk is gone"):
+        list(features.encode(model, Broken("test", 16, 100), [range(100)], 32, 0, together=world()))
+    features._encoded = encoded
 
 
 def restored(folder):
@@ -139,14 +159,21 @@ def test_shards_are_gone_on_with_alone(folder, alone, tmp_path):
         assert torch.equal(tensor, final[name])
 
 
-def test_features_that_processes_share_out_are_complete_and_the_same(folder, monkeypatch):
-    monkeypatch.setattr(feature_cache, "PART", 16)
+def test_small_data_are_shared_out_and_the_features_are_those_of_one_process_to_the_bit(folder, tmp_path):
+    assert [json.loads((folder / f"encoded_{rank}.json").read_text()) for rank in range(2)] == [
+        [32] * 5,
+        [32] * 4 + [12],
+    ]
     model, source = diffclip.load(str(folder / "replicated"))[0], scenes().test
-    by_hand = image_features(model, source)
-    monkeypatch.setattr("diffclip.evaluation.features._encoded", lambda *_: pytest.fail("encoded an image"))
-    found = image_features(model, source, cache=FeatureCache(folder / "features"))
-    torch.testing.assert_close(found.tower, by_hand.tower)  # each process computed on one thread
-    assert torch.equal(found.labels, by_hand.labels)
+    alone = image_features(model, source, cache=FeatureCache(tmp_path))
+    (part,) = tmp_path.glob("*/part-*")
+    with safe_open(part, "pt") as ours, safe_open(folder / "features" / part.relative_to(tmp_path), "pt") as theirs:
+        assert theirs.metadata() == ours.metadata()  # with a digest of all tensors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "_encoded", lambda *_: pytest.fail("encoded an image"))
+        found = image_features(model, source, cache=FeatureCache(folder / "features"))
+    assert torch.equal(found.features, alone.features)
+    assert torch.equal(found.labels, alone.labels)
 
 
 def test_torchrun_restarts_what_broke_and_ends_in_the_same_bits(folder, tmp_path):

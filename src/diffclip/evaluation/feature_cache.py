@@ -1,9 +1,9 @@
 """Image features on disk: one folder for each (weights, data, transform), written part by part.
 
 A folder's name is a digest of what its features were made from, so nothing in it can be out of date: other weights,
-other images, captions or labels, another resizing have another folder. Parts hold `PART` examples each, so a process
-that is killed loses at most one; each carries a digest of its content, so a damaged one is found and made anew.
-`index.json` comes last and says that all parts are there, and of what.
+other images, captions or labels, another resizing have another folder. Parts hold `PART` examples each, so a run
+that is killed loses at most one, or one for each of its processes; each carries a digest of its content, so a
+damaged one is found and made anew. `index.json` comes last and says that all parts are there, and of what.
 """
 
 import hashlib

@@ -21,6 +21,8 @@ from diffclip.training.distributed import World, world
 
 # Features that are projected at a time.
 BLOCK = 2**14
+# A small source is cut into this many batches, so that as many processes have some of it, but not into smaller ones.
+SHARES, SMALLEST = 16, 32
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 
@@ -99,10 +101,15 @@ def encode(
     on_progress: Callable[[int], None] = lambda done: None,
     together: World = World(),  # noqa: B008  it is frozen
 ) -> Iterator[tuple[range, Part]]:
-    """The features of some ranges of a source, one after the other; several processes take turns at the batches."""
+    """The features of some ranges of a source, one after the other; several processes take turns at the batches.
+
+    Batches depend on the source alone, so that features are the same to the last digit whoever makes them. A UserError
+    of one process is raised in all.
+    """
     if not spans:
         return
     config = model.config
+    batch_size = min(batch_size, max(SMALLEST, -(-len(source) // SHARES)))
     images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
     batches = [list(span[start : start + batch_size]) for span in spans for start in range(0, len(span), batch_size)]
     own = together.turns(batches)
@@ -110,14 +117,19 @@ def encode(
     done = began = 0  # images, batches
     for spans_at_a_time in (spans[i : i + together.size] for i in range(0, len(spans), together.size)):
         counts = [-(-len(span) // batch_size) for span in spans_at_a_time]
+        numbers = range(began, began + sum(counts))
         pieces: list[Part] = []
-        for number in range(began, began + sum(counts)):
-            if number % together.size == together.rank:
-                pieces.append(_encoded(model, next(loader)))
-            done += len(batches[number])
-            on_progress(done)
-        began += sum(counts)
-        everyones = iter(together.in_turn(pieces, first=began - sum(counts)))
+        failed: UserError | None = None
+        try:
+            for number in numbers:
+                if number % together.size == together.rank:
+                    pieces.append(_encoded(model, next(loader)))
+                done += len(batches[number])
+                on_progress(done)
+        except UserError as error:
+            failed = error
+        began = numbers.stop
+        everyones = iter(together.in_turn(failed or pieces, first=numbers.start))
         for span, count in zip(spans_at_a_time, counts, strict=True):
             part = _one(config.vision_width, [next(everyones) for _ in range(count)])
             check_finite(f"image features of {source.name}", part.features)

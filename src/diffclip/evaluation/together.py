@@ -23,7 +23,7 @@ def encode_together(
     *,
     force: bool = False,
 ) -> None:
-    """Put the features of all images that `suite.evaluate` will need into the cache, each process its share of parts.
+    """Put the features of all images that `suite.evaluate` will need into the cache; the processes share the batches.
 
     Data that cannot be read are left for the evaluation itself to tell of.
     """
@@ -38,14 +38,16 @@ def encode_together(
 
 
 def _share(job: Job, split: Split, settings: Settings, cache: FeatureCache, world: World) -> None:
-    model, entry = job.model.model, None
-    if world.main:  # reads the source once to identify it, so that the others need not
-        with suppress(UserError):
-            entry = cache.entry(job.weights, model.config, job.data.split(split))
-    missing = world.from_main([span for span in entry.spans if not entry.path(span).exists()] if entry else [])
+    model, source, entry = job.model.model, None, None
     with suppress(UserError):
         source = job.data.split(split)
-        entry = cache.entry(job.weights, model.config, source)
-        spans = world.turns(missing)
-        for span, part in encode(model, source, spans, settings.batch_size, settings.num_workers):
-            entry.write(span, part)
+        if world.main:  # reads the source once to identify it, and writes what all encode
+            entry = cache.entry(job.weights, model.config, source)
+    missing = world.from_main([span for span in entry.spans if not entry.path(span).exists()] if entry else [])
+    everywhere = all(world.gather_objects(source is not None))
+    if source is None or not everywhere:
+        return
+    with suppress(UserError):
+        for span, part in encode(model, source, missing, settings.batch_size, settings.num_workers, together=world):
+            if entry:
+                entry.write(span, part)

@@ -97,14 +97,18 @@ class World:
         """Those of the items that are this process's turn."""
         return items[self.rank :: self.size]
 
-    def in_turn(self, results: Sequence[T], first: int = 0) -> list[T]:
-        """What each process made at its `turns` → all results in their order, on all.
+    def in_turn(self, results: Sequence[T] | UserError, first: int = 0) -> list[T]:
+        """What each process made at its `turns` → all results in their order, on all; an error of any is raised in all.
 
         first: the number of the first item, where others came before.
         """
-        found = self.gather_objects(list(results))
-        each = [iter(items) for items in found]
-        return [next(each[number % self.size]) for number in range(first, first + sum(map(len, found)))]
+        each: list[list[T]] = []
+        for item in self.gather_objects(results):
+            if isinstance(item, UserError):
+                raise UserError(*item.args)
+            each.append(list(item))
+        ordered = [iter(items) for items in each]
+        return [next(ordered[number % self.size]) for number in range(first, first + sum(map(len, each)))]
 
     def from_main(self, item: T) -> T:
         """The item of rank 0, on all."""
