@@ -105,6 +105,8 @@ class Optimizer:
 
     __pydantic_config__ = STRICT
 
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit`: both moments of matrices in 8 bits (bitsandbytes), 2 bytes a parameter for 8."""
     lr: Positive = 5e-4
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
@@ -136,7 +138,7 @@ class Training:
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """`auto`: bfloat16 autocast where the processor computes in it, else float32."""
     compile: bool = False
-    """Compile both towers with torch.compile: minutes at the start, faster steps on a GPU."""
+    """Compile the blocks of both towers with torch.compile."""
     checkpoint_activations: bool = False
     """Keep only the input of every block, and run the block again in the backward pass: less memory, a third more work.
     """
@@ -234,9 +236,9 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
         )
     _check_sizes(recipe.training.image_sizes, config, where)
     _check_best(recipe, where)
-    if recipe.training.compile and recipe.training.layout == "fsdp":
+    if recipe.optimizer.kind == "adamw_8bit" and recipe.training.layout == "fsdp":
         raise UserError(
-            f'{where}: training.compile does not go with training.layout = "fsdp": use "ddp", or compile = false'
+            f'{where}: optimizer.kind = "adamw_8bit" does not go with training.layout = "fsdp": take "ddp", or "adamw"'
         )
     return recipe
 

@@ -1,13 +1,18 @@
 """Which parameters decay, and the learning rate of every step."""
 
 import math
+import sys
 
 import pytest
 import torch
 
-from diffclip.config import Optimizer
+from diffclip.config import Optimizer, validate
+from diffclip.errors import UserError
 from diffclip.models.clip import create_model
-from diffclip.training.optimizer import adamw, learning_rate
+from diffclip.training import checkpoint
+from diffclip.training.background import BackgroundCheckpoints
+from diffclip.training.checkpoint import Keep
+from diffclip.training.optimizer import adamw, learning_rate, moment_bytes
 
 SMALL = {
     "vision_width": 32,
@@ -53,3 +58,77 @@ def test_cosine_agrees_with_torch():
         assert math.isclose(ours, schedule.get_last_lr()[0], rel_tol=1e-9)
         optimizer.step()
         schedule.step()
+
+
+EIGHT = Optimizer(kind="adamw_8bit", lr=1e-2, weight_decay=0.1)
+
+
+def small_model():
+    torch.manual_seed(0)
+    return create_model("diffclip_vit_b16", image_size=32, **SMALL | {"vision_width": 64, "vision_heads": 4})
+
+
+def steps(model, optimizer, first, last):
+    """Steps on gradients that are a function of the step; those of a matrix differ in size from row to row."""
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 2:
+                parameter.grad *= torch.rand(len(parameter), 1, generator=generator)
+        optimizer.step()
+
+
+def test_moments_in_8_bits_step_nearly_as_those_in_32():
+    start, whole, few = small_model(), small_model(), small_model()
+    steps(whole, adamw(whole, Optimizer(lr=1e-2, weight_decay=0.1)), 0, 15)
+    optimizer = adamw(few, EIGHT)
+    steps(few, optimizer, 0, 15)
+    in_8_bits = 0
+    for (name, first), a, b in zip(start.named_parameters(), whole.parameters(), few.parameters(), strict=True):
+        apart = ((a - b).norm() / (a - first).norm()).item()
+        if optimizer.state[b]["state1"].dtype == torch.uint8:
+            in_8_bits += 1
+            assert 1e-6 < apart < 0.05, name
+        else:
+            assert apart < 1e-5, name  # small ones, and the token embedding
+    assert in_8_bits == sum(p.numel() >= 4096 for p in start.parameters()) - 1 > 5
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_the_bytes_of_moments_are_those_that_are_there(kind):
+    model, config = small_model(), Optimizer(kind=kind)
+    optimizer = adamw(model, config)
+    steps(model, optimizer, 0, 1)
+    held = sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if key != "step" and not key.startswith("qmap")  # the values that 8 bits stand for, the same for all
+    )
+    assert moment_bytes(model, config) == held
+
+
+def test_moments_in_8_bits_go_through_a_checkpoint_to_the_bit(tmp_path):
+    model = small_model()
+    optimizer = adamw(model, EIGHT)
+    steps(model, optimizer, 0, 3)
+    with BackgroundCheckpoints(tmp_path, model.config, Keep()) as checkpoints:
+        checkpoints.save(checkpoint.tensors_of(model, optimizer), {"step": 3})
+    again = small_model()
+    resumed = adamw(again, EIGHT)
+    assert checkpoint.restore(tmp_path, again, resumed) == {"step": 3}
+    for one, its in ((model, optimizer), (again, resumed)):
+        steps(one, its, 3, 6)
+    old, new = checkpoint.tensors_of(model, optimizer), checkpoint.tensors_of(again, resumed)
+    for group, tensors in old.items():
+        assert tensors.keys() == new[group].keys()
+        assert all(torch.equal(tensor, new[group][name]) for name, tensor in tensors.items())
+
+
+def test_8_bits_say_what_they_need(monkeypatch):
+    with pytest.raises(UserError, match=r'test: optimizer.kind = "adamw_8bit" does not go with training.layout = "fsd'):
+        validate({"optimizer": {"kind": "adamw_8bit"}, "training": {"layout": "fsdp"}}, where="test")
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match=r"needs the bitsandbytes library: pip install 'diffclip\[8bit\]'"):
+        adamw(small_model(), EIGHT)

@@ -59,8 +59,8 @@ class Assumptions:
 class Memory:
     """Bytes on each accelerator, as DDP has them."""
 
-    state: float
-    """Weights, gradients and AdamW's moments."""
+    state: int
+    """Weights, gradients, AdamW's moments, and the average of the weights where there is one."""
     activations: float
     """Kept for the backward pass, with as many images at a time as `micro_batch`."""
     capacity: float
@@ -129,9 +129,10 @@ def plan(recipe: Recipe, machines: Machines, assumptions: Assumptions = Assumpti
     batch, kind = recipe.training.batch_size, machines.kind
     if batch % machines.count:
         raise UserError(f"a batch of {batch} cannot be divided among {machines.count} accelerators")
-    parameters = parameters_of(config)
+    model = _on_shapes(config)
+    parameters = count_parameters(model)["total"]
     work = {part: batch * n for part, n in operations(recipe, assumptions.caption_tokens).items()}
-    memory = _memory(recipe, machines, parameters)
+    memory = _memory(recipe, machines, dry_run.state_bytes(recipe, model))
     cached = recipe.training.micro_batch and recipe.training.micro_batch < batch // machines.count
     blocks = sum(n for part, n in work.items() if ": attention" in part or ": MLP" in part)
     towers = sum(n for part, n in work.items() if part != "loss")
@@ -180,12 +181,12 @@ def operations(recipe: Recipe, caption_tokens: int | None = None) -> dict[str, f
 
 
 @cache
-def parameters_of(config: ModelConfig) -> int:
+def _on_shapes(config: ModelConfig) -> CLIP:
     with torch.device("meta"):
-        return count_parameters(CLIP(config))["total"]
+        return CLIP(config)
 
 
-def _memory(recipe: Recipe, machines: Machines, parameters: int) -> Memory:
+def _memory(recipe: Recipe, machines: Machines, state: int) -> Memory:
     """Accelerators compute in bfloat16 where the recipe leaves it open, whatever this machine's processor does."""
     if recipe.training.undropped_epochs:
         overrides = {**recipe.model.overrides, "patch_dropout": 0.0}
@@ -196,7 +197,6 @@ def _memory(recipe: Recipe, machines: Machines, parameters: int) -> Memory:
     images = batch // machines.count
     micro = min(images, recipe.training.micro_batch or images)
     growth, fixed = dry_run.activation_growth(recipe)
-    state = float(parameters * dry_run.BYTES_PER_PARAMETER)
     room = USABLE * machines.kind.memory - state - fixed
     most = int(max(0.0, room) // growth)
     fitting = images if most >= images else 1 << (most.bit_length() - 1) if most else 0
@@ -275,7 +275,7 @@ def scales(prefix: str, machines: Machines, assumptions: Assumptions = Assumptio
         rows.append(
             Scale(
                 preset=prefix + size,
-                parameters=parameters_of(config),
+                parameters=count_parameters(_on_shapes(config))["total"],
                 operations=operations,
                 days=days,
                 dollars={name: None if price is None else 24 * price * n for name, n in days.items()},

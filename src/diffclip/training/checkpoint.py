@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON with their SHA-256, written beside their place, synced and renamed.
 
 `checkpoints/step_00001234/` holds `model.safetensors` and `config.json` (what `diffclip.load` takes),
-`optimizer.safetensors` (AdamW's moments by parameter name), `state.json` (the step, the seconds so far, what was
+`optimizer.safetensors` (the optimizer's state by parameter), `state.json` (the step, the seconds so far, what was
 measured at this step, how many images of its epoch were skipped) and `SHA256SUMS` of these, as `sha256sum -c` reads it;
 with `training.ema` the first is the average, and `trained.safetensors` holds the weights that training goes on with. A
 crash at any moment leaves the checkpoints that there were, and what is left of the new one under a hidden name.
@@ -33,7 +33,6 @@ from diffclip.training.logs import METRICS
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 SUMS, STATE, SUFFIX = "SHA256SUMS", "state.json", ".safetensors"
 BEST = "best"
 
@@ -55,10 +54,10 @@ def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAve
     Where weights are averaged `model` has the average, and `trained` the weights that training goes on with.
     """
     moments = {
-        f"{moment}.{name}": optimizer.state[parameter][moment]
+        f"{key}.{name}": torch.as_tensor(value)  # a count of steps may be a Python number
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for moment in MOMENTS
+        for key, value in optimizer.state[parameter].items()
     }
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if average is None:
@@ -82,14 +81,14 @@ def put_back(
     model.load_state_dict({name: world.sent(weights.get(name), like) for name, like in model.state_dict().items()})
     for name, tensor in average.tensors.items() if average else ():
         tensor.copy_(world.sent(files["model"].get(name), tensor))
-    known = world.from_main(list(moments))
-    for name, parameter in model.named_parameters():
-        if f"step.{name}" in known:
-            count = torch.empty((), device=parameter.device)
-            optimizer.state[parameter] = {
-                moment: world.sent(moments.get(f"{moment}.{name}"), count if moment == "step" else parameter.detach())
-                for moment in MOMENTS
-            }
+    parameters = dict(model.named_parameters())
+    for name, (shape, dtype) in world.from_main({name: (t.shape, t.dtype) for name, t in moments.items()}).items():
+        key, _, of = name.partition(".")
+        like = parameters[of].detach()
+        if (like.shape, like.dtype) != (shape, dtype):
+            like = torch.empty(shape, dtype=dtype, device=like.device)
+        value = world.sent(moments.get(name), like)
+        optimizer.state[parameters[of]][key] = value if value.is_floating_point() or value.ndim else value.item()
 
 
 def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, Any], keep: Keep = Keep()) -> Path:

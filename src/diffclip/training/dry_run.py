@@ -16,13 +16,10 @@ from diffclip.models.clip import CLIP, count_parameters
 from diffclip.training.distributed import default_device
 from diffclip.training.gradients import LOGITS
 from diffclip.training.loss import contrastive_loss
-from diffclip.training.optimizer import learning_rate
+from diffclip.training.optimizer import learning_rate, moment_bytes
 from diffclip.training.step import Schedule, autocast_dtype, compare_count
 
 GIB = 2**30
-# Weight, gradient and AdamW's two moments, each float32.
-BYTES_PER_PARAMETER = 16
-BYTES_PER_AVERAGE = 4
 
 
 @dataclass
@@ -97,12 +94,19 @@ def activation_growth(recipe: Recipe) -> tuple[int, int]:
     return (large - small) // 2, 4 * 4 * batch * config.embed_dim + 3 * 4 * min(batch * batch, LOGITS)
 
 
+def state_bytes(recipe: Recipe, model: CLIP) -> int:
+    """Bytes of weights, gradients, the average and the optimizer's moments; `model` may be on the meta device."""
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    return (12 if recipe.training.ema else 8) * numbers + moment_bytes(model, recipe.optimizer)
+
+
 def describe(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, value) rows for a person to read. Raises UserError as training itself would, but for absent data when
     the recipe states `data.examples`."""
     config = recipe.model.resolve()
     with torch.device("meta"):
-        counts = count_parameters(CLIP(config))
+        model = CLIP(config)
+    counts = count_parameters(model)
     examples, where = training_examples(recipe)
     schedule = Schedule.of(recipe, examples)
     batch = recipe.training.batch_size
@@ -110,7 +114,6 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     growth, fixed = activation_growth(recipe)
     activations = growth * at_a_time + fixed
     parameters = counts["total"]
-    held = BYTES_PER_PARAMETER + (BYTES_PER_AVERAGE if recipe.training.ema else 0)
     parts = "" if at_a_time == batch else f", {at_a_time} at a time"
     rows = [
         ("model", recipe.model.preset + "".join(f" {k}={v}" for k, v in recipe.model.overrides.items())),
@@ -130,7 +133,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
             "precision",
             "bfloat16 autocast" if autocast_dtype(recipe.training.precision, default_device()) else "float32",
         ),
-        ("memory, weights and optimizer", f"{parameters * held / GIB:.2f} GiB"),
+        ("memory, weights and optimizer", f"{state_bytes(recipe, model) / GIB:.2f} GiB"),
         ("memory, activations", f"{activations / GIB:.2f} GiB at most, in one process"),
     ]
     return rows
