@@ -119,8 +119,3 @@ def test_the_metrics_are_those_that_tasks_measure():
     assert set(METRICS["zero_shot"]) == set(zero)
     found = retrieval.scores(torch.eye(12), torch.eye(12), torch.arange(12), RETRIEVAL_KS)
     assert set(METRICS["retrieval"]) == set(found)
-
-
-def test_compiled_shards_are_refused():
-    with pytest.raises(UserError, match=r'test: training.compile does not go with training.layout = "fsdp"'):
-        validate({"training": {"compile": True, "layout": "fsdp"}}, where="test")

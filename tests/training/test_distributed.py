@@ -1,6 +1,7 @@
 """Processes together compute what one computes alone: losses, gradients, batches."""
 
 import itertools
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from diffclip.data.scenes import SceneSource
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform
 from diffclip.errors import UserError
+from diffclip.models.clip import CLIP
 from diffclip.training.distributed import World, default_device, whole, world
 
 SIZE, END = 12, 49407
@@ -22,6 +24,8 @@ GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 3, 3, 2, 1, 0, 4])
 CASES = [
     *itertools.product([2], ["ddp", "fsdp"], [False, True], [0, 2], ["contrastive"]),
     (2, "fsdp", True, 2, "sigmoid"),
+    (2, "compiled ddp", False, 0, "contrastive"),
+    (2, "compiled fsdp", False, 2, "contrastive"),
     (4, "ddp", False, 0, "contrastive"),
     (4, "ddp", True, 2, "contrastive"),
     (4, "fsdp", True, 2, "contrastive"),
@@ -46,8 +50,12 @@ def own(made):
 
 
 def gradients(folder):
+    CLIP.compile = partialmethod(CLIP.compile, backend="aot_eager")
     for _, layout, shared, micro_batch, kind in (case for case in CASES if case[0] == world().size):
-        one = trainer(shared=shared, loss=kind, batch_size=SIZE, layout=layout, micro_batch=micro_batch)
+        compiled = {"compile": True} if "compiled" in layout else {}
+        one = trainer(
+            shared=shared, loss=kind, batch_size=SIZE, layout=layout.split()[-1], micro_batch=micro_batch, **compiled
+        )
         loss, _ = one.step(3, own(batch(shared)))
         found = {name: whole(parameter.grad) for name, parameter in one.model.named_parameters()}
         lambdas = {f"lambda_{tower}": whole(values) for tower, values in one.model.lambdas().items()}

@@ -83,7 +83,8 @@ def test_the_gradients_of_the_step_before_are_gone_when_the_forward_pass_runs():
 
 
 def test_a_compiled_step_computes_the_same(monkeypatch):
-    """Losses, gradients, names of parameters and monitored statistics, over texts of several lengths."""
+    """Losses, gradients, names of parameters and monitored statistics, over texts of several lengths; and blocks that
+    are alike but for λ_init are compiled once."""
     torch.compiler.reset()  # what another test compiled counts among the lengths already seen
     graphs = []
     aot_eager = torch._dynamo.lookup_backend("aot_eager")
@@ -92,10 +93,10 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
         graphs.append(graph)
         return aot_eager(graph, inputs)
 
-    compile_towers = CLIP.compile
-    monkeypatch.setattr(CLIP, "compile", lambda model: compile_towers(model, backend=backend))
-    flat = SMALL | {"vision_depth": 1, "text_depth": 1}
-    plain, compiled = trainer(model=flat), trainer(model=flat, compile=True)
+    compile_blocks = CLIP.compile
+    monkeypatch.setattr(CLIP, "compile", lambda model: compile_blocks(model, backend=backend))
+    deep = SMALL | {"vision_depth": 3, "text_depth": 3, "lambda_schedule": "depth"}
+    plain, compiled = trainer(model=deep), trainer(model=deep, compile=True)
     counts = []
     for number in range(4):
         expected, _ = plain.step(number, batch(number))
@@ -104,7 +105,7 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
         for name, gradient in gradients(plain).items():
             torch.testing.assert_close(gradients(compiled)[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
         counts.append(len(graphs))
-    assert 2 <= counts[0] < counts[1] == counts[2] == counts[3], "the second length, and no other, compiles anew"
+    assert 2 <= counts[0] <= counts[1] == counts[2] == counts[3] <= 4, "for two kinds of blocks of some length"
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     expected = plain.statistics(batch(2))
     for name, values in compiled.statistics(batch(2)).items():

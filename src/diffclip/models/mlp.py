@@ -18,7 +18,7 @@ class Mlp(timm.layers.Mlp):  # type: ignore[misc]  # timm is untyped
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # torch.compile chooses by itself what to keep
             plain: Tensor = super().forward(x)
             return plain
         device = x.device.type

@@ -86,7 +86,8 @@ def load(
             .safetensors); or a hub id "owner/name" that holds one of these. Of a pickle nothing but tensors
             is ever built.
         device: where the model goes.
-        compile: compile both towers (CLIP.compile): the first images and the first texts then take a minute.
+        compile: compile the blocks of both towers (CLIP.compile): the first images and the first texts then take a
+            minute.
         dtype: of the weights, float32 by default. In torch.bfloat16 the model takes half the memory and is faster
             where the processor multiplies it; λ's vectors and the temperature stay in float32, pixels are cast by
             encode_image, and normalised features are float32 all the same.
