@@ -58,6 +58,8 @@ def recipe(workers):
         "best_by": "data/score",
         "precision": "float32",
         "ema": 0.5,
+        "image_sizes": [[0, 8], [1, 16]],
+        "undropped_epochs": 0.5,
     }
     return validate(
         {
