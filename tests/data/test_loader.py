@@ -2,9 +2,9 @@
 
 import functools
 import io
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 import threading
 from collections import Counter
 
@@ -283,24 +283,26 @@ def test_batch_sizes_that_cannot_be():
             loader(batch_size=size)
 
 
+def _interrupted(errors, answers):
+    os.setsid()
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    count, seen = 0, []
+    for _ in loader(batch_size=1, num_workers=1).epoch(0):
+        if count == 0:
+            signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+            os.killpg(0, signal.SIGINT)
+        count += 1
+    answers.put((count, len(seen)))
+
+
 def test_ctrl_c_leaves_the_workers_to_the_main_process(tmp_path):
     """SIGINT goes to all processes of a terminal; one that handles it must still get its batches."""
-    script = tmp_path / "interrupted.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-        "import os, signal, test_loader\n"
-        "if __name__ == '__main__':\n"
-        "    seen = []\n"
-        "    count = 0\n"
-        "    for batch in test_loader.loader(batch_size=1, num_workers=1).epoch(0):\n"
-        "        if count == 0:\n"
-        "            signal.signal(signal.SIGINT, lambda *_: seen.append(1))\n"
-        "            os.killpg(0, signal.SIGINT)\n"
-        "        count += 1\n"
-        "    print(count, len(seen))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, start_new_session=True, timeout=60, check=False
-    )
-    assert done.stdout.split() == ["50", "1"], done.stderr
-    assert "Traceback" not in done.stderr
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    process = context.Process(target=_interrupted, args=(tmp_path / "errors", answers))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "errors").read_text()
+    assert answers.get() == (50, 1)
+    assert "Traceback" not in (tmp_path / "errors").read_text()

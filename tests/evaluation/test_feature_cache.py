@@ -2,10 +2,9 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 
@@ -171,29 +170,33 @@ def test_a_damaged_part_is_made_anew_with_a_warning(tmp_path, caplog, damage):
     assert not list(tmp_path.glob("*/.*.unfinished"))
 
 
-KILLED = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from diffclip.evaluation import feature_cache
-import test_feature_cache as t
-feature_cache.PART = 4
-class Slow(t.Stamped):
+class Slow(Stamped):
+    """Comes to a halt in the second pass, in the middle of the last part, and says so."""
+
+    def __init__(self, there):
+        super().__init__()
+        self.there = there
+
     def __getitem__(self, index):
-        if self.read >= 18 and index == 9:  # the second pass, in the middle of the last part
-            print("there", flush=True)
+        if self.read >= 18 and index == 9:
+            self.there.set()
             time.sleep(60)
         return super().__getitem__(index)
-t.image_features(t.tiny(), Slow(), cache=t.FeatureCache(Path({folder!r})), batch_size=1)
-"""
+
+
+def _encode_until_killed(folder, there):
+    image_features(tiny(), Slow(there), cache=FeatureCache(folder), batch_size=1)
 
 
 def test_a_killed_run_loses_one_part(tmp_path):
-    program = KILLED.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "there\n"
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    context = multiprocessing.get_context("fork")
+    there = context.Event()
+    process = context.Process(target=_encode_until_killed, args=(tmp_path, there))
+    process.start()
+    assert there.wait(60)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len(list(tmp_path.glob("*/part-*"))) == 2
     assert not list(tmp_path.glob("*/index.json"))
     cache, source, told = FeatureCache(tmp_path), Stamped(), []

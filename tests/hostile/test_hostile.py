@@ -16,37 +16,20 @@ from diffclip.data.sources import open_source
 from diffclip.errors import UserError
 
 HERE = Path(__file__).parent
-GROUPS = {
-    "files of data": ("tar/*", "image/*", "parquet/*", "csv/*", "folder/*"),
-    "weights, recipes, results": (
-        "weights/*",
-        "recipe/*",
-        "command/*",
-        "sweep/*",
-        "results/*",
-        "benchmark/*",
-        "run/*",
-        "pope/*",
-    ),
-}
 
 
-def test_the_corpus_is_large_and_all_of_it_is_used():
+def test_the_corpus_is_large():
     names = [case.name for case in cases()]
     assert len(set(names)) == len(names)
     refused = [case for case in cases() if case.expect.startswith(("error", "skipped"))]
     assert len(refused) >= 200
-    kinds = {pattern.partition("/")[0] for patterns in GROUPS.values() for pattern in patterns}
-    assert {name.partition("/")[0] for name in names} == kinds
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="limits and peaks of memory as Linux has them")
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_file_ends_in_one_line_or_a_counted_skip(group):
-    done = subprocess.run(
-        [sys.executable, HERE / "run.py", *GROUPS[group]], capture_output=True, text=True, timeout=600, check=False
-    )
+def test_every_file_ends_in_one_line_or_a_counted_skip():
+    done = subprocess.run([sys.executable, HERE / "run.py"], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert done.stdout.startswith(f"{len(cases())} cases, 0 not as expected")
 
 
 BOUNDED = settings(max_examples=60, deadline=None, derandomize=True)
