@@ -10,6 +10,7 @@ from diffclip.config import load_recipe
 from diffclip.data.scenes import FineGrainedSource
 from diffclip.errors import UserError
 from diffclip.evaluation import results
+from diffclip.reporting.command import Written
 
 
 def shrunk(path):
@@ -28,12 +29,12 @@ def small(monkeypatch):
         quickstart, "load_recipe", lambda path: shrunk(path) if "quickstart.toml" in str(path) else load_recipe(path)
     )
     monkeypatch.setattr(quickstart, "FineGrainedSource", lambda: FineGrainedSource(count=2))
-    sizes = {"TEST_IMAGES": 24, "SHIFTED_IMAGES": 8, "GROUNDED_IMAGES": 4, "PANELS": 1, "TIMED_STEPS": 1}
+    sizes = {"TEST_IMAGES": 24, "SHIFTED_IMAGES": 8, "GROUNDED_IMAGES": 2, "PANELS": 1, "TIMED_STEPS": 1}
     for name, value in sizes.items():
         monkeypatch.setattr(quickstart, name, value)
 
 
-def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys):
+def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys, monkeypatch):
     out = tmp_path / "quick"
     report = quickstart.run(out, minutes=60, seed=3)
     clip, diffclip = (load_recipe(out / name / "recipe.toml") for name in ("clip", "diffclip"))
@@ -53,7 +54,10 @@ def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys):
     assert "top-1 accuracy" in capsys.readouterr().out
 
     weights = (out / "clip" / "model.safetensors").stat().st_mtime_ns
-    quickstart.run(out, minutes=60, seed=3)
+    again = []
+    monkeypatch.setattr(quickstart, "report", lambda _, to, *__, **___: again.append(to) or Written(report, 0, 0, ()))
+    assert quickstart.run(out, minutes=60, seed=3) == report
+    assert again == [out]
     assert (out / "clip" / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(UserError, match="holds runs of seed 3, not 4"):
         quickstart.run(out, minutes=60, seed=4)
