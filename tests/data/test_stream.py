@@ -117,10 +117,13 @@ def test_a_small_buffer_still_loses_nothing(shards, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_and_resuming_make_no_difference(shards, workers):
     stream = open_stream(piped(shards), 60)
-    alone = list(loader(stream, max_skipped=0.2).epoch(2))
+    one = loader(stream, max_skipped=0.2)
+    alone = list(one.epoch(2))
     assert len(alone) == 7
     helped = list(loader(stream, max_skipped=0.2, num_workers=workers).epoch(2))
-    resumed = list(loader(stream, max_skipped=0.2, num_workers=workers).epoch(2, start=4))
+    other = loader(stream, max_skipped=0.2, num_workers=workers)
+    resumed = list(other.epoch(2, start=4, skipped={"not_an_image": 3}))
+    assert other.skipped == one.skipped  # counted again, not added up
     assert len(helped) == 7
     assert all(map(same, alone, helped))
     assert len(resumed) == 3

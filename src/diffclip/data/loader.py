@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +99,9 @@ class Loader:
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # or starting an epoch would draw from the global one
         )
-        for number, made in enumerate(batches, start + 1):
+        with starting_workers():
+            iterator = iter(batches)
+        for number, made in enumerate(iterator, start + 1):
             if isinstance(made, UserError):
                 # A new one: an exception that its own frame refers to would keep the workers alive with the frame.
                 raise UserError(*made.args)
@@ -125,11 +130,34 @@ def _as_it_is(made: _Made) -> _Made:
     return made
 
 
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Inside the `with`, where workers start, SIGTERM waits: they inherit that, with whatever threads they have."""
+    held = {signal.SIGTERM} if _TOLD_APART else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal. The main one finishes its step and saves, and needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So it is with the SIGTERM of timeout or of SLURM to every process of a job; but the main one's own ends a worker.
+    if _TOLD_APART:
+        threading.Thread(target=_end_when_told, name="end", daemon=True).start()
     # What is inherited stays as it is: collecting the main process's garbage here would copy memory and run finalizers.
     gc.freeze()
+
+
+_TOLD_APART = hasattr(signal, "sigwaitinfo")  # whose signal it is; not on macOS
+
+
+def _end_when_told() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 _Request = tuple[int, NDArray[np.int64]]  # the epoch, and the indices of a batch's examples

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffclip.data.example import Example
 from diffclip.data.images import BadImage
-from diffclip.data.loader import Batch, Loader, collate, generator_of, prepare, start_worker
+from diffclip.data.loader import Batch, Loader, collate, generator_of, prepare, start_worker, starting_workers
 from diffclip.data.sources import Source
 from diffclip.data.stream import Stream
 from diffclip.data.tokenizer import Tokenizer
@@ -58,7 +58,9 @@ class StreamLoader(Loader):
             generator=torch.Generator(),
         )
         try:
-            yield from self._batches(iter(chunks), rows, start)
+            with starting_workers():
+                iterator = iter(chunks)
+            yield from self._batches(iterator, rows, start)
         finally:
             reader.stop()
 
