@@ -277,5 +277,6 @@ def test_the_commands_run(tmp_path, capsys):
     cli.main(["data", "show", str(tmp_path / "p"), "--out", str(tmp_path / "s.png"), "--count", "3"])
     printed = capsys.readouterr().out
     assert "10 examples, 10 usable" in printed
+    assert "  wrong       nothing\n" in printed
     assert "10 of 10 examples in 1 shards" in printed
     assert "3 of 10 examples" in printed

@@ -178,14 +178,14 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     if report["usable"]:
         said += [
             f"  images      shorter edge {_range(edge)} pixels, {report['shorter_than_224']:,} below {SMALL}; "
-            f"up to {ratio['max']:.1f} : 1",
+            f"aspect ratio up to {ratio['max']:.1f}",
             f"  size        {_bytes(sizes['total'])}; an image {_bytes(sizes['min'])} to {_bytes(sizes['max'])}, "
             f"median {_bytes(sizes['median'])}",
         ]
     if report["captions"]:
         said.append(
             f"  captions    {report['captions']:,}, {_range(report['tokens'])} tokens; "
-            f"{report['longer_than_the_context']:,} are longer than 77 and lose their end"
+            f"longer than 77, which are cut: {report['longer_than_the_context']:,}"
         )
     if report["labelled"]:
         said.append(f"  labels      {report['classes']:,} classes with {_range(report['per_class'])} images")
@@ -193,6 +193,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f"  repeated    {report['images_with_the_same_bytes']:,} images have the bytes of an earlier one, "
         f"{report['repeated_captions']:,} captions its words"
     )
+    if not report["wrong"]:
+        said.append("  wrong       nothing")
     for reason, count in report["wrong"].items():
         said.append(f"  wrong       {reason}: {count:,}")
         where = report["where"][reason]

@@ -77,7 +77,7 @@ def compare_count(recipe: Recipe, found: int) -> None:
 
 @cache  # a sweep, a quickstart or a table of plans opens the same data again and again: it is said once
 def _warn_of_count(path: str, found: int, expected: int) -> None:
-    log.warning("%s has %d examples, the recipe expects %d", path, found, expected)
+    log.warning(f"{path} has {found:,} examples, the recipe expects {expected:,}")
 
 
 def training_loader(recipe: Recipe, source: Source) -> Loader:
