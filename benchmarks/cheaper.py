@@ -1,65 +1,76 @@
-"""What the ways to cheaper training save: processor time of a training step of the quickstart's DiffCLIP.
+"""What each variant of recipes/sweeps/cheaper.toml takes of a processor, beside the recipe as it is.
 
-    python benchmarks/cheaper.py [--rounds 5] [--json FILE]
+    python benchmarks/cheaper.py DIR [--rounds 5] [--json FILE]
 
-A step of each in turn, on the images that most of its steps see; processor time, so that a busy machine matters
-little. What they cost in accuracy is measured by `diffclip sweep recipes/sweeps/cheaper.toml`. The compiled towers are
-compiled in rounds that are not counted, a minute each; the 8 bits need bitsandbytes.
+DIR has CIFAR-10's parquet files (recipes/cifar10.toml). A run is the sum over its stages (small images, dropped
+patches, ...) of a step's time by the number of steps; the steps are timed in turn, by processor time, so that a busy
+machine matters little. `diffclip sweep recipes/sweeps/cheaper.toml` says what each variant learns. The last row, not of
+the sweep since it learns the same, has its blocks compiled, in steps that are not counted.
 """
 
 import argparse
+import dataclasses
 import time
+from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rounds import in_turn, medians, ratio, write_json
 
-from diffclip.config import Recipe, validate
+from diffclip.config import Recipe
+from diffclip.sweep_config import load_sweep, recipe_of
 from diffclip.training.step import Schedule, Trainer, training_loader, training_source
 
-FIRST = "as the quickstart"
-HALF = {"model": {"overrides": {"patch_dropout": 0.5}}, "training": {"undropped_epochs": 1}}
-ROWS: dict[str, dict[str, Any]] = {
-    FIRST: {},
-    "patch_dropout = 0.5": HALF,
-    "images of 32 pixels, where image_sizes starts": {"training": {"image_sizes": [[0, 32], [3, 64]]}},
-    "both": HALF | {"training": {"undropped_epochs": 1, "image_sizes": [[0, 32], [3, 64]]}},
-    'loss.kind = "sigmoid"': {"loss": {"kind": "sigmoid"}},
-    "ema = 0.99": {"training": {"ema": 0.99}},
-    'optimizer.kind = "adamw_8bit"': {"optimizer": {"kind": "adamw_8bit"}},
-    "compile = true": {"training": {"compile": True}},
-}
+SWEEP = files("diffclip") / "recipes/sweeps/cheaper.toml"
 
 
-def recipe(changes: dict[str, Any]) -> Recipe:
-    table = {
-        "model": {"preset": "diffclip_vit_quickstart"} | changes.get("model", {}),
-        "data": {"train": {"path": "scenes:train?size=64&length=512"}, "workers": 0, "scale": [0.9, 1.0]},
-        "loss": changes.get("loss", {}),
-        "optimizer": changes.get("optimizer", {}),
-        "training": {"epochs": 5, "batch_size": 128} | changes.get("training", {}),
-    }
-    return validate(table, where="benchmark")
+def recipes(data: str) -> dict[str, Recipe]:
+    sweep = load_sweep(Path(str(SWEEP)), settings={"data": {"train": {"path": data}}})
+    found = {variant.name: recipe_of(sweep, variant, 0) for variant in sweep.variant}
+    first = found[sweep.baseline]
+    compiled = dataclasses.replace(first, training=dataclasses.replace(first.training, compile=True))
+    return {sweep.baseline: first, **found, "compiled": compiled}
+
+
+def stage(one: Recipe, schedule: Schedule, step: int) -> tuple[int, bool]:
+    """(pixels of the images, whether patches are dropped) at a step."""
+    config, epoch = one.model.resolve(), step // schedule.steps_per_epoch
+    sizes = [size for since, size in one.training.image_sizes if since <= epoch] or [config.image_size]
+    whole = schedule.steps - round(one.training.undropped_epochs * schedule.steps_per_epoch)
+    return sizes[-1], config.patch_dropout > 0 and step < whole
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    contestants = {}
-    for name, changes in ROWS.items():
-        one = recipe(changes)
-        trainer = Trainer(one, Schedule(1000, 5000, 0))  # so many steps that those taken here are early ones
-        batches = list(training_loader(one, training_source(one)).epoch(0))[:2]
-        for number in range(3):  # captions of several lengths, which torch.compile comes to see as one kind
-            trainer.step(number, batches[number % 2])
-        contestants[name] = lambda number, trainer=trainer, batch=batches[0]: trainer.step(number + 4, batch)
+    contestants: dict[str, Any] = {}
+    runs: dict[str, dict[str, int]] = {}  # variant → stage → steps
+    for name, one in recipes(arguments.data).items():
+        source = training_source(one)
+        schedule = Schedule.of(one, len(source))
+        trainer, loader = Trainer(one, schedule), training_loader(one, source)
+        stages = [stage(one, schedule, step) for step in range(schedule.steps)]
+        runs[name] = {f"{name}: {kind}": count for kind, count in Counter(stages).items()}
+        for kind in dict.fromkeys(stages):
+            step = stages.index(kind)
+            batch = next(loader.epoch(step // schedule.steps_per_epoch))
+            trainer.step(step, batch)
+            contestants[f"{name}: {kind}"] = lambda _, act=trainer.step, step=step, batch=batch: act(step, batch)
     seconds = in_turn(contestants, arguments.rounds, clock=time.process_time)
-    print(f"{'a step':54}{'s':>7}{'ratio':>8}")
-    for name in ROWS:
-        print(f"{name:54}{medians(seconds)[name]:7.2f}{ratio(seconds, name, FIRST):8.2f}")
-    write_json(arguments.json, {"step_seconds": seconds})
+    rounds = range(arguments.rounds)
+    whole = {
+        name: [sum(count * seconds[part][number] for part, count in parts.items()) for number in rounds]
+        for name, parts in runs.items()
+    }
+    first = next(iter(whole))
+    print(f"{'a run':28}{'steps':>7}{'minutes':>9}{'ratio':>7}")
+    for name in whole:
+        print(f"{name:28}{sum(runs[name].values()):7}{medians(whole)[name] / 60:9.1f}{ratio(whole, name, first):7.2f}")
+    write_json(arguments.json, {"step_seconds": seconds, "run_seconds": whole})
 
 
 if __name__ == "__main__":

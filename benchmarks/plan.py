@@ -19,7 +19,7 @@ from rounds import measured_apart, peak_mib, write_json
 from diffclip.config import Recipe, validate
 from diffclip.data.loader import Batch
 from diffclip.plan import flops
-from diffclip.training.dry_run import BYTES_PER_PARAMETER, activation_growth
+from diffclip.training.dry_run import activation_growth, state_bytes
 from diffclip.training.step import Schedule, Trainer
 
 ROWS = (
@@ -58,10 +58,10 @@ def peak(one: Recipe) -> float:
 
 def estimated(one: Recipe) -> tuple[float, float]:
     """MiB of weights, gradients and moments, and of activations."""
-    parameters = sum(p.numel() for p in Trainer(one, Schedule(10, 10, 1)).model.parameters())
+    state = state_bytes(one, Trainer(one, Schedule(10, 10, 1)).model)
     growth, fixed = activation_growth(one)
     at_a_time = one.training.micro_batch or one.training.batch_size
-    return parameters * BYTES_PER_PARAMETER / MIB, (growth * at_a_time + fixed) / MIB
+    return state / MIB, (growth * at_a_time + fixed) / MIB
 
 
 def rate(one: Recipe, steps: int = 3) -> float:
