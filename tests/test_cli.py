@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from diffclip import cli
+from diffclip import cli, commands
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,3 +56,13 @@ def test_settings_of_the_recipe_are_options(capsys, tmp_path):
     status, _, err = main(capsys, "train", str(recipe), "--dry-run", "--training.batch_size", "ten")
     assert status == 2
     assert "batch" in err
+
+
+def test_a_switch_may_be_written_as_in_a_recipe(tmp_path, monkeypatch):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[training]\nepochs = 1.0\n")
+    seen = []
+    monkeypatch.setattr(commands, "print_dry_run", seen.append)
+    for value in ("true", "True", "false"):
+        cli.main(["train", str(recipe), "--dry-run", "--training.compile", value])
+    assert [one.training.compile for one in seen] == [True, True, False]

@@ -307,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         available = dict(COMMANDS)
         if arguments[:1] == ["train"]:
+            arguments = [{"true": "True", "false": "False"}.get(a, a) for a in arguments]  # recipes write them so
             # The recipe gives the defaults of the options, so it is read before they are parsed.
             recipe = next((a for a in arguments[1:] if a.endswith(".toml")), None)
             if recipe is not None:
