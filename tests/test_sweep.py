@@ -104,7 +104,7 @@ def test_every_variant_of_every_sweep_is_a_valid_recipe(path):
         made = [recipe_of(sweep, variant, 7) for variant in sweep.variant]
         assert all(recipe.seed == 7 for recipe in made)
         assert len({to_toml(recipe) for recipe in made}) == len(made), "two variants are the same"
-        assert all((r.data, r.optimizer) == (made[0].data, made[0].optimizer) for r in made)
+        assert all(r.data == made[0].data for r in made)
         if about_models:
             models = [recipe.model.resolve() for recipe in made]
             assert len(set(models)) == len(models), "two variants are the same model"

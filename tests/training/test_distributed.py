@@ -24,7 +24,6 @@ GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 3, 3, 2, 1, 0, 4])
 CASES = [
     *itertools.product([2], ["ddp", "fsdp"], [False, True], [0, 2], ["contrastive"]),
     (2, "fsdp", True, 2, "sigmoid"),
-    (2, "compiled ddp", False, 0, "contrastive"),
     (2, "compiled fsdp", False, 2, "contrastive"),
     (4, "ddp", False, 0, "contrastive"),
     (4, "ddp", True, 2, "contrastive"),
