@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from timm.layers.diff_attention import DiffAttention
 from torch import Tensor, nn
 
-from diffclip.models import attention_choice, native_attention
-from diffclip.models.attention_ops import attention_map, differential_attention
+from diffclip.models.attention import choice as attention_choice
+from diffclip.models.attention import native as native_attention
+from diffclip.models.attention.ops import attention_map, differential_attention
 
 SHAPES = {  # (batch, heads, tokens, head width), and whether causal
     "b16 image": (16, 12, 197, 64, False),

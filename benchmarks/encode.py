@@ -25,7 +25,7 @@ from rounds import in_turn, medians, ratio, write_json
 from torch import Tensor
 
 import diffclip
-from diffclip.evaluation.zero_shot import class_embeddings
+from diffclip.evaluation.tasks.zero_shot import class_embeddings
 from diffclip.models.clip import CLIP
 
 PRESETS = ("clip_vit_b16", "diffclip_vit_b16")

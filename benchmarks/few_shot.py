@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from diffclip.evaluation import few_shot
+from diffclip.evaluation.tasks import few_shot
 
 PLAN = {"num_ways": 5, "num_shots": 5, "num_queries": 6}
 

@@ -18,8 +18,8 @@ import torch
 from rounds import in_turn, measured_apart, peak_mib, ratio, write_json
 
 from diffclip.config import Model, Recipe, Training
-from diffclip.data.loader import Batch
-from diffclip.training.step import Schedule, Trainer
+from diffclip.data.loading.loader import Batch
+from diffclip.training.step import Schedule, TrainState
 
 END, LENGTH = 49407, 12
 
@@ -31,11 +31,11 @@ def random_batch(size: int) -> Batch:
     return Batch(pixels=pixels, tokens=tokens, groups=-1 - torch.arange(size), indices=torch.arange(size))
 
 
-def new_trainer(size: int, micro_batch: int) -> Trainer:
+def new_trainer(size: int, micro_batch: int) -> TrainState:
     recipe = Recipe(
         model=Model(preset="diffclip_vit_quickstart"), training=Training(batch_size=size, micro_batch=micro_batch)
     )
-    return Trainer(recipe, Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
+    return TrainState(recipe, Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
 
 
 def peak(size: int, micro_batch: int) -> float:

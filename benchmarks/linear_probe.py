@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from diffclip.evaluation import linear_probe
+from diffclip.evaluation.tasks import linear_probe
 
 TOLERANCE = 0.002
 ITERATIONS = 1000

@@ -32,7 +32,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from diffclip.data.images import decode
-from diffclip.data.loader import Loader
+from diffclip.data.loading.loader import Loader
 from diffclip.data.sources import Source, captions_of, open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform, normalise

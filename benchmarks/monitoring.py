@@ -13,9 +13,9 @@ import torch
 from rounds import in_turn, medians, ratio, write_json
 
 from diffclip.config import Training, validate
-from diffclip.data.loader import Batch
+from diffclip.data.loading.loader import Batch
 from diffclip.training.statistics import gradient_norms
-from diffclip.training.step import Schedule, Trainer
+from diffclip.training.step import Schedule, TrainState
 
 END_OF_TEXT = 49407
 CAPTION = 16  # tokens
@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     size = options.batch_size
     recipe = validate({"model": {"preset": options.model}, "training": {"batch_size": size}}, where="benchmark")
-    trainer = Trainer(recipe, Schedule(1000, 1000, 0))
+    trainer = TrainState(recipe, Schedule(1000, 1000, 0))
     image = trainer.model.config.image_size
     tokens = torch.randint(1, END_OF_TEXT, (size, CAPTION))
     tokens[:, -1] = END_OF_TEXT

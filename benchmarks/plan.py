@@ -17,10 +17,10 @@ import torch
 from rounds import measured_apart, peak_mib, write_json
 
 from diffclip.config import Recipe, validate
-from diffclip.data.loader import Batch
+from diffclip.data.loading.loader import Batch
 from diffclip.plan import flops
 from diffclip.training.dry_run import activation_growth, state_bytes
-from diffclip.training.step import Schedule, Trainer
+from diffclip.training.step import Schedule, TrainState
 
 ROWS = (
     ("diffclip_vit_quickstart", 64, 0),
@@ -50,7 +50,7 @@ def peak(one: Recipe) -> float:
     """MiB of two steps, the first of which makes the moments."""
     batch = batch_of(one)
     idle = peak_mib()
-    trainer = Trainer(one, Schedule(10, 10, 1))
+    trainer = TrainState(one, Schedule(10, 10, 1))
     for step in range(2):
         trainer.step(step, batch)
     return peak_mib() - idle
@@ -58,7 +58,7 @@ def peak(one: Recipe) -> float:
 
 def estimated(one: Recipe) -> tuple[float, float]:
     """MiB of weights, gradients and moments, and of activations."""
-    state = state_bytes(one, Trainer(one, Schedule(10, 10, 1)).model)
+    state = state_bytes(one, TrainState(one, Schedule(10, 10, 1)).model)
     growth, fixed = activation_growth(one)
     at_a_time = one.training.micro_batch or one.training.batch_size
     return state / MIB, (growth * at_a_time + fixed) / MIB
@@ -66,7 +66,7 @@ def estimated(one: Recipe) -> tuple[float, float]:
 
 def rate(one: Recipe, steps: int = 3) -> float:
     """Operations a second of the training step, without what is computed again."""
-    trainer, batch = Trainer(one, Schedule(10, 10, 1)), batch_of(one)
+    trainer, batch = TrainState(one, Schedule(10, 10, 1)), batch_of(one)
     trainer.step(0, batch)
     seconds = []
     for step in range(steps):

@@ -18,15 +18,15 @@ from rounds import in_turn, medians, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffclip.config import load_recipe
-from diffclip.data.loader import Batch
+from diffclip.data.loading.loader import Batch
 from diffclip.models.maps import record_attention
-from diffclip.training.step import Schedule, Trainer, training_loader, training_source
+from diffclip.training.step import Schedule, TrainState, training_loader, training_source
 
 MODELS = ("clip_vit_quickstart", "diffclip_vit_quickstart")
 SQUARES = (1024, 2048, 4096)
 
 
-def flops(trainer: Trainer, batch: Batch) -> int:
+def flops(trainer: TrainState, batch: Batch) -> int:
     """Two for each multiply-add of a whole step."""
     with record_attention(trainer.model), FlopCounterMode(display=False) as counter:
         trainer.step(0, batch)
@@ -43,7 +43,9 @@ def main() -> None:
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     trainers = {
-        preset: Trainer(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset)), schedule)
+        preset: TrainState(
+            dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset)), schedule
+        )
         for preset in MODELS
     }
     drawn = training_loader(recipe, source).epoch(0)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffclip.evaluation.retrieval import recall
+from diffclip.evaluation.tasks.retrieval import recall
 
 KS = (1, 5, 10)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffclip.evaluation.seeds import paired
+from diffclip.evaluation.stats.seeds import paired
 
 EXAMPLES = 200
 CONTESTANTS = ("seeds", "seeds, examples", "t", "verdict")

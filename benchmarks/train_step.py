@@ -21,13 +21,13 @@ from rounds import in_turn, measured_apart, medians, peak_mib, ratio, write_json
 from timm.layers import DiffAttention
 
 from diffclip.config import Model, Recipe, Training
-from diffclip.data.loader import Batch
+from diffclip.data.loading.loader import Batch
 from diffclip.data.sources import captions_of, open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import normalise
 from diffclip.models.presets import OPENAI_MEAN, OPENAI_STD
 from diffclip.training.optimizer import adamw
-from diffclip.training.step import Schedule, Trainer, autocast_dtype
+from diffclip.training.step import Schedule, TrainState, autocast_dtype
 
 END, CONTEXT = 49407, 77
 # How many of 4,582 titles and keywords of clip art have 3, 4, 5, … tokens, start and end included.
@@ -66,9 +66,9 @@ class Batches:
         return Batch(pixels=pixels, tokens=tokens[:, :longest], groups=-1 - every, indices=every)
 
 
-def ours(preset: str, precision: str) -> Trainer:
+def ours(preset: str, precision: str) -> TrainState:
     recipe = Recipe(model=Model(preset=preset), training=Training(batch_size=16, precision=precision))
-    return Trainer(recipe, Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
+    return TrainState(recipe, Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
 
 
 def diffclip_step(preset: str, precision: str) -> Step:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from diffclip import cli, commands
+from diffclip import cli
+from diffclip.commands import train as train_command
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +63,7 @@ def test_a_switch_may_be_written_as_in_a_recipe(tmp_path, monkeypatch):
     recipe = tmp_path / "r.toml"
     recipe.write_text("[training]\nepochs = 1.0\n")
     seen = []
-    monkeypatch.setattr(commands, "print_dry_run", seen.append)
+    monkeypatch.setattr(train_command, "print_dry_run", seen.append)
     for value in ("true", "True", "false"):
         cli.main(["train", str(recipe), "--dry-run", "--training.compile", value])
     assert [one.training.compile for one in seen] == [True, True, False]

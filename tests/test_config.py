@@ -7,8 +7,8 @@ import torch
 
 from diffclip.config import METRICS, Recipe, load_recipe, same_run, to_toml, validate
 from diffclip.errors import UserError
-from diffclip.evaluation import retrieval, zero_shot
-from diffclip.evaluation.tasks import RETRIEVAL_KS
+from diffclip.evaluation.tasks import retrieval, zero_shot
+from diffclip.evaluation.tasks.table import RETRIEVAL_KS
 
 # Sweeps are read by another module, see test_sweep.py.
 RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.toml") if p.parent.name != "sweeps")

@@ -22,8 +22,8 @@ def test_every_public_name_is_there():
 
 def test_packages_are_reached_by_attribute():
     program = (
-        "import diffclip; print(diffclip.evaluation.zero_shot.class_embeddings.__name__, "
-        "diffclip.evaluation.retrieval.recall.__name__, diffclip.analysis.relevance.__name__)"
+        "import diffclip; print(diffclip.evaluation.tasks.zero_shot.class_embeddings.__name__, "
+        "diffclip.evaluation.tasks.retrieval.recall.__name__, diffclip.analysis.relevance.__name__)"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120).stdout
     assert output == "class_embeddings recall relevance\n"

@@ -10,7 +10,7 @@ from diffclip.config import load_recipe
 from diffclip.data.scenes import FineGrainedSource
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.reporting.command import Written
+from diffclip.reporting.report import Written
 
 
 def shrunk(path):

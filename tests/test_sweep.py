@@ -18,10 +18,12 @@ from diffclip import sweep as sweeps
 from diffclip.cli import main
 from diffclip.config import load_recipe, read_toml, to_toml
 from diffclip.errors import Stopped, UserError
-from diffclip.evaluation import results, seeds
+from diffclip.evaluation import results
+from diffclip.evaluation.stats import seeds
 from diffclip.reporting import sweep_table
 from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, parse_settings, recipe_of
-from diffclip.training import checkpoint, step, trainer
+from diffclip.training import checkpoint, step
+from diffclip.training import loop as trainer
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "sweeps"
 COMPLETE = sorted(path for path in FOLDER.glob("*.toml") if not path.name.startswith("on_"))
@@ -300,7 +302,7 @@ def test_stopped_it_says_how_to_go_on(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return 1.0, 0.0
 
-    monkeypatch.setattr(step.Trainer, "step", stop)
+    monkeypatch.setattr(step.TrainState, "step", stop)
     with pytest.raises(Stopped, match=r"stopped while training CLIP, seed 0, and saved; the same command goes on"):
         run(write(tmp_path), tmp_path / "out")
 
@@ -311,13 +313,13 @@ def test_killed_in_the_middle_it_goes_on_from_the_checkpoint(finished, tmp_path,
     # The process kills itself in the second run, after the checkpoint of step 3: nothing can be tidied up.
     program = (
         "import os, signal, time; from diffclip.training import step; from diffclip.cli import main\n"
-        "train = step.Trainer.step\n"
+        "train = step.TrainState.step\n"
         "def killed(self, number, batch):\n"
         "    if number == 4 and 'star' in ' '.join(os.listdir(OUT)):\n"
         "        while not os.path.exists(CHECKPOINT): time.sleep(0.01)  # it is written in the background\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return train(self, number, batch)\n"
-        "step.Trainer.step = killed\n"
+        "step.TrainState.step = killed\n"
         "main(['sweep', PATH, '--out', OUT])\n"
     )
     halfway = out / "diffclip-star" / "seed_0"
@@ -327,9 +329,9 @@ def test_killed_in_the_middle_it_goes_on_from_the_checkpoint(finished, tmp_path,
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [p.name for p in checkpoint.found(halfway)] == ["step_00000003"]
     steps = []
-    train = step.Trainer.step
+    train = step.TrainState.step
     monkeypatch.setattr(
-        step.Trainer, "step", lambda self, number, batch: steps.append(number) or train(self, number, batch)
+        step.TrainState, "step", lambda self, number, batch: steps.append(number) or train(self, number, batch)
     )
     run(path, out, seeds=(0,))
     assert steps == [3, 4, 5, 6, 7]  # the first run was finished, this one had three steps

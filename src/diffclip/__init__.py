@@ -10,25 +10,25 @@ if TYPE_CHECKING:
     from diffclip import analysis, data, evaluation, models, reporting, training
     from diffclip.data.tokenizer import get_tokenizer
     from diffclip.errors import UserError
-    from diffclip.models.attention import DifferentialAttention
-    from diffclip.models.attention_ops import differential_attention
+    from diffclip.models.attention.layer import DifferentialAttention
+    from diffclip.models.attention.ops import differential_attention
     from diffclip.models.clip import CLIP, create_model
     from diffclip.models.presets import ModelConfig, list_models
-    from diffclip.models.weights import load, save
+    from diffclip.models.weights.store import load, save
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CLIP": "diffclip.models.clip",
-    "DifferentialAttention": "diffclip.models.attention",
+    "DifferentialAttention": "diffclip.models.attention.layer",
     "ModelConfig": "diffclip.models.presets",
     "UserError": "diffclip.errors",
     "create_model": "diffclip.models.clip",
-    "differential_attention": "diffclip.models.attention_ops",
+    "differential_attention": "diffclip.models.attention.ops",
     "get_tokenizer": "diffclip.data.tokenizer",
     "list_models": "diffclip.models.presets",
-    "load": "diffclip.models.weights",
-    "save": "diffclip.models.weights",
+    "load": "diffclip.models.weights.store",
+    "save": "diffclip.models.weights.store",
 }
 _PACKAGES = ("analysis", "data", "evaluation", "models", "reporting", "training")
 

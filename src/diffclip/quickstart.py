@@ -9,22 +9,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from diffclip.analysis import grounding
 from diffclip.analysis.curves import read_curves
 from diffclip.config import Recipe, load_recipe
 from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
+from diffclip.distributed import default_device
 from diffclip.errors import Stopped, UserError
-from diffclip.evaluation.command import raise_failures, run_suite
-from diffclip.evaluation.fine_grained import PairImages
 from diffclip.evaluation.results import fingerprint
-from diffclip.evaluation.suite import DataSet, NamedModel, record
-from diffclip.models.weights import load
-from diffclip.reporting import tables
-from diffclip.reporting.command import Options, report
-from diffclip.reporting.tables import Comparison, ModelName
-from diffclip.training import trainer
-from diffclip.training.distributed import default_device
-from diffclip.training.step import Schedule, Trainer, training_loader, training_source
+from diffclip.evaluation.run.progress import raise_failures, run_suite
+from diffclip.evaluation.run.suite import DataSet, NamedModel, record
+from diffclip.evaluation.tasks import grounding
+from diffclip.evaluation.tasks.fine_grained import PairImages
+from diffclip.models.weights.store import load
+from diffclip.reporting import pair as tables
+from diffclip.reporting.pair import Comparison, ModelName
+from diffclip.reporting.report import Options, report
+from diffclip.training import loop as trainer
+from diffclip.training.step import Schedule, TrainState, training_loader, training_source
 
 # Baseline first: label, preset.
 MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}
@@ -91,7 +91,7 @@ def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Consol
     models = (clip, diffclip)
     raise_failures(run_suite(models, test_data(), path, console))
     for named in models:
-        grounded = grounding.examples(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
+        grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK)
         record(path, key, grounded, fingerprint(named.model))
     return tables.compare(
@@ -134,7 +134,7 @@ def _fitted(recipe: Recipe, minutes: float, console: Console) -> Recipe:
     seconds = 0.0  # of one step of both
     for preset in MODELS.values():
         one = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset))
-        candidate = Trainer(one, schedule)
+        candidate = TrainState(one, schedule)
         batches = training_loader(one, source).epoch(0)
         candidate.step(0, next(batches))  # the first step also allocates
         began = time.monotonic()

@@ -14,23 +14,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from diffclip.commands import evaluation_data, evaluators
 from diffclip.config import Recipe, to_toml
 from diffclip.errors import Stopped, UserError
-from diffclip.evaluation.command import named_model, raise_failures, run_suite
 from diffclip.evaluation.datasets import registry
+from diffclip.evaluation.datasets.dataset import DataSet
+from diffclip.evaluation.datasets.named import data_set
 from diffclip.evaluation.datasets.opening import default_root, locate
-from diffclip.evaluation.feature_cache import FeatureCache
-from diffclip.evaluation.named_data import data_set
-from diffclip.evaluation.splits import DataSet
-from diffclip.evaluation.suite import Failure
-from diffclip.evaluation.tasks import SPECS
+from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.run.hooks import evaluation_data, evaluators
+from diffclip.evaluation.run.named_model import named_model
+from diffclip.evaluation.run.progress import raise_failures, run_suite
+from diffclip.evaluation.run.suite import Failure
+from diffclip.evaluation.tasks.table import SPECS
 from diffclip.reporting import sweep_table
 from diffclip.sweep_config import Sweep, Variant, load_sweep, parse_settings, recipe_of
-from diffclip.training import checkpoint, trainer
+from diffclip.training import checkpoint
+from diffclip.training import loop as trainer
 from diffclip.training.dry_run import training_examples
 from diffclip.training.run_directory import RECIPE, holds
-from diffclip.training.step import Schedule, Trainer, training_loader, training_source
+from diffclip.training.step import Schedule, TrainState, training_loader, training_source
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +230,7 @@ def _seconds_per_step(one: Run) -> float | None:
         return None
     images = min(TIMED_IMAGES, one.recipe.training.batch_size)
     small = replace(one.recipe, training=replace(one.recipe.training, batch_size=images))
-    candidate = Trainer(small, Schedule.of(small, len(source)))
+    candidate = TrainState(small, Schedule.of(small, len(source)))
     batches = training_loader(small, source).epoch(0)
     candidate.step(0, next(batches))  # the first step also allocates
     began = time.monotonic()

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from diffclip.config import STRICT, Count, Recipe, describe, read_toml, validate
 from diffclip.errors import UserError
-from diffclip.evaluation.splits import Task
+from diffclip.evaluation.datasets.dataset import Task
 
 Name = Annotated[str, Field(min_length=1)]
 

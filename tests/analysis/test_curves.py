@@ -1,6 +1,6 @@
 import pytest
 
-from diffclip.analysis import lambda_
+from diffclip.analysis import lambda_curves as lambda_
 from diffclip.analysis.curves import read_curves
 from diffclip.errors import UserError
 

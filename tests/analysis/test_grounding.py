@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from diffclip.analysis import grounding
 from diffclip.data.sources import Example
 from diffclip.errors import UserError
+from diffclip.evaluation.tasks import grounding
 
 
 def reference(relevance, mask):
@@ -117,7 +117,7 @@ def occluded(monkeypatch):
 def test_a_perfect_map_scores_one_on_the_dot_and_zero_off_it(monkeypatch):
     monkeypatch.setattr(grounding, "relevance", looks_at_the_dot)
     progress = []
-    found = grounding.examples(Model(), Dots(), batch_size=4, on_progress=progress.append)
+    found = grounding.evaluate(Model(), Dots(), batch_size=4, on_progress=progress.append)
     assert progress == [4, 8, 10]
     assert found.indices.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     # Odd images have a second phrase, for all but the dot, which the map misses: half.
@@ -140,7 +140,7 @@ def test_a_perfect_map_scores_one_on_the_dot_and_zero_off_it(monkeypatch):
     three = (3 * (25 / 12) + 6 * (4 - 25 / 12) / 3) / 12
     assert found.chance["average_precision"] == pytest.approx((4 * one + 4 * (one + three) / 2) / 8)
     assert found.chance[grounding.OTHER_QUERY] == pytest.approx((one + three) / 2)
-    assert grounding.examples(Model(), Dots(), limit=3).indices.tolist() == [0, 1, 2]
+    assert grounding.evaluate(Model(), Dots(), limit=3).indices.tolist() == [0, 1, 2]
 
 
 def test_what_the_model_does_not_see_and_what_cannot_be_read_is_left_out(monkeypatch, caplog):
@@ -157,7 +157,7 @@ def test_what_the_model_does_not_see_and_what_cannot_be_read_is_left_out(monkeyp
         return torch.tensor([[1.0, 0.0], [1.0, 0.0]]).expand(len(pixels), 2, 2)
 
     monkeypatch.setattr(grounding, "relevance", leftmost)
-    found = grounding.examples(Model(), Wide())
+    found = grounding.evaluate(Model(), Wide())
     assert found.indices.tolist() == [0, 1, 3]
     assert {name: found.metrics[name] for name in grounding.METRICS} == dict.fromkeys(grounding.METRICS, 1.0)
     assert grounding.OTHER_QUERY not in found.metrics
@@ -168,10 +168,10 @@ def test_what_the_model_does_not_see_and_what_cannot_be_read_is_left_out(monkeyp
 def test_nothing_to_find_is_told(monkeypatch):
     monkeypatch.setattr(Dots, "masks", lambda self, index: [])
     with pytest.raises(UserError, match="dots names nothing in its first 10 images"):
-        grounding.examples(Model(), Dots())
+        grounding.evaluate(Model(), Dots())
 
 
 def test_a_mask_of_another_size_is_told(monkeypatch):
     monkeypatch.setattr(Dots, "masks", lambda self, index: [("a dot", np.ones((16, 17), bool))])
     with pytest.raises(UserError, match="mask of 'a dot' in example 0 is 16×17 but its image 16×16 pixels"):
-        grounding.examples(Model(), Dots())
+        grounding.evaluate(Model(), Dots())

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffclip.analysis import noise
 from diffclip.data.scenes import SceneSource
 from diffclip.data.sources import Example
 from diffclip.data.transforms import EvalTransform
 from diffclip.errors import UserError
-from diffclip.evaluation.bootstrap import mean_interval
-from diffclip.models.attention_ops import AttentionMaps
+from diffclip.evaluation.stats.bootstrap import mean_interval
+from diffclip.evaluation.tasks import noise
+from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.clip import create_model
 from diffclip.models.maps import forward_with_maps
 
@@ -89,7 +89,7 @@ class Pictures:
 @pytest.mark.parametrize("kind", ["clip", "diffclip"])
 def test_each_image_layer_and_condition_is_measured_on_its_own(kind, caplog):
     model = tiny(kind).train()
-    found = noise.examples(model, Pictures(), batch_size=2, sigma=0.3, seed=5)
+    found = noise.evaluate(model, Pictures(), batch_size=2, sigma=0.3, seed=5)
     assert model.training
     assert found.indices.tolist() == [0, 1, 2, 4, 5]
     assert "pictures: 1 of 6 images could not be read" in caplog.text
@@ -115,7 +115,7 @@ def test_each_image_layer_and_condition_is_measured_on_its_own(kind, caplog):
         for name, expected in means.items():
             assert found.values[f"{name}_{condition}"][3].item() == pytest.approx(expected)
     assert len(found.values) == 3 * 3 * (2 + 1)
-    assert noise.examples(model, Pictures(), limit=2, seed=5, sigma=0.3).indices.tolist() == [0, 1]
+    assert noise.evaluate(model, Pictures(), limit=2, seed=5, sigma=0.3).indices.tolist() == [0, 1]
 
 
 def test_noise_has_its_sigma_and_the_middle_stays_under_clutter():
@@ -154,7 +154,7 @@ def test_scenes_clutter_themselves():
 
 def test_the_table_holds_paired_changes():
     model = tiny("diffclip")
-    found = noise.examples(model, Pictures())
+    found = noise.evaluate(model, Pictures())
     rows = noise.table(found)
     assert [(row.layer, row.condition) for row in rows[:6]] == [(n, c) for n in (1, 2) for c in noise.CONDITIONS]
     assert [row.metric for row in rows[::6]] == list(noise.METRICS)
@@ -167,20 +167,20 @@ def test_the_table_holds_paired_changes():
 
 def test_what_cannot_be_measured_is_told():
     with pytest.raises(UserError, match="sigma = 0"):
-        noise.examples(tiny("clip"), Pictures(), sigma=0)
+        noise.evaluate(tiny("clip"), Pictures(), sigma=0)
     with pytest.raises(UserError, match="no two heads"):
-        noise.examples(tiny("clip", vision_heads=1), Pictures(), limit=1)
+        noise.evaluate(tiny("clip", vision_heads=1), Pictures(), limit=1)
 
     class One(Pictures):
         def __len__(self):
             return 1
 
     with pytest.raises(UserError, match="holds 1 images"):
-        noise.examples(tiny("clip"), One())
+        noise.evaluate(tiny("clip"), One())
 
     class Broken(Pictures):
         def __getitem__(self, index):
             return Example(b"no image")
 
     with pytest.raises(UserError, match="none of its first 6 images"):
-        noise.examples(tiny("clip"), Broken())
+        noise.evaluate(tiny("clip"), Broken())

@@ -11,12 +11,12 @@ from PIL import Image
 
 from diffclip import cli
 from diffclip.config import SourceConfig
-from diffclip.data import pack as packing
 from diffclip.data import parallel, show
 from diffclip.data.images import decode
-from diffclip.data.pack import Plan, pack
 from diffclip.data.sources import open_source
-from diffclip.data.verify import examine, lines, summary, verify
+from diffclip.data.tools import pack as packing
+from diffclip.data.tools.pack import ShardPlan, pack
+from diffclip.data.tools.verify import examine, lines, summary, verify
 from diffclip.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -119,7 +119,7 @@ def test_labels_are_judged_by_the_class_names(tmp_path):
 
 def test_packing_keeps_files_captions_and_order(table, tmp_path):
     source = open_source(str(table))
-    state = pack(source, tmp_path / "shards", Plan(shard_bytes=150_000), workers=2)
+    state = pack(source, tmp_path / "shards", ShardPlan(shard_bytes=150_000), workers=2)
     assert state["left_out"] == {"not_an_image": 1, "no_caption": 1, "missing": 1}  # cut.jpg is not looked into
     shards = sorted((tmp_path / "shards").glob("*.tar"))
     assert len(shards) == len(state["shards"]) > 1
@@ -137,7 +137,7 @@ def test_packing_keeps_files_captions_and_order(table, tmp_path):
 
 def test_packing_shrinks_what_is_too_large(table, tmp_path):
     source = open_source(str(table))
-    state = pack(source, tmp_path / "shards", Plan(resize=100))
+    state = pack(source, tmp_path / "shards", ShardPlan(resize=100))
     assert state["left_out"]["truncated"] == 1
     again = open_source(str(tmp_path / "shards"))
     assert [decode(again[i].image).shape[:2] for i in range(4)] == [(30, 40), (100, 150), (90, 20), (5, 7)]
@@ -148,7 +148,7 @@ def test_packing_shrinks_what_is_too_large(table, tmp_path):
 
 def test_labels_and_class_names_are_packed(tmp_path):
     drawn = open_source("scenes:test?length=5&size=32")
-    pack(drawn, tmp_path / "shards", Plan())
+    pack(drawn, tmp_path / "shards", ShardPlan())
     again = open_source(str(tmp_path / "shards"))
     assert again.classnames == drawn.classnames
     for i in range(5):
@@ -158,7 +158,7 @@ def test_labels_and_class_names_are_packed(tmp_path):
 
 def test_packing_in_random_order(table, tmp_path):
     source = open_source(str(table))
-    pack(source, tmp_path / "shards", Plan(shuffle=3))
+    pack(source, tmp_path / "shards", ShardPlan(shuffle=3))
     again = open_source(str(tmp_path / "shards"))
     images = [again[i].image for i in range(len(again))]
     assert images != [source[i].image for i in range(7)]
@@ -168,7 +168,7 @@ def test_packing_in_random_order(table, tmp_path):
 @pytest.mark.parametrize("broken_at", range(1, 8))
 def test_packing_goes_on_where_it_was_stopped(table, tmp_path, monkeypatch, broken_at):
     """Stopped before any of its renames, it ends with the same bytes as one that was never stopped."""
-    source, plan = open_source(str(table)), Plan(shard_examples=2)
+    source, plan = open_source(str(table)), ShardPlan(shard_examples=2)
     whole = tmp_path / "whole"
     pack(source, whole, plan)
     out, replace, calls = tmp_path / "shards", packing.os.replace, []
@@ -193,26 +193,26 @@ def test_packing_goes_on_where_it_was_stopped(table, tmp_path, monkeypatch, brok
 def test_packing_refuses_what_is_not_its_own(table, tmp_path):
     source, out = open_source(str(table)), tmp_path / "shards"
     with pytest.raises(UserError, match=r"data is not empty \(a\.png, .*give a new folder"):
-        pack(source, table.parent, Plan())
-    pack(source, out, Plan())
-    assert pack(source, out, Plan())["finished"]
+        pack(source, table.parent, ShardPlan())
+    pack(source, out, ShardPlan())
+    assert pack(source, out, ShardPlan())["finished"]
     with pytest.raises(UserError, match="another packing \\(its resize is None, not 64\\)"):
-        pack(source, out, Plan(resize=64))
+        pack(source, out, ShardPlan(resize=64))
     (table.parent / "a.png").write_bytes(picture())
     with pytest.raises(UserError, match="the source's files have changed"):
-        pack(open_source(str(table)), out, Plan())
+        pack(open_source(str(table)), out, ShardPlan())
     (out / "pack.json").write_text("[" * 5000)
     with pytest.raises(UserError, match=r"pack\.json cannot be read"):
-        pack(source, out, Plan())
+        pack(source, out, ShardPlan())
     with pytest.raises(UserError, match="cannot write to /proc/nowhere"):
-        pack(source, tmp_path.__class__("/proc/nowhere"), Plan())
+        pack(source, tmp_path.__class__("/proc/nowhere"), ShardPlan())
 
 
 def test_packing_nothing_says_why(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\n")
     with pytest.raises(UserError, match=r"none of 1 examples can be used: .*not_an_image"):
-        pack(open_source(str(tmp_path / "t.csv")), tmp_path / "shards", Plan())
+        pack(open_source(str(tmp_path / "t.csv")), tmp_path / "shards", ShardPlan())
 
 
 def test_a_worker_that_dies_is_told_of():

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffclip.data import loader as module
 from diffclip.data.images import BadImage
-from diffclip.data.loader import Loader
+from diffclip.data.loading import loader as module
+from diffclip.data.loading.loader import Loader
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffclip.data import shard_index, shards
 from diffclip.data.example import Options
-from diffclip.data.loader import Loader
-from diffclip.data.shard_index import SUFFIX, load, places
-from diffclip.data.shards import TarSource
+from diffclip.data.formats import shard_index, shards
+from diffclip.data.formats.shard_index import SUFFIX, load, places
+from diffclip.data.formats.shards import TarSource
+from diffclip.data.loading.loader import Loader
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform
 from diffclip.errors import UserError

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffclip.data.example import Options
+from diffclip.data.formats.shards import TarSource
+from diffclip.data.formats.tar import members, read
 from diffclip.data.images import BadImage
-from diffclip.data.shards import TarSource
-from diffclip.data.tar import members, read
 from diffclip.errors import UserError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffclip.data import parquet, sources
+from diffclip.data import sources
+from diffclip.data.formats import parquet
 from diffclip.data.images import BadImage
 from diffclip.data.sources import Example, captions_of, open_source
 from diffclip.errors import UserError

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from diffclip.config import Recipe, load_recipe
-from diffclip.data import stream as module
+from diffclip.data.formats import stream as module
+from diffclip.data.formats.stream import Stream, is_stream, open_stream
 from diffclip.data.images import BadImage
+from diffclip.data.loading.stream_loader import StreamLoader
 from diffclip.data.sources import open_source
-from diffclip.data.stream import Stream, is_stream, open_stream
-from diffclip.data.stream_loader import StreamLoader
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform
 from diffclip.errors import UserError
@@ -143,7 +143,7 @@ def test_parts_share_the_shards(shards):
 
 
 def test_too_many_bad_examples_stop_the_epoch(shards, monkeypatch):
-    monkeypatch.setattr("diffclip.data.loader.JUDGED_FROM", 20)
+    monkeypatch.setattr("diffclip.data.loading.loader.JUDGED_FROM", 20)
     with pytest.raises(UserError, match=r"\d of \d+ examples could not be used, more than 5%: "):
         list(loader(open_stream(piped(shards), 60), max_skipped=0.05).epoch(0))
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from diffclip.evaluation import bootstrap
-from diffclip.evaluation.bootstrap import mean_interval
+from diffclip.evaluation.stats import bootstrap
+from diffclip.evaluation.stats.bootstrap import mean_interval
 
 
 def plain_bootstrap(values, resamples, seed):

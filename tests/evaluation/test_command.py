@@ -10,14 +10,16 @@ from pictures import pictures
 from rich.console import Console
 
 from diffclip import cli
-from diffclip.evaluation import plan, progress, results
-from diffclip.evaluation.command import run_suite
-from diffclip.evaluation.named_data import data_set, papers
-from diffclip.evaluation.plan import Job, NamedModel, Plan
-from diffclip.evaluation.splits import Task
-from diffclip.evaluation.suite import DataSet
+from diffclip.commands import eval as eval_command
+from diffclip.evaluation import results
+from diffclip.evaluation.datasets.dataset import Task
+from diffclip.evaluation.datasets.named import data_set, papers
+from diffclip.evaluation.run import plan, progress
+from diffclip.evaluation.run.plan import Job, JobList, NamedModel
+from diffclip.evaluation.run.progress import run_suite
+from diffclip.evaluation.run.suite import DataSet
 from diffclip.models.clip import create_model
-from diffclip.models.weights import save
+from diffclip.models.weights.store import save
 
 SMALL = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
 
@@ -84,7 +86,7 @@ def test_a_failure_is_listed_at_the_end_and_the_rest_is_done(capsys, tmp_path, m
 
 
 def test_every_task_on_scenes_out_of_the_box(capsys, tmp_path, models, monkeypatch):
-    monkeypatch.setattr("diffclip.evaluation.named_data.SCENES_TO_LEARN_FROM", 400)
+    monkeypatch.setattr("diffclip.evaluation.datasets.named.SCENES_TO_LEARN_FROM", 400)
     lines, message = run(
         capsys,
         models[1],
@@ -107,13 +109,13 @@ def test_a_stopped_evaluation_says_how_to_go_on(capsys, tmp_path, models, monkey
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffclip.evaluation.subject.image_features", interrupted)
+    monkeypatch.setattr("diffclip.evaluation.run.context.image_features", interrupted)
     _, status = run(capsys, models[0], "--data", f"mine={pictures(tmp_path / 'x')}", "--out", tmp_path / "out")
     assert status == 130
 
 
 def test_the_tasks_of_the_command_line_are_those_of_the_suite():
-    assert set(cli.Task.__args__) == set(Task.__args__)
+    assert set(eval_command.Task.__args__) == set(Task.__args__)
 
 
 def test_a_wrong_form_is_told_at_once(capsys, tmp_path, models):
@@ -203,7 +205,7 @@ def test_a_log_is_told_the_time_left(monkeypatch):
     passes = progress.SPECS["robustness"].passes
     prompts = 400 * plan.text_work(model.model) / plan.image_work(model.model)
     reporter = progress.Reporter(Console(file=screen, width=100))
-    reporter.planned(Plan([job]))
+    reporter.planned(JobList([job]))
     reporter.encoding(job, "test")
     reporter.encoded(job, "test", 200)  # from the cache
     clock[0] = 10.0

@@ -9,10 +9,10 @@ from PIL import Image
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
-from diffclip.evaluation import corruptions, zero_shot
-from diffclip.evaluation.corruption_kinds import FUNCTIONS, corrupt, disc, plasma, streak, zoomed
-from diffclip.evaluation.corruption_strengths import STRENGTHS, arguments
-from diffclip.evaluation.features import image_features
+from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt, disc, plasma, streak, zoomed
+from diffclip.evaluation.corruption.strengths import STRENGTHS, arguments
+from diffclip.evaluation.features.encode import image_features
+from diffclip.evaluation.tasks import corruptions, zero_shot
 from diffclip.models.clip import create_model
 
 NAMES = ("ring", "stripe")
@@ -247,7 +247,7 @@ def model():
 
 def test_accuracies_are_those_of_the_corrupted_images(model):
     kinds = ("impulse_noise", "fog")
-    found = corruptions.examples(
+    found = corruptions.evaluate(
         model, get_tokenizer(), Pictures(), kinds=kinds, severities=(1, 5), seed=3, batch_size=7
     )
     embeddings = zero_shot.class_embeddings(model, get_tokenizer(), NAMES, Pictures.templates)
@@ -284,8 +284,8 @@ def test_accuracies_are_those_of_the_corrupted_images(model):
 
 
 def test_images_do_not_depend_on_which_others_are_asked_for(model):
-    one = corruptions.examples(model, get_tokenizer(), Pictures(), kinds=["snow"], severities=[4], limit=8)
-    many = corruptions.examples(
+    one = corruptions.evaluate(model, get_tokenizer(), Pictures(), kinds=["snow"], severities=[4], limit=8)
+    many = corruptions.evaluate(
         model, get_tokenizer(), Pictures(), kinds=["frost", "snow"], severities=[1, 4], limit=8, batch_size=2
     )
     assert torch.equal(one.indices, many.indices)
@@ -304,4 +304,4 @@ def test_bad_input_is_refused(model):
         ({"limit": 0}, "limit must be 1 or more images"),
     ]:
         with pytest.raises(UserError, match=message):
-            corruptions.examples(model, get_tokenizer(), Pictures(), **settings)
+            corruptions.evaluate(model, get_tokenizer(), Pictures(), **settings)

@@ -16,9 +16,9 @@ from PIL import Image
 from diffclip.data.images import BadImage
 from diffclip.data.sources import Example, open_source
 from diffclip.data.transforms import EvalTransform, normalise
-from diffclip.evaluation import feature_cache
-from diffclip.evaluation.feature_cache import FeatureCache, content_digest
-from diffclip.evaluation.features import image_features
+from diffclip.evaluation.features import cache as feature_cache
+from diffclip.evaluation.features.cache import FeatureCache, content_digest
+from diffclip.evaluation.features.encode import image_features
 from diffclip.models.clip import create_model
 
 SMALL = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
@@ -85,7 +85,7 @@ def test_a_second_pass_decodes_nothing_and_reads_nothing_if_the_stamp_is_the_sam
     image_features(tiny(), source, cache=cache, weights="w")
     assert source.read == 20  # once for the digest, once for the features
     assert cache.missing("w", tiny().config, source) == 0
-    monkeypatch.setattr("diffclip.evaluation.features.decode", None)
+    monkeypatch.setattr("diffclip.evaluation.features.encode.decode", None)
     image_features(tiny(), source, cache=cache, weights="w")
     assert source.read == 20
     unstamped = Noise()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffclip.errors import UserError
-from diffclip.evaluation import few_shot
+from diffclip.evaluation.tasks import few_shot
 
 PLAN = {"num_episodes": 200, "num_ways": 4, "num_shots": 3, "num_queries": 5, "seed": 3}
 
@@ -104,7 +104,7 @@ def test_features_that_are_all_the_same_score_chance():
 def test_examples_are_episodes():
     sets = data()
     accuracies = few_shot.episode_accuracies(*sets, **PLAN)
-    found = few_shot.examples(accuracies, num_ways=4)
+    found = few_shot.evaluate(accuracies, num_ways=4)
     assert found.metrics == pytest.approx({"acc1": few_shot.few_shot(*sets, **PLAN)["acc1"]})
     assert found.chance == {"acc1": 1 / 4}
     assert found.indices.tolist() == list(range(200))

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from diffclip.errors import UserError
-from diffclip.evaluation import fine_grained
-from diffclip.evaluation.features import ImageFeatures
-from diffclip.evaluation.fine_grained import FilePair, MMVPSource, PairImages
+from diffclip.evaluation.features.encode import ImageFeatures
+from diffclip.evaluation.tasks import fine_grained
+from diffclip.evaluation.tasks.fine_grained import FilePair, MMVPSource, PairImages
 
 
 def unit(*shape, seed=0):
@@ -49,7 +49,7 @@ def test_the_score_is_the_mean_over_patterns():
     images[[2, 3]] = images[[3, 2]]  # pair 1 (Color) is the wrong way round
     images[8] = images[9]  # pair 4 (Count) shows one thing twice
     features = ImageFeatures(images, torch.arange(10), torch.full((10,), -1), ((),) * 10, Counter(), images)
-    found = fine_grained.examples(Pairs(), features, texts)
+    found = fine_grained.evaluate(Pairs(), features, texts)
     assert found.metrics == pytest.approx(
         {
             "pair_accuracy": (2 / 3 + 1 + 0) / 3,
@@ -63,7 +63,7 @@ def test_the_score_is_the_mean_over_patterns():
     features = ImageFeatures(
         images[1:], torch.arange(1, 10), torch.full((9,), -1), ((),) * 9, Counter(truncated=1), images[1:]
     )
-    found = fine_grained.examples(Pairs(), features, texts[1:])
+    found = fine_grained.evaluate(Pairs(), features, texts[1:])
     assert found.indices.tolist() == [1, 2, 3, 4]
     assert found.metrics["pair_accuracy/color"] == 1 / 2
 

@@ -8,8 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffclip.errors import UserError
-from diffclip.evaluation import linear_probe, logistic_regression
-from diffclip.evaluation.logistic_regression import Axes, Weights, fit
+from diffclip.evaluation.features import logistic_regression
+from diffclip.evaluation.features.logistic_regression import Axes, Weights, fit
+from diffclip.evaluation.tasks import linear_probe
 
 
 def clusters(count, dim=12, classes=5, seed=0, spread=1.0):
@@ -210,7 +211,7 @@ def test_examples_have_the_metric_as_their_mean():
     places = torch.arange(250) * 3
     for mean_per_class in (False, True):
         probe = linear_probe.fit_and_predict(*train, *val, test[0], mean_per_class=mean_per_class)
-        found = linear_probe.examples(probe, test[1], places, mean_per_class)
+        found = linear_probe.evaluate(probe, test[1], places, mean_per_class)
         expected = linear_probe.linear_probe(*train, *val, *test, mean_per_class=mean_per_class)["acc1"]
         assert found.metrics == {"acc1": pytest.approx(expected)}
         assert found.chance == {"acc1": 1 / 5}

@@ -4,7 +4,7 @@ import pytest
 from pictures import pictures
 from PIL import Image
 
-from diffclip.evaluation.named_data import data_set, data_sets
+from diffclip.evaluation.datasets.named import data_set, data_sets
 
 
 @pytest.mark.parametrize(

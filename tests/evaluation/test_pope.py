@@ -10,8 +10,8 @@ from sklearn import metrics as sk
 from diffclip import cli
 from diffclip.errors import UserError
 from diffclip.evaluation import pope, results
-from diffclip.evaluation.bootstrap import mean_interval
-from diffclip.evaluation.pope_command import score
+from diffclip.evaluation.pope import score
+from diffclip.evaluation.stats.bootstrap import mean_interval
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def drawn(seed=0, images=40):
 def test_scores_equal_scikit_learn():
     questions, answers = drawn()
     truth, said = [q.yes for q in questions], [a == "Yes" for a in answers]
-    assert pope.examples(questions, answers).metrics == pytest.approx(
+    assert pope.evaluate(questions, answers).metrics == pytest.approx(
         {
             "accuracy": sk.accuracy_score(truth, said),
             "precision": sk.precision_score(truth, said),
@@ -78,7 +78,7 @@ def test_intervals_are_those_of_a_bootstrap_over_images():
             (times[truth & said].sum() / times[said].sum(), (times * (truth == said)).sum() / times.sum())
         )
     expected = np.quantile(drawn_scores, [0.025, 0.975], axis=0)
-    found = pope.examples(questions, answers)
+    found = pope.evaluate(questions, answers)
     for column, name in enumerate(("precision", "accuracy")):
         interval = mean_interval(found.values[name])
         assert (interval.low, interval.high) == pytest.approx(expected[:, column], abs=0.004)
@@ -86,11 +86,11 @@ def test_intervals_are_those_of_a_bootstrap_over_images():
 
 def test_a_model_that_only_says_yes_or_only_says_no():
     questions = [pope.Question(str(i), f"{i // 6}.jpg", i % 2 == 0) for i in range(12)]
-    always = pope.examples(questions, ["Yes"] * 12)
+    always = pope.evaluate(questions, ["Yes"] * 12)
     assert always.metrics == pytest.approx(
         {"accuracy": 0.5, "precision": 0.5, "recall": 1, "f1": 2 / 3, "yes_ratio": 1, "unparsed": 0}
     )
-    never = pope.examples(questions, ["No"] * 12)
+    never = pope.evaluate(questions, ["No"] * 12)
     assert never.metrics == pytest.approx(
         {"accuracy": 0.5, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0, "unparsed": 0}
     )

@@ -7,7 +7,7 @@ import torch
 
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.results import Examples, Result
+from diffclip.evaluation.results import PerExampleScores, Result
 
 
 def result(dataset="cifar10", acc1=0.5, **changes):
@@ -76,7 +76,7 @@ def test_nan_is_not_written(tmp_path):
 
 def test_examples_round_trip_beside_the_results(tmp_path):
     path = tmp_path / "results.jsonl"
-    examples = Examples(torch.tensor([0, 2, 3]), {"acc1": torch.tensor([1.0, 0.0, 1.0])}, {"acc1": 0.1})
+    examples = PerExampleScores(torch.tensor([0, 2, 3]), {"acc1": torch.tensor([1.0, 0.0, 1.0])}, {"acc1": 0.1})
     key = ("data/set: 1", "clip", "runs/a", "zeroshot_classification")
     assert results.load_examples(path, key) is None
     assert results.stored_fingerprint(path, key) is None
@@ -97,7 +97,7 @@ def test_examples_round_trip_beside_the_results(tmp_path):
 
 
 def test_an_example_without_part_in_a_metric_is_left_out_of_it():
-    examples = Examples(torch.arange(3), {"a": torch.tensor([1.0, torch.nan, 0.0])}, {})
+    examples = PerExampleScores(torch.arange(3), {"a": torch.tensor([1.0, torch.nan, 0.0])}, {})
     assert examples.metrics == {"a": 0.5}
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffclip.errors import UserError
-from diffclip.evaluation import retrieval
+from diffclip.evaluation.tasks import retrieval
 
 
 def unit(*shape, seed=0):

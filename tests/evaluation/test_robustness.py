@@ -7,8 +7,8 @@ import torch
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
-from diffclip.evaluation import robustness, zero_shot
-from diffclip.evaluation.features import image_features
+from diffclip.evaluation.features.encode import image_features
+from diffclip.evaluation.tasks import robustness, zero_shot
 from diffclip.models.clip import create_model
 
 TINY = {
@@ -61,7 +61,7 @@ def trained():
 @pytest.fixture(scope="module")
 def attacked(trained):
     epsilons = (0, 1, 12, 16, 255)
-    return robustness.examples(trained, get_tokenizer(), Colours(), epsilons=epsilons, steps=5, batch_size=16)
+    return robustness.evaluate(trained, get_tokenizer(), Colours(), epsilons=epsilons, steps=5, batch_size=16)
 
 
 def test_no_change_changes_nothing_and_a_large_one_wins(trained, attacked):
@@ -183,7 +183,7 @@ def test_the_model_is_left_as_it_was(trained):
     modes = []
     hook = trained.visual.register_forward_hook(lambda tower, *_: modes.append(tower.training))
     before = [(parameter.requires_grad, parameter.grad, parameter.clone()) for parameter in trained.parameters()]
-    robustness.examples(trained, get_tokenizer(), Colours(9), epsilons=[2], steps=1)
+    robustness.evaluate(trained, get_tokenizer(), Colours(9), epsilons=[2], steps=1)
     hook.remove()
     assert not any(modes)
     assert trained.training
@@ -202,7 +202,7 @@ def test_what_is_wrong_without_attack_stays_wrong(trained):
 
     torch.manual_seed(1)
     other = create_model("clip_vit_t16", **TINY)  # its attacks push the trained model anywhere, also to the given label
-    found = robustness.examples(trained, get_tokenizer(), Mislabelled(), epsilons=[60, 120], steps=2, crafted_on=other)
+    found = robustness.evaluate(trained, get_tokenizer(), Mislabelled(), epsilons=[60, 120], steps=2, crafted_on=other)
     assert 0.2 < found.metrics["acc1"] < 0.8
     for name, hits in found.values.items():
         assert bool((hits <= found.values["acc1"]).all()), name
@@ -214,7 +214,7 @@ def test_starts_and_images_depend_on_the_seed_only(trained, monkeypatch):
     monkeypatch.setattr(robustness, "random_start", lambda *key: asked.append(key) or draw(*key))
     settings = {"attacks": ["pgd"], "epsilons": [2.0, 6.0], "steps": 1, "limit": 30}
     one, same, other = (
-        robustness.examples(trained, get_tokenizer(), Colours(), seed=seed, batch_size=size, **settings)
+        robustness.evaluate(trained, get_tokenizer(), Colours(), seed=seed, batch_size=size, **settings)
         for seed, size in [(3, 64), (3, 7), (4, 64)]
     )
     assert torch.equal(one.indices, same.indices)
@@ -234,7 +234,7 @@ def test_starts_and_images_depend_on_the_seed_only(trained, monkeypatch):
 
 
 def test_names_tell_restarts_and_loss(trained):
-    found = robustness.examples(
+    found = robustness.evaluate(
         trained, get_tokenizer(), Colours(9), epsilons=[0.5], steps=2, restarts=3, loss="margin"
     )
     assert list(found.values) == ["acc1", "acc1/fgsm_margin/eps_0.5", "acc1/pgd2x3_margin/eps_0.5"]
@@ -244,27 +244,27 @@ def test_transfer_is_weaker_than_an_attack_on_the_model_itself(trained):
     torch.manual_seed(1)
     other = create_model("clip_vit_t16", **TINY)
     settings = {"attacks": ["pgd"], "epsilons": [16.0], "steps": 5}
-    own = robustness.examples(trained, get_tokenizer(), Colours(), **settings)
-    transferred = robustness.examples(trained, get_tokenizer(), Colours(), crafted_on=other, **settings)
+    own = robustness.evaluate(trained, get_tokenizer(), Colours(), **settings)
+    transferred = robustness.evaluate(trained, get_tokenizer(), Colours(), crafted_on=other, **settings)
     assert torch.equal(transferred.values["acc1"], own.values["acc1"])
     assert transferred.metrics["acc1/pgd5/eps_16"] > own.metrics["acc1/pgd5/eps_16"]
     large = create_model("clip_vit_t16", **{**TINY, "image_size": 16})
     with pytest.raises(UserError, match=r"images of 16 pixels \(shortest\) does not fit a model of 8"):
-        robustness.examples(trained, get_tokenizer(), Colours(), crafted_on=large)
+        robustness.evaluate(trained, get_tokenizer(), Colours(), crafted_on=large)
 
 
 def test_a_model_in_half_precision_is_attacked_in_float32(trained):
     import copy
 
     half = copy.deepcopy(trained).bfloat16()
-    found = robustness.examples(half, get_tokenizer(), Colours(), epsilons=[16], steps=2)
-    full = robustness.examples(half.float(), get_tokenizer(), Colours(), epsilons=[16], steps=2)
+    found = robustness.evaluate(half, get_tokenizer(), Colours(), epsilons=[16], steps=2)
+    full = robustness.evaluate(half.float(), get_tokenizer(), Colours(), epsilons=[16], steps=2)
     assert all(torch.equal(found.values[name], full.values[name]) for name in full.values)
 
 
 def test_bad_input_is_refused(trained):
     def run(source=None, **settings):
-        robustness.examples(trained, get_tokenizer(), source or Colours(), **settings)
+        robustness.evaluate(trained, get_tokenizer(), source or Colours(), **settings)
 
     with pytest.raises(UserError, match="epsilon -1 must be between 0 and 255"):
         run(epsilons=[-1])

@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy import stats
 
-from diffclip.evaluation import results, seeds
-from diffclip.evaluation.results import Examples, Result
-from diffclip.evaluation.seeds import paired, split_seed, spread, spreads, t_quantile
+from diffclip.evaluation import results
+from diffclip.evaluation.results import PerExampleScores, Result
+from diffclip.evaluation.stats import seeds
+from diffclip.evaluation.stats.seeds import paired, split_seed, spread, spreads, t_quantile
 
 SET = "cifar10"
 TASK = "zeroshot_classification"
@@ -62,7 +63,7 @@ def plain_hierarchical(matrices, resamples, seed):
 
 @pytest.mark.parametrize("kind", ["answers", "continuous"])
 def test_the_bootstrap_over_seeds_and_examples_equals_the_textbook_form(kind, monkeypatch):
-    monkeypatch.setattr("diffclip.evaluation.bootstrap.BLOCK", 50_000)
+    monkeypatch.setattr("diffclip.evaluation.stats.bootstrap.BLOCK", 50_000)
     generator = np.random.default_rng(1)
     shapes = [(4, 60), (4, 90)]
     if kind == "answers":
@@ -137,7 +138,7 @@ def test_the_seed_is_read_from_the_name_of_the_weights(pretrained, expected):
 
 def write(path, model, seed, metrics, indices=None):
     """A result, with examples where metrics are lists."""
-    examples = Examples(
+    examples = PerExampleScores(
         torch.arange(4) if indices is None else torch.tensor(indices),
         {name: torch.tensor(values) for name, values in metrics.items()},
         dict.fromkeys(metrics, 0.5),

@@ -14,12 +14,15 @@ from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
-from diffclip.evaluation import few_shot, labelled, linear_probe, results, suite
-from diffclip.evaluation.feature_cache import FeatureCache
-from diffclip.evaluation.features import image_features, text_features
-from diffclip.evaluation.fine_grained import FilePair, PairImages
-from diffclip.evaluation.suite import DataSet, NamedModel, Settings
-from diffclip.evaluation.tasks import served
+from diffclip.evaluation import results
+from diffclip.evaluation.features import labelled
+from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.features.encode import image_features, text_features
+from diffclip.evaluation.run import suite
+from diffclip.evaluation.run.suite import DataSet, NamedModel, Settings
+from diffclip.evaluation.tasks import few_shot, linear_probe
+from diffclip.evaluation.tasks.fine_grained import FilePair, PairImages
+from diffclip.evaluation.tasks.table import served
 from diffclip.models.clip import create_model
 
 NAMES = ("red", "green", "blue", "white", "black", "grey")
@@ -222,7 +225,7 @@ def test_a_result_is_redone_when_it_is_out_of_date(tmp_path, change):
     assert results.read(path) == [outcome.result]
 
 
-class Plans(suite.Monitor):
+class Plans(suite.ValidationHook):
     """Keeps the plan and what is encoded."""
 
     def __init__(self):
@@ -240,7 +243,7 @@ def missing_file():
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(tmp_path, caplog):
-    path, monitor = tmp_path / "results.jsonl", Plans()
+    path, hook = tmp_path / "results.jsonl", Plans()
     broken = tiny(seed=1)
     with torch.no_grad():
         broken.image_projection.fill_(torch.nan)
@@ -250,7 +253,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path, caplog):
         DataSet("good", Squares(captions=False), ("zero_shot", "retrieval")),
     ]
     models = [NamedModel("tiny", "runs/a", tiny()), NamedModel("tiny", "runs/broken", broken)]
-    found = run(models, data, path, monitor=monitor)
+    found = run(models, data, path, hook=hook)
     failures = [str(one) for one in found if isinstance(one, suite.Failure)]
     assert failures == [
         "absent: there is no such file",
@@ -260,7 +263,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path, caplog):
         "the model's weights are broken",
     ]
     assert [(r.dataset, r.pretrained) for r in results.read(path)] == [("good", "runs/a")]
-    assert monitor.plan.unable == {"good": {"retrieval": "captions"}}
+    assert hook.plan.unable == {"good": {"retrieval": "captions"}}
     assert not caplog.records  # only what is unexpected is logged with a traceback
 
 
@@ -330,11 +333,11 @@ def test_a_crash_between_line_and_examples_leaves_no_stale_result(tmp_path, monk
 def test_four_tasks_cost_one_pass_over_each_split(tmp_path):
     test, train = Squares(60), Squares(90)
     data = DataSet("squares", test, ("zero_shot", "retrieval", "linear_probe", "few_shot"), {"train": lambda: train})
-    monitor = Plans()
+    hook = Plans()
     cache = FeatureCache(tmp_path / "cache")
-    found = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", monitor=monitor)
+    found = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", hook=hook)
     assert len(found) == 4
-    assert monitor.encoding_of == [("runs/a", "squares", "test"), ("runs/a", "squares", "train")]
+    assert hook.encoding_of == [("runs/a", "squares", "test"), ("runs/a", "squares", "train")]
     assert max(test.read[i] for i in range(1, 60)) == max(train.read[i] for i in range(90)) == 1
     for force in (False, True):  # the second time from disk
         cached = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "c.jsonl", cache=cache, force=force)
@@ -407,8 +410,8 @@ def test_a_missing_split_fails_only_what_needs_it(tmp_path, caplog):
         DataSet("c", Squares(60), ("linear_probe",), {"train": lambda: Squares(90), "val": missing_file}),
         DataSet("d", Squares(), ("linear_probe", "zero_shot")),
     ]
-    monitor = Plans()
-    found = run([NamedModel("tiny", "runs/a", tiny())], sets, tmp_path / "results.jsonl", monitor=monitor)
+    hook = Plans()
+    found = run([NamedModel("tiny", "runs/a", tiny())], sets, tmp_path / "results.jsonl", hook=hook)
     failures = [str(one) for one in found if isinstance(one, suite.Failure)]
     assert failures == [
         "a few_shot: there is no such file",
@@ -419,7 +422,7 @@ def test_a_missing_split_fails_only_what_needs_it(tmp_path, caplog):
         ("a", "zeroshot_classification"), ("c", "linear_probe"), ("d", "zeroshot_classification")
     ]  # fmt: skip
     assert "c has no validation split (there is no such file)" in caplog.text
-    assert monitor.plan.unable == {"d": {"linear_probe": "labels, class names and a train split"}}
+    assert hook.plan.unable == {"d": {"linear_probe": "labels, class names and a train split"}}
 
 
 def test_noise_is_measured_on_drawn_images_whose_places_are_told(tmp_path):

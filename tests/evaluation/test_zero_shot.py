@@ -5,7 +5,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
-from diffclip.evaluation import zero_shot
+from diffclip.evaluation.tasks import zero_shot
 from diffclip.models.clip import create_model
 
 

@@ -31,15 +31,16 @@ from hostile_case import Case
 from make import cases
 
 import diffclip
-from diffclip import cli, commands, sweep  # noqa: F401  imported once, not in every child
+from diffclip import cli
 from diffclip.config import load_recipe
-from diffclip.data.loader import Loader
+from diffclip.data.loading.loader import Loader
 from diffclip.data.sources import open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform
 from diffclip.errors import UserError
-from diffclip.evaluation import pope_command  # noqa: F401
-from diffclip.reporting import command  # noqa: F401
+from diffclip.evaluation import pope  # noqa: F401  imported once, not in every child
+from diffclip.evaluation.run import hooks  # noqa: F401
+from diffclip.reporting import report as command  # noqa: F401
 from diffclip.sweep_config import load_sweep
 
 MEMORY = 2 << 30  # bytes of addresses beyond those of the program itself

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 import diffclip
-from diffclip.models.attention import DifferentialAttention, StandardAttention
+from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 
 DIM, HEADS, N = 24, 4, 6
 D = DIM // HEADS

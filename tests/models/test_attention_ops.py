@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import diffclip
-from diffclip.models import attention_ops, fused_attention, native_attention
-from diffclip.models.attention_choice import fastest
-from diffclip.models.attention_ops import BACKENDS, differential_attention
+from diffclip.models.attention import fused as fused_attention
+from diffclip.models.attention import native as native_attention
+from diffclip.models.attention import ops as attention_ops
+from diffclip.models.attention.choice import fastest
+from diffclip.models.attention.ops import BACKENDS, differential_attention
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

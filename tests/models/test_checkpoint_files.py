@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import diffclip
-from diffclip.models.checkpoint_files import locate, read_tensors
+from diffclip.models.weights.files import locate, read_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)}
 

@@ -9,8 +9,8 @@ import released_models as released
 import torch
 
 import diffclip
-from diffclip.models.foreign import convert
 from diffclip.models.presets import OPENAI_MEAN, PRESETS
+from diffclip.models.weights.convert import convert
 
 SMALL = {"width": 64, "depth": 2, "heads": 4, "text_width": 48, "text_depth": 2, "text_heads": 4, "embed_dim": 24}
 HEADS = {"vision_heads": 4, "text_heads": 4}  # of standard attention weights do not tell

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffclip.models import native_attention
-from diffclip.models.head_norm import _head_norm, head_norm
+from diffclip.models.attention import native as native_attention
+from diffclip.models.attention.head_norm import _head_norm, head_norm
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

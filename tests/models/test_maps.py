@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import diffclip
-from diffclip.models.attention import DifferentialAttention, StandardAttention
+from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 from diffclip.models.maps import forward_with_maps, record_attention
 
 SMALL = {

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from diffclip.models import native_attention
+from diffclip.models.attention import native as native_attention
 
 
 @pytest.fixture

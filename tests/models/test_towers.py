@@ -5,7 +5,7 @@ from torch import nn
 import diffclip
 from diffclip import create_model
 from diffclip.errors import UserError
-from diffclip.models.attention import DifferentialAttention, StandardAttention
+from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 from diffclip.models.towers import TextTower, VisionTower
 
 SMALL = {

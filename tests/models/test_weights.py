@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import diffclip
 from diffclip import durable
-from diffclip.models import weights
 from diffclip.models.clip import CLIP
+from diffclip.models.weights import store as weights
 
 SMALL = {"vision_width": 32, "vision_depth": 2, "vision_heads": 4, "text_width": 32, "text_depth": 2, "text_heads": 4}
 SMALL |= {"image_size": 32, "embed_dim": 16}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffclip.models import attention
+from diffclip.models.attention import layer as attention
 from diffclip.models.clip import create_model
 from diffclip.models.presets import model_config
 from diffclip.plan import flops

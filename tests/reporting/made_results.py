@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from diffclip.evaluation import results
-from diffclip.evaluation.results import Examples, Result
+from diffclip.evaluation.results import PerExampleScores, Result
 
 NINE = ("caltech101", "dtd", "pets", "flowers", "sun397", "fgvc_aircraft", "cifar10", "cifar100", "food101")
 PATTERNS = (
@@ -32,7 +32,7 @@ def put_examples(
     path: Path, dataset: str, model: str, pretrained: str, task: str, right: list[float], *, metric: str = "acc1"
 ) -> None:
     """A result with the values of its examples."""
-    examples = Examples(torch.arange(len(right)), {metric: torch.tensor(right)}, {metric: 0.1})
+    examples = PerExampleScores(torch.arange(len(right)), {metric: torch.tensor(right)}, {metric: 0.1})
     key = (dataset, model, pretrained, task)
     results.append(
         path, Result(dataset=dataset, model=model, pretrained=pretrained, task=task, metrics=examples.metrics)

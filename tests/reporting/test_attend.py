@@ -9,9 +9,10 @@ from diffclip.analysis import image_attention, relevance, text_attention
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.models.clip import create_model
-from diffclip.models.weights import save
-from diffclip.reporting import attend, attend_figures
-from diffclip.reporting.attend_figures import LayerMaps, Looked
+from diffclip.models.weights.store import save
+from diffclip.reporting import attend
+from diffclip.reporting.figures import attention as attend_figures
+from diffclip.reporting.figures.attention import LayerMaps, Looked
 
 TEXTS = ("a red star", "a ring beside a very long wall")
 

@@ -2,9 +2,9 @@ import pytest
 from made_results import make_run, put
 
 from diffclip.errors import UserError
-from diffclip.reporting import contents
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import group, kind_of
+from diffclip.reporting.page import contents
 
 
 def found(tmp_path, *models, labels=()):

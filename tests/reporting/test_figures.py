@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from diffclip.analysis.curves import Curve
-from diffclip.reporting import figures
-from diffclip.reporting.figures import AttentionPanel
+from diffclip.reporting.figures import style as figures
+from diffclip.reporting.figures.style import AttentionPanel
 
 
 def curve(points=50, layers=None):

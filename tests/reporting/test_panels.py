@@ -12,10 +12,10 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.models.clip import create_model
-from diffclip.models.weights import save
+from diffclip.models.weights.store import save
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import group
-from diffclip.reporting.panels import attention_panel, of_group, pair_of, scene_panels
+from diffclip.reporting.figures.panels import attention_panel, of_group, pair_of, scene_panels
 
 
 def tiny(kind):

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from made_results import paper_results, scene_results
 
-from diffclip.reporting import curve_figures, figures, paper_figures, paper_tables
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import group
-from diffclip.reporting.filled import fill
-from diffclip.reporting.paper_figures import Palette
+from diffclip.reporting.figures import bars as paper_figures
+from diffclip.reporting.figures import curves as curve_figures
+from diffclip.reporting.figures import style as figures
+from diffclip.reporting.figures.bars import Palette
 from diffclip.reporting.scores import Scores
+from diffclip.reporting.tables import layouts as paper_tables
+from diffclip.reporting.tables.fill import fill
 
 # Machado et al. 2009, severity 1: what people with one kind of cone missing see, in linear RGB.
 SEEN = {

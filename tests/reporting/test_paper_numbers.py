@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffclip.reporting import paper_numbers
+from diffclip.reporting.tables import paper_numbers
 
 PAPER = paper_numbers.load()
 NINE = PAPER["classification"]["columns"][:-1]

@@ -5,11 +5,12 @@ import re
 import pytest
 from made_results import paper_results, put, put_examples, scene_results
 
-from diffclip.reporting import formats, paper_tables
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import group
-from diffclip.reporting.filled import fill
 from diffclip.reporting.scores import Scores
+from diffclip.reporting.tables import formats
+from diffclip.reporting.tables import layouts as paper_tables
+from diffclip.reporting.tables.fill import fill
 
 
 def read(path):

@@ -10,8 +10,8 @@ from made_results import make_run, paper_results, put, put_examples, scene_resul
 
 from diffclip import cli
 from diffclip.errors import UserError
-from diffclip.reporting import command
-from diffclip.reporting.command import Options
+from diffclip.reporting import report as command
+from diffclip.reporting.report import Options
 
 
 @pytest.fixture(scope="module")

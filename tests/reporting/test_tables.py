@@ -5,8 +5,8 @@ from rich.console import Console
 
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.results import Examples, Result
-from diffclip.reporting import tables
+from diffclip.evaluation.results import PerExampleScores, Result
+from diffclip.reporting import pair as tables
 
 CLIP = tables.ModelName("CLIP", "clip_vit_quickstart", "runs/clip")
 DIFFCLIP = tables.ModelName("DiffCLIP", "diffclip_vit_quickstart", "runs/diffclip")
@@ -21,7 +21,7 @@ def put(path, name, dataset, values, *, task=ZERO_SHOT, indices=None, chance=0.0
     results.append(path, result)
     count = len(next(iter(tensors.values())))
     places = torch.arange(count) if indices is None else torch.tensor(indices)
-    results.save_examples(path, result.key, Examples(places, tensors, dict.fromkeys(tensors, chance)), "x")
+    results.save_examples(path, result.key, PerExampleScores(places, tensors, dict.fromkeys(tensors, chance)), "x")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffclip.training import step
 
-train_step = step.Trainer.step
+train_step = step.TrainState.step
 
 
 def failing(self, number, batch):
@@ -17,5 +17,5 @@ def failing(self, number, batch):
     return train_step(self, number, batch)
 
 
-step.Trainer.step = failing
+step.TrainState.step = failing
 runpy.run_module("diffclip", run_name="__main__", alter_sys=True)

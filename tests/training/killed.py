@@ -24,14 +24,14 @@ from safetensors.torch import save
 from diffclip import durable
 from diffclip.config import validate
 from diffclip.training import logs, step
-from diffclip.training.trainer import train
+from diffclip.training.loop import train
 
 KINDS = ("step", "metrics", "tensorboard", "weights", "files", "background")
 STEPS = 8
 
 # Every child is a fork of one fresh process that has imported all of this.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["diffclip.training.trainer", "diffclip.data.scenes.source", "timm", "torch._dynamo"])
+PROCESSES.set_forkserver_preload(["diffclip.training.loop", "diffclip.data.scenes.source", "timm", "torch._dynamo"])
 
 
 def recipe(workers):
@@ -116,7 +116,7 @@ def _train(run, moment, workers, counts):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     moments = Moments(run, moment)
     sys.addaudithook(moments.audited)
-    _interrupt(step.Trainer, "step", moments, "step", lambda *_: die())
+    _interrupt(step.TrainState, "step", moments, "step", lambda *_: die())
     _interrupt(logs.RunLog, "write", moments, "metrics", _half_a_line)
     _interrupt(logs.Events, "_event", moments, "tensorboard", _half_an_event)
     _interrupt(durable, "save_file", moments, "weights", _half_a_file)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 def together(size, function, folder, *arguments):
     """`function(folder, *arguments)` in `size` processes that are a world; raises what went wrong in any of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffclip.training.trainer"])
+    context.set_forkserver_preload(["diffclip.training.loop"])
     store, errors = folder / f"store_{size}_{function.__name__}", context.SimpleQueue()
     processes = [
         context.Process(target=_member, args=(rank, size, str(store), errors, function, folder, arguments))

@@ -6,14 +6,14 @@ import torch
 from test_step import SMALL, batch, gradients, trainer
 
 from diffclip.config import Recipe, load_recipe, to_toml, validate
-from diffclip.data.loader import Batch, Loader
+from diffclip.data.loading.loader import Batch, Loader
 from diffclip.data.sources import open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import ByEpoch, TrainTransform
 from diffclip.errors import UserError
 from diffclip.models.clip import create_model
-from diffclip.models.weights import load, save
-from diffclip.training.step import Schedule, Trainer
+from diffclip.models.weights.store import load, save
+from diffclip.training.step import Schedule, TrainState
 
 PLAIN = {name: value for name, value in SMALL.items() if name != "patch_dropout"}
 
@@ -27,7 +27,7 @@ def sigmoid_trainer(**training):
         },
         where="test",
     )
-    return Trainer(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
+    return TrainState(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
 
 
 def test_all_of_it_is_off_by_default():

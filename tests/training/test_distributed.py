@@ -10,13 +10,14 @@ from processes import together
 from safetensors.torch import load_file, save_file
 from test_gradients import expected, trainer
 
-from diffclip.data.loader import Batch, Loader
+from diffclip.data.loading.loader import Batch, Loader
 from diffclip.data.scenes import SceneSource
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform
+from diffclip.distributed import World, default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
-from diffclip.training.distributed import World, default_device, whole, world
+from diffclip.training.parallel import whole
 
 SIZE, END = 12, 49407
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 3, 3, 2, 1, 0, 4])
@@ -44,13 +45,13 @@ def batch(shared):
 
 
 def own(made):
-    rows = slice(world().rank * SIZE // world().size, (world().rank + 1) * SIZE // world().size)
+    rows = slice(get_world().rank * SIZE // get_world().size, (get_world().rank + 1) * SIZE // get_world().size)
     return Batch(made.pixels[rows], made.tokens[rows], made.groups[rows], made.indices[rows])
 
 
 def gradients(folder):
     CLIP.compile = partialmethod(CLIP.compile, backend="aot_eager")
-    for _, layout, shared, micro_batch, kind in (case for case in CASES if case[0] == world().size):
+    for _, layout, shared, micro_batch, kind in (case for case in CASES if case[0] == get_world().size):
         compiled = {"compile": True} if "compiled" in layout else {}
         one = trainer(
             shared=shared, loss=kind, batch_size=SIZE, layout=layout.split()[-1], micro_batch=micro_batch, **compiled
@@ -58,8 +59,8 @@ def gradients(folder):
         loss, _ = one.step(3, own(batch(shared)))
         found = {name: whole(parameter.grad) for name, parameter in one.model.named_parameters()}
         lambdas = {f"lambda_{tower}": whole(values) for tower, values in one.model.lambdas().items()}
-        if world().main:
-            name = f"{world().size}_{layout}_{shared}_{micro_batch}_{kind}.safetensors"
+        if get_world().is_main:
+            name = f"{get_world().size}_{layout}_{shared}_{micro_batch}_{kind}.safetensors"
             save_file(found | lambdas | {"loss": torch.tensor(loss)}, folder / name)
 
 
@@ -98,9 +99,9 @@ def test_processes_load_the_parts_of_one_batch():
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line():
-    assert World(1, 4).share(12) == 3
+    assert World(1, 4).rows_per_rank(12) == 3
     with pytest.raises(UserError, match=r"batch_size = 10 .* 4 of them cannot share it equally: give a multiple of 4"):
-        World(0, 4).share(10)
+        World(0, 4).rows_per_rank(10)
 
 
 def test_more_processes_than_gpus_is_one_line(monkeypatch):

@@ -17,21 +17,22 @@ from test_trainer import recipe as small_recipe
 
 import diffclip
 from diffclip import __main__ as entry
-from diffclip import commands
 from diffclip.config import to_toml
 from diffclip.data.scenes import SceneSource
+from diffclip.distributed import get_world
 from diffclip.errors import Stopped, UserError
-from diffclip.evaluation import features
-from diffclip.evaluation.feature_cache import FeatureCache
-from diffclip.evaluation.features import image_features
-from diffclip.evaluation.plan import NamedModel
-from diffclip.evaluation.suite import DataSet, Settings, measure
-from diffclip.evaluation.together import encode_together
+from diffclip.evaluation.features import encode as features
+from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.features.encode import image_features
+from diffclip.evaluation.run import hooks
+from diffclip.evaluation.run.distributed import encode_distributed
+from diffclip.evaluation.run.plan import NamedModel
+from diffclip.evaluation.run.suite import DataSet, Settings, measure
 from diffclip.training import checkpoint, step
-from diffclip.training.distributed import whole, world
 from diffclip.training.logs import WALL_CLOCK
-from diffclip.training.step import Schedule, Trainer
-from diffclip.training.trainer import train
+from diffclip.training.loop import train
+from diffclip.training.parallel import whole
+from diffclip.training.step import Schedule, TrainState
 
 
 def recipe(**training):
@@ -44,21 +45,21 @@ def scenes():
 
 def runs(folder):
     """Replicated to the end; in shards, stopped by a signal to the second process alone, and gone on with."""
-    evaluators = commands.evaluators([scenes()])
+    evaluators = hooks.evaluators([scenes()])
     train(recipe(), folder / "replicated", evaluators=evaluators)
-    train_step = Trainer.step
+    train_step = TrainState.step
 
     def interrupted(self, number, batch):
         if number == 4 and self.world.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(self, number, batch)
 
-    step.Trainer.step = interrupted
+    step.TrainState.step = interrupted
     with pytest.raises(Stopped, match="stopped at step 5 of 16"):
         train(recipe(layout="fsdp"), folder / "shards", evaluators=evaluators)
-    step.Trainer.step = train_step
-    world().wait()
-    if world().main:
+    step.TrainState.step = train_step
+    get_world().barrier()
+    if get_world().is_main:
         assert checkpoint.read(checkpoint.found(folder / "shards")[-1])[0]["step"] == 5
     train(recipe(layout="fsdp"), folder / "shards", resume=True, evaluators=evaluators)
 
@@ -75,25 +76,25 @@ def cached(folder):
 
     features._encoded = counted
     named = NamedModel("small", "here", model)
-    encode_together([named], [data], folder / "results.jsonl", Settings(), cache, world())
-    (folder / f"encoded_{world().rank}.json").write_text(json.dumps(counts))
+    encode_distributed([named], [data], folder / "results.jsonl", Settings(), cache, get_world())
+    (folder / f"encoded_{get_world().rank}.json").write_text(json.dumps(counts))
 
     class Broken(SceneSource):
         """Of which one process alone cannot read an image."""
 
         def __getitem__(self, index):
-            if index == 40 and world().rank == 1:
+            if index == 40 and get_world().rank == 1:
                 raise UserError("the disk is gone")
             return super().__getitem__(index)
 
     with pytest.raises(UserError, match="the disk is gone"):
-        list(features.encode(model, Broken("test", 16, 100), [range(100)], 32, 0, together=world()))
+        list(features.encode(model, Broken("test", 16, 100), [range(100)], 32, 0, together=get_world()))
     features._encoded = encoded
 
 
 def restored(folder):
     """What two processes wrote, in the shards of four."""
-    one = Trainer(recipe(layout="fsdp"), Schedule.of(recipe(), 64))
+    one = TrainState(recipe(layout="fsdp"), Schedule.of(recipe(), 64))
     assert checkpoint.restore(folder / "shards", one.model, one.optimizer, one.average)["step"] == 16
     found = checkpoint.tensors_of(one.model, one.optimizer, one.average)
     written = checkpoint.read(checkpoint.found(folder / "shards")[-1])[1]
@@ -151,7 +152,7 @@ def test_evaluation_while_it_trains_has_the_numbers_of_one_process(folder, kind)
 
 def test_shards_are_gone_on_with_alone(folder, alone, tmp_path):
     """Two processes wrote them, one reads them."""
-    one = Trainer(recipe(), Schedule.of(recipe(), 64))
+    one = TrainState(recipe(), Schedule.of(recipe(), 64))
     state = checkpoint.restore(folder / "shards", one.model, one.optimizer, one.average)
     assert state["step"] == 16
     final = load_file(folder / "shards" / "model.safetensors")

@@ -15,7 +15,7 @@ from diffclip.errors import Stopped, UserError
 from diffclip.training import checkpoint, step
 from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import WALL_CLOCK
-from diffclip.training.trainer import train
+from diffclip.training.loop import train
 
 DECAY = 0.6
 
@@ -23,7 +23,7 @@ DECAY = 0.6
 def run_recorded(folder, monkeypatch, **training):
     """A run and its weights after every step, the first being those it starts with."""
     weights = []
-    real, made = step.Trainer.step, step.new_model
+    real, made = step.TrainState.step, step.new_model
 
     def keep(model):
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
@@ -38,7 +38,7 @@ def run_recorded(folder, monkeypatch, **training):
         keep(model)
         return model
 
-    monkeypatch.setattr(step.Trainer, "step", recorded)
+    monkeypatch.setattr(step.TrainState, "step", recorded)
     monkeypatch.setattr(step, "new_model", first)
     train(recipe(**training), folder, evaluators={"data": lambda model: {"norm": float(norm(model))}})
     monkeypatch.undo()
@@ -97,7 +97,7 @@ def test_the_average_is_what_is_evaluated_and_training_does_not_notice(finished,
 
 def test_a_resumed_run_has_the_same_average(finished, tmp_path, monkeypatch):
     whole, _ = finished
-    run, real = tmp_path / "run", step.Trainer.step
+    run, real = tmp_path / "run", step.TrainState.step
 
     def interrupted(self, number, batch):
         if number + 1 == 7:
@@ -106,7 +106,7 @@ def test_a_resumed_run_has_the_same_average(finished, tmp_path, monkeypatch):
 
     evaluators = {"data": lambda model: {"norm": float(norm(model))}}
     options = {"ema": DECAY, "evaluate_every": 1.0}
-    monkeypatch.setattr(step.Trainer, "step", interrupted)
+    monkeypatch.setattr(step.TrainState, "step", interrupted)
     with pytest.raises(Stopped):
         train(recipe(**options), run, evaluators=evaluators)
     monkeypatch.undo()

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from diffclip.config import validate
-from diffclip.data.loader import Batch
+from diffclip.data.loading.loader import Batch
 from diffclip.data.transforms import normalise
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
 from diffclip.training import gradients
 from diffclip.training.dry_run import saved_bytes
 from diffclip.training.gradients import Pairing, feature_gradients
 from diffclip.training.loss import LOSSES, contrastive
-from diffclip.training.step import Schedule, Trainer
+from diffclip.training.step import Schedule, TrainState
 
 SMALL = {
     "image_size": 32,
@@ -39,7 +39,7 @@ def trainer(kind="diffclip", shared=False, loss="contrastive", **training):
         },
         where="test",
     )
-    one = Trainer(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
+    one = TrainState(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
     one.optimizer.step = lambda: None
     one.model.clamp_logit_scale = lambda: None
     return one

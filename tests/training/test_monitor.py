@@ -10,8 +10,8 @@ from test_trainer import lines, recipe
 
 from diffclip.errors import UserError
 from diffclip.training import checkpoint, step
+from diffclip.training.loop import train
 from diffclip.training.monitor import Monitor
-from diffclip.training.trainer import train
 
 
 def watched(*records, batch_size=2048, warmup_steps=0):
@@ -116,7 +116,7 @@ def test_signature_1_lambda_leaves_its_range(tmp_path, monkeypatch, caplog):
 
 def test_signature_2_gradients_that_are_not_finite_end_the_run_before_they_are_saved(tmp_path, monkeypatch):
     """Step 24 would be saved."""
-    real = step.Trainer.step
+    real = step.TrainState.step
 
     def poisoned(self, number, batch):
         found = real(self, number, batch)
@@ -124,7 +124,7 @@ def test_signature_2_gradients_that_are_not_finite_end_the_run_before_they_are_s
             self.model.visual.blocks[1].attn.norm.weight.grad[0] = math.inf
         return found
 
-    monkeypatch.setattr(step.Trainer, "step", poisoned)
+    monkeypatch.setattr(step.TrainState, "step", poisoned)
     with pytest.raises(
         UserError, match=r"gradient is not finite at step 24 \(first in visual.blocks.1.attn.norm.weight of 1 param"
     ):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffclip.config import validate
-from diffclip.data.loader import Batch
+from diffclip.data.loading.loader import Batch
 from diffclip.models.clip import CLIP
 from diffclip.training.dry_run import saved_bytes
-from diffclip.training.step import Schedule, Trainer
+from diffclip.training.step import Schedule, TrainState
 
 SMALL = {
     "image_size": 32,
@@ -32,7 +32,7 @@ def trainer(kind="diffclip", model=SMALL, **training):
         },
         where="test",
     )
-    return Trainer(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
+    return TrainState(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
 
 
 def batch(number, size=6):

@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 
 import diffclip
 from diffclip.config import validate
-from diffclip.data import loader as loading
 from diffclip.data.images import BadImage
+from diffclip.data.loading import loader as loading
 from diffclip.data.sources import open_source
 from diffclip.errors import Stopped, UserError
-from diffclip.training import checkpoint, step, trainer
+from diffclip.training import checkpoint, step
+from diffclip.training import loop as trainer
+from diffclip.training.loop import train
 from diffclip.training.loss import LOSSES
 from diffclip.training.step import Schedule
-from diffclip.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("two_threads")  # the same bits, although threads share the sums
 
@@ -87,7 +88,7 @@ def test_a_run_leaves_what_is_documented(finished):
 @pytest.mark.parametrize("stop_after", [3, 7, 11])
 def test_an_interrupted_run_ends_in_the_same_bits(finished, tmp_path, stop_after, monkeypatch):
     run = tmp_path / "run"
-    train_step = step.Trainer.step
+    train_step = step.TrainState.step
 
     def interrupted(self, number, batch):
         if number + 1 == stop_after and not run.joinpath("stopped").exists():
@@ -95,7 +96,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(finished, tmp_path, stop_after
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(self, number, batch)
 
-    monkeypatch.setattr(step.Trainer, "step", interrupted)
+    monkeypatch.setattr(step.TrainState, "step", interrupted)
     with pytest.raises(Stopped, match=f"step {stop_after} of 16 .* --resume"):
         train(recipe(), run)
     train(recipe(), run, resume=True)
@@ -133,7 +134,7 @@ def test_a_resumed_run_counts_what_was_skipped_before(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"damaged: .* could not be used, more than 10%: truncated") as whole:
         train(recipe(), tmp_path / "whole")
     run = tmp_path / "run"
-    train_step = step.Trainer.step
+    train_step = step.TrainState.step
 
     def interrupted(self, number, batch):
         if number == 3:
@@ -141,7 +142,7 @@ def test_a_resumed_run_counts_what_was_skipped_before(tmp_path, monkeypatch):
         return train_step(self, number, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step.Trainer, "step", interrupted)
+        patch.setattr(step.TrainState, "step", interrupted)
         with pytest.raises(Stopped):
             train(recipe(), run)
     newest = checkpoint.found(run)[-1]
@@ -221,7 +222,7 @@ def test_labelled_batches_give_the_gradients_of_encoding_every_caption(finished)
     )
     gradients = []
     for distinct in (True, False):
-        one = step.Trainer(shared, schedule)
+        one = step.TrainState(shared, schedule)
         one.optimizer.step = lambda: None
         if not distinct:
             unique = torch.unique
@@ -247,7 +248,7 @@ def test_the_second_signal_is_the_systems_own():
 
 
 def test_a_step_keeps_the_temperature_in_its_range_and_changes_the_weights():
-    one = step.Trainer(recipe(), Schedule.of(recipe(), 64))
+    one = step.TrainState(recipe(), Schedule.of(recipe(), 64))
     source = step.training_source(one.recipe)
     before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
     one.model.logit_scale.data.fill_(10.0)

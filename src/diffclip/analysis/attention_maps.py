@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from diffclip.evaluation.features import evaluating
-from diffclip.models.attention_ops import AttentionMaps
-from diffclip.models.clip import CLIP
+from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.clip import CLIP, evaluation_mode
 from diffclip.models.maps import forward_with_maps
 
 
@@ -30,7 +29,7 @@ def text_attention(model: CLIP, tokens: Tensor) -> tuple[AttentionMaps, ...]:
 
 
 def _recorded(model: CLIP, tower: torch.nn.Module, inputs: Tensor) -> tuple[AttentionMaps, ...]:
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         _, layers = forward_with_maps(tower, inputs)
     return tuple(
         AttentionMaps(
@@ -72,9 +71,9 @@ def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
     kinds of attention: the RMSNorm of a differential head makes the terms of each of its rows add up to 0, so
     as much is clipped as is kept. `occlusion` is, and is the control for such a comparison.
     """
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         text = model.encode_text(tokens, normalize=True)  # (B, embed_dim)
-    with evaluating(model), torch.enable_grad():
+    with evaluation_mode(model), torch.enable_grad():
         # From the pixels on, so that there are gradients also where the weights are frozen.
         features, maps = forward_with_maps(model.visual, pixels.detach().requires_grad_())  # (B, width)
         image = torch.nn.functional.normalize(features @ model.image_projection, dim=-1)

@@ -5,8 +5,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from diffclip.evaluation.features import evaluating
-from diffclip.models.clip import CLIP
+from diffclip.models.clip import CLIP, evaluation_mode
 
 CELLS = 8
 
@@ -29,7 +28,7 @@ def occlusion(
     edges = torch.linspace(0, pixels.shape[-1], cells + 1).round().int().tolist()
     spans = [slice(start, end) for start, end in pairwise(edges)]
     mean = pixels.mean(dim=(2, 3), keepdim=True)  # (B, 3, 1, 1)
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         text = model.encode_text(tokens, normalize=True)  # (T, embed_dim)
         views = [model.encode_image(pixels, normalize=True)]
         for down, across in product(spans, spans):

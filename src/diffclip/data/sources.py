@@ -14,13 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffclip.data.example import Example, Options
-from diffclip.data.files import FolderSource, table_source
+from diffclip.data.formats.files import FolderSource, table_source
+from diffclip.data.formats.parquet import ParquetSource
+from diffclip.data.formats.paths import (
+    ANYTHING,
+    FORMAT_OF,
+    contents,
+    data_files,
+    matching,
+    of_split,
+    split_folder,
+    splits_of,
+)
+from diffclip.data.formats.shards import TarSource
+from diffclip.data.formats.stamp import Stamped, stamp_of
+from diffclip.data.formats.stream import is_stream
 from diffclip.data.options import Format
-from diffclip.data.parquet import ParquetSource
-from diffclip.data.paths import ANYTHING, FORMAT_OF, contents, data_files, matching, of_split, split_folder, splits_of
-from diffclip.data.shards import TarSource
-from diffclip.data.stamp import Stamped, stamp_of
-from diffclip.data.stream import is_stream
 from diffclip.errors import UserError
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
@@ -173,7 +182,7 @@ def check_template(template: str) -> None:
 
 
 def _scenes(path: str, split: str | None, keys: Mapping[str, str | None]) -> Source:
-    from diffclip.data.scenes import SceneSource  # only where it is asked for
+    from diffclip.data.scenes import SceneSource
 
     _refuse(path, keys, "drawn scenes have")
     stated, _, query = path.partition("?")

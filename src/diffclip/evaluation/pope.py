@@ -7,6 +7,7 @@ says yes has accuracy and precision 50 % and recall 100 %, so none of the three 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from diffclip.errors import UserError
-from diffclip.evaluation.results import Examples
+from diffclip.evaluation.datasets.opening import pope_labels
+from diffclip.evaluation.results import PerExampleScores
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -144,7 +146,7 @@ def matched(questions: Sequence[Question], answers: Sequence[Answer], where: str
     return tuple(by_id[question.id] for question in questions)
 
 
-def examples(questions: Sequence[Question], answers: Sequence[str]) -> Examples:
+def evaluate(questions: Sequence[Question], answers: Sequence[str]) -> PerExampleScores:
     """What each image adds to accuracy, precision, recall, f1, yes_ratio and unparsed, all of them fractions.
 
     An image is what was sampled: its questions, six as a rule, are not independent of each other. Each metric is a
@@ -172,7 +174,7 @@ def examples(questions: Sequence[Question], answers: Sequence[str]) -> Examples:
 
     values = {name: _ratio(by_image(y), by_image(x)) for name, (y, x) in parts.items()}
     chance = {"accuracy": 0.5, "precision": label.mean().item(), "recall": 0.5}
-    return Examples(torch.arange(len(place)), values, chance)
+    return PerExampleScores(torch.arange(len(place)), values, chance)
 
 
 def _ratio(y: Tensor, x: Tensor) -> Tensor:
@@ -186,3 +188,72 @@ def _ratio(y: Tensor, x: Tensor) -> Tensor:
 def dataset_name(split: str, questions: int) -> str:
     """What results call it: pope_random, and pope_random_2910 for a version with another number of questions."""
     return f"pope_{split}" if questions == 3000 else f"pope_{split}_{questions}"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One split, scored."""
+
+    split: str
+    questions: int
+    unparsed: int
+    examples: PerExampleScores
+    fingerprint: str
+    """Of the questions and the answers."""
+
+
+def score(answers: Sequence[Path], labels: Path, categories: Path | None = None) -> list[Scored]:
+    """Each split that is answered, in the order of `SPLITS`.
+
+    labels: the benchmark's folder, or one of its files for one file of answers. categories: a file that says of
+    each question_id which split it belongs to, for answers to all splits in one file. Raises UserError where
+    answers and questions do not belong together.
+    """
+    if not answers:
+        raise UserError("no answers to score: give a file of JSON lines for each split")
+    if labels.is_file():
+        if len(answers) > 1:
+            raise UserError(f"{labels} is one file of questions, but {len(answers)} files of answers are given")
+        split = next((one for one in SPLITS if one in labels.stem.lower()), labels.stem)
+        return [_score(split, labels, read_answers(answers[0]), answers[0])]
+    files = pope_labels(labels)
+    if not files:
+        raise UserError(f"{labels} holds no coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json")
+    found: dict[str, tuple[tuple[Answer, ...], Path]] = {}
+    for path in answers:
+        for split, part in _by_split(path, categories).items():
+            if split in found:
+                raise UserError(f"{path} and {found[split][1]} both answer the {split} split")
+            found[split] = part, path
+    return [_score(split, files[split], *found[split]) for split in SPLITS if split in found]
+
+
+def _by_split(path: Path, categories: Path | None) -> dict[str, tuple[Answer, ...]]:
+    answers = read_answers(path)
+    if categories:
+        known = read_categories(categories)
+        strange = next((a.id for a in answers if a.id not in known), None)
+        if strange is not None or any(a.id is None for a in answers):
+            raise UserError(f"{path}: question {strange} is not in {categories}")
+        # Its ids number all splits through, so within a split the order counts, which is that of the questions.
+        order = {key: i for i, key in enumerate(known)}
+        ordered = sorted(answers, key=lambda a: order[a.id or ""])
+        pairs = [(known[a.id or ""], Answer(None, a.text)) for a in ordered]
+    elif all(a.category in SPLITS for a in answers):
+        pairs = [(a.category or "", a) for a in answers]
+    else:
+        named = [split for split in SPLITS if split in path.name.lower()]
+        if len(named) != 1:
+            raise UserError(
+                f"{path}: which split does it answer? Name the file so ({', '.join(SPLITS)}), "
+                "or say with --categories which question belongs to which"
+            )
+        pairs = [(named[0], a) for a in answers]
+    return {split: tuple(a for key, a in pairs if key == split) for split in dict.fromkeys(key for key, _ in pairs)}
+
+
+def _score(split: str, questions: Path, answers: Sequence[Answer], where: Path) -> Scored:
+    asked = read_questions(questions)
+    texts = matched(asked, answers, f"{where} ({split})")
+    digest = hashlib.sha256(questions.read_bytes() + "\0".join(texts).encode()).hexdigest()
+    return Scored(split, len(asked), sum(map(is_unparsed, texts)), evaluate(asked, texts), digest)

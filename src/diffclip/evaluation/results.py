@@ -102,7 +102,7 @@ def merge(results: Iterable[Result]) -> list[Result]:
 
 
 @dataclass(frozen=True)
-class Examples:
+class PerExampleScores:
     """What each test example adds to each metric of a result, and what a guess would score."""
 
     indices: Tensor
@@ -120,7 +120,7 @@ class Examples:
         return {name: values.double().nanmean().item() for name, values in self.values.items()} | dict(self.facts)
 
 
-def save_examples(results: Path, key: Key, examples: Examples, fingerprint: str) -> None:
+def save_examples(results: Path, key: Key, examples: PerExampleScores, fingerprint: str) -> None:
     """Write the file that belongs to a result of `results` (a results.jsonl), under a temporary name first.
 
     fingerprint: of the weights and the data that the result came from, see `fingerprint`.
@@ -134,7 +134,7 @@ def save_examples(results: Path, key: Key, examples: Examples, fingerprint: str)
     os.replace(unfinished, path)
 
 
-def load_examples(results: Path, key: Key) -> Examples | None:
+def load_examples(results: Path, key: Key) -> PerExampleScores | None:
     """The examples of a result; None where there are none, as for results that another program wrote."""
     path = examples_path(results, key)
     if not path.exists():
@@ -143,7 +143,7 @@ def load_examples(results: Path, key: Key) -> Examples | None:
         chance = json.loads(file.metadata()["chance"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     values = {name.removeprefix("value/"): values for name, values in tensors.items() if name != "indices"}
-    return Examples(tensors["indices"], values, chance)
+    return PerExampleScores(tensors["indices"], values, chance)
 
 
 def stored_fingerprint(results: Path, key: Key) -> str | None:

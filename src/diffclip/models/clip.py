@@ -1,6 +1,8 @@
 """CLIP: a vision tower, a text tower, one projection each into the joint space, and a temperature."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffclip.errors import UserError
-from diffclip.models.attention import DifferentialAttention
+from diffclip.models.attention.layer import DifferentialAttention
 from diffclip.models.initialise import initialise
 from diffclip.models.presets import ModelConfig, model_config
 from diffclip.models.towers import TextTower, VisionTower
@@ -160,3 +162,14 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         elif ".attn.norm." in name:
             counts["head_norm"] += size
     return counts
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and back in its own mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

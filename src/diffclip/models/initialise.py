@@ -26,7 +26,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from diffclip.models.attention import DifferentialAttention
+from diffclip.models.attention.layer import DifferentialAttention
 from diffclip.models.presets import ModelConfig
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)

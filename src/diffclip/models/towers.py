@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffclip.errors import UserError
-from diffclip.models.attention import ATTENTION, DifferentialAttention
+from diffclip.models.attention.layer import ATTENTION, DifferentialAttention
 from diffclip.models.mlp import Mlp
 from diffclip.models.patch_dropout import PatchDropout
 from diffclip.models.presets import ModelConfig

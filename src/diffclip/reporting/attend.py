@@ -15,14 +15,14 @@ from diffclip.analysis.attention_maps import class_token_rows, image_attention, 
 from diffclip.data.images import BadImage, decode
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.distributed import default_device
 from diffclip.errors import UserError
-from diffclip.evaluation.features import check_finite
-from diffclip.models.attention_ops import AttentionMaps
+from diffclip.evaluation.features.encode import check_finite
+from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.clip import CLIP
-from diffclip.models.weights import load
-from diffclip.reporting import attend_figures
-from diffclip.reporting.attend_figures import LayerMaps, Looked
-from diffclip.training.distributed import default_device
+from diffclip.models.weights.store import load
+from diffclip.reporting.figures import attention as attend_figures
+from diffclip.reporting.figures.attention import LayerMaps, Looked
 
 FIGURES, ARRAYS = (".png", ".pdf", ".svg"), (".safetensors", ".npz")
 SHOWN = 448  # an image smaller than this is drawn from its own pixels, a larger one from so many a side

@@ -17,7 +17,7 @@ import tomli
 
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.results import Examples, Key, Result
+from diffclip.evaluation.results import Key, PerExampleScores, Result
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ class Collection:
     origin: Mapping[Key, Path]
     """The file that a result was read from; its examples lie beside it."""
     runs: tuple[RunDirectory, ...]
-    _examples: dict[Key, Examples | None] = field(default_factory=dict, compare=False, repr=False)
+    _examples: dict[Key, PerExampleScores | None] = field(default_factory=dict, compare=False, repr=False)
 
-    def examples(self, key: Key) -> Examples | None:
+    def examples(self, key: Key) -> PerExampleScores | None:
         """The values of single examples of a result, where they are kept."""
         if key not in self._examples:
             self._examples[key] = results.load_examples(self.origin[key], key) if key in self.origin else None

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffclip.reporting.families import Family, Group
-from diffclip.reporting.paper_tables import GROUNDED, ZERO_SHOT
+from diffclip.reporting.pair import METRICS, TASKS, percent
 from diffclip.reporting.scores import EXAMPLES, Difference, Score, Scores, Source, plain
-from diffclip.reporting.tables import METRICS, TASKS, percent
+from diffclip.reporting.tables.layouts import GROUNDED, ZERO_SHOT
 
 # Fractions that speak of a model's quality. Not: values by ε or severity, and what is no fraction (C, entropies).
 COMPARED = re.compile(

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from diffclip.errors import UserError
-from diffclip.evaluation.seeds import split_seed
+from diffclip.evaluation.stats.seeds import split_seed
 from diffclip.models.presets import SIZES
 from diffclip.reporting.collect import Collection, RunDirectory
 

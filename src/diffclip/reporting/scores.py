@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffclip.evaluation import seeds
-from diffclip.evaluation.bootstrap import Interval
-from diffclip.evaluation.results import Examples, Result
+from diffclip.evaluation.results import PerExampleScores, Result
+from diffclip.evaluation.stats import seeds
+from diffclip.evaluation.stats.bootstrap import Interval
 from diffclip.reporting.collect import Collection
 from diffclip.reporting.families import Family, Member
 
@@ -148,7 +148,7 @@ class Scores:
             matrices.append(matrix)
         return matrices
 
-    def _examples(self, found: tuple[Result, str] | None) -> Examples | None:
+    def _examples(self, found: tuple[Result, str] | None) -> PerExampleScores | None:
         return None if found is None else self.collection.examples(found[0].key)
 
     def _value(self, member: Member, source: Source) -> float | None:

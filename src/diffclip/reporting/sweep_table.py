@@ -12,10 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from diffclip.evaluation import results, seeds
+from diffclip.evaluation import results
 from diffclip.evaluation.results import Result
-from diffclip.evaluation.seeds import NOTE, Difference, Metric, Spread
-from diffclip.reporting.tables import percent
+from diffclip.evaluation.stats import seeds
+from diffclip.evaluation.stats.seeds import NOTE, Difference, Metric, Spread
+from diffclip.reporting.pair import percent
 
 Measured = dict[int, dict[Metric, Result]]
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffclip.distributed import get_world
 from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig
 from diffclip.training import checkpoint
 from diffclip.training.checkpoint import Keep, Tensors
-from diffclip.training.distributed import whole, world
+from diffclip.training.parallel import whole
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class BackgroundCheckpoints:
 
         Of several processes the first writes.
         """
-        if not world().main:
+        if not get_world().is_main:
             return self._snapshot.take_part(tensors)
         self.wait()
         self._written = self._thread.submit(

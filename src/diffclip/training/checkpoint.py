@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffclip import durable
+from diffclip.distributed import World, get_world
 from diffclip.errors import UserError
-from diffclip.models import weights
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
-from diffclip.training.distributed import World, world
+from diffclip.models.weights import store as weights
 from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import METRICS
 
@@ -78,16 +78,16 @@ def put_back(
     """
     files: Tensors = tensors or {"model": {}, "optimizer": {}, "trained": {}}
     weights, moments = files["model" if average is None else "trained"], files["optimizer"]
-    model.load_state_dict({name: world.sent(weights.get(name), like) for name, like in model.state_dict().items()})
+    model.load_state_dict({name: world.scatter(weights.get(name), like) for name, like in model.state_dict().items()})
     for name, tensor in average.tensors.items() if average else ():
-        tensor.copy_(world.sent(files["model"].get(name), tensor))
+        tensor.copy_(world.scatter(files["model"].get(name), tensor))
     parameters = dict(model.named_parameters())
-    for name, (shape, dtype) in world.from_main({name: (t.shape, t.dtype) for name, t in moments.items()}).items():
+    for name, (shape, dtype) in world.broadcast({name: (t.shape, t.dtype) for name, t in moments.items()}).items():
         key, _, of = name.partition(".")
         like = parameters[of].detach()
         if (like.shape, like.dtype) != (shape, dtype):
             like = torch.empty(shape, dtype=dtype, device=like.device)
-        value = world.sent(moments.get(name), like)
+        value = world.scatter(moments.get(name), like)
         optimizer.state[parameters[of]][key] = value if value.is_floating_point() or value.ndim else value.item()
 
 
@@ -149,11 +149,11 @@ def restore(
     those that wrote it, and need not see its disk. A damaged one is passed over with a warning, and stays where it
     is. Raises UserError when every one is damaged.
     """
-    together = world()
-    state, tensors = _newest(run) if together.main else (None, None)
-    state = together.from_main(state)
+    world = get_world()
+    state, tensors = _newest(run) if world.is_main else (None, None)
+    state = world.broadcast(state)
     if state is not None:
-        put_back(tensors, model, optimizer, average, together)
+        put_back(tensors, model, optimizer, average, world)
     return state
 
 

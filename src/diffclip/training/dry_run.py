@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffclip.config import Recipe
+from diffclip.data.formats.stream import is_stream
 from diffclip.data.sources import open_source
-from diffclip.data.stream import is_stream
+from diffclip.distributed import default_device
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, count_parameters
-from diffclip.training.distributed import default_device
 from diffclip.training.gradients import LOGITS
 from diffclip.training.loss import contrastive_loss
 from diffclip.training.optimizer import learning_rate, moment_bytes

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from diffclip.training.distributed import own_part
+from diffclip.training.parallel import own_part
 
 
 class WeightAverage:

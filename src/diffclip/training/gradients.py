@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffclip.training.distributed import World
+from diffclip.distributed import World
 from diffclip.training.loss import Loss
 
 # Logits that exist at a time: rows × columns, 8 MiB in float32.
@@ -95,8 +95,8 @@ def feature_gradients(
     leaves = {}
     for name, output in outputs.items():
         own = _rows(name, output.detach(), pairing)
-        leaves[name] = (own if own.ndim == 0 else world.gather(own)).requires_grad_()
-    groups = None if pairing.groups is None else world.gather(pairing.groups)
+        leaves[name] = (own if own.ndim == 0 else world.all_gather(own)).requires_grad_()
+    groups = None if pairing.groups is None else world.all_gather(pairing.groups)
     every = len(leaves["image_features"])
     size = every // world.size
     shares = []
@@ -109,7 +109,7 @@ def feature_gradients(
     gradients = {}
     for name, leaf in leaves.items():
         gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        own = gradient if leaf.ndim == 0 else world.sum_of_rows(gradient)
+        own = gradient if leaf.ndim == 0 else world.reduce_scatter(gradient)
         gradients[name] = _sum_of_rows(name, own, outputs[name], pairing)
     return value, gradients
 

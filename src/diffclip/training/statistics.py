@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffclip.models.attention_ops import AttentionMaps
+from diffclip.distributed import get_world
+from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.clip import CLIP
 from diffclip.models.maps import forward_with_maps
-from diffclip.training.distributed import own_part, whole, world
+from diffclip.training.parallel import own_part, whole
 
 LAYER = re.compile(r"(?:^|\.)(visual|text)\.blocks\.(\d+)\.")
 
@@ -126,7 +127,7 @@ def gradient_norms(model: nn.Module) -> GradientNorms:
     own = [own_part(gradient) for _, gradient in named]
     squares_of_own = torch.stack(torch._foreach_norm(own)).double().square()
     in_shards = torch.tensor([part is not gradient for part, (_, gradient) in zip(own, named, strict=True)])
-    norms = world().sum_where(in_shards, squares_of_own).sqrt().tolist()
+    norms = get_world().sum_where(in_shards, squares_of_own).sqrt().tolist()
     squares: dict[str, dict[int, float]] = {}
     for (name, _), norm in zip(named, norms, strict=True):
         if place := LAYER.search(name):

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 from diffclip.config import Recipe
-from diffclip.data.loader import Batch, Loader
+from diffclip.data.formats.stream import Stream, is_stream, open_stream
+from diffclip.data.loading.loader import Batch, Loader
+from diffclip.data.loading.stream_loader import StreamLoader
 from diffclip.data.sources import Source, open_source
-from diffclip.data.stream import Stream, is_stream, open_stream
-from diffclip.data.stream_loader import StreamLoader
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import ByEpoch, TrainTransform, normalise
+from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, create_model
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
-from diffclip.training.distributed import default_device, laid_out, world
 from diffclip.training.ema import WeightAverage
 from diffclip.training.gradients import Pairing, backward
 from diffclip.training.loss import LOSSES
 from diffclip.training.optimizer import adamw, learning_rate
+from diffclip.training.parallel import parallelize
 from diffclip.training.statistics import layer_statistics
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ def _warn_of_count(path: str, found: int, expected: int) -> None:
 def training_loader(recipe: Recipe, source: Source) -> Loader:
     """Its batches, augmented as the recipe says; of each, the rows of this process."""
     config = recipe.model.resolve()
-    together = world()
-    together.share(recipe.training.batch_size)
+    world = get_world()
+    world.rows_per_rank(recipe.training.batch_size)
     stages = tuple(
         (epoch, TrainTransform(size, recipe.data.scale, recipe.data.ratio, recipe.data.flip))
         for epoch, size in recipe.training.image_sizes or ((0, config.image_size),)
@@ -95,11 +96,11 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
         ByEpoch(stages),
         get_tokenizer(config.context_length),
         recipe.training.batch_size,
-        part=(together.rank, together.size),
+        part=(world.rank, world.size),
         seed=recipe.seed,
         num_workers=recipe.data.workers,
         max_skipped=recipe.data.max_skipped,
-        total=partial(together.total, device=default_device()),
+        total=partial(world.total, device=default_device()),
     )
 
 
@@ -129,7 +130,7 @@ class _Part:
     noise: Tensor | None  # (b, patches) int64
 
 
-class Trainer:
+class TrainState:
     """Model, optimizer and the step. `train` drives it; the quickstart times it to fit its budget."""
 
     def __init__(self, recipe: Recipe, schedule: Schedule) -> None:
@@ -140,9 +141,9 @@ class Trainer:
         self.model.set_grad_checkpointing(recipe.training.checkpoint_activations)
         if recipe.training.compile:
             self.model.compile()
-        self.world = world()
-        self.world.share(recipe.training.batch_size)
-        self.layout = laid_out(self.model, recipe.training.layout, self.world, self.device)
+        self.world = get_world()
+        self.world.rows_per_rank(recipe.training.batch_size)
+        self.layout = parallelize(self.model, recipe.training.layout, self.world, self.device)
         self.optimizer = adamw(self.model, recipe.optimizer)
         self.average = WeightAverage(self.model, recipe.training.ema) if recipe.training.ema else None
 
@@ -187,7 +188,7 @@ class Trainer:
                 self.average.update(self.model, step + 1)
         return value, lr
 
-    def judged(self) -> AbstractContextManager[None]:
+    def evaluation_weights(self) -> AbstractContextManager[None]:
         """Inside the `with` the model has the weights that are evaluated and kept: their average where there is one."""
         return nullcontext() if self.average is None else self.average.in_place(self.model)
 

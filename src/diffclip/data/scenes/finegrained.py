@@ -14,6 +14,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.scenes import grammar
 from diffclip.data.scenes.draw import draw
 from diffclip.data.scenes.sample import Setting, clear, partner, pick, sample
@@ -30,7 +31,6 @@ from diffclip.data.scenes.vocabulary import (
     SIGN,
     TEXTURES,
 )
-from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 _Edit = tuple[Scene, Scene, tuple[str, str]]

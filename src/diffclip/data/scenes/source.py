@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffclip.data.example import Example
+from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.scenes import draw, grammar
 from diffclip.data.scenes.sample import SPLITS, cluttered, sample
 from diffclip.data.scenes.scene import Scene
 from diffclip.data.scenes.vocabulary import CLASSNAMES, TEMPLATES
-from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 TRAIN_LENGTH, TEST_LENGTH = 100_000, 2_000

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from diffclip.data.example import Example, Options
-from diffclip.data.files import SUFFIXES, FolderSource
+from diffclip.data.formats.files import SUFFIXES, FolderSource
+from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image, to_rgb
 from diffclip.data.sources import Source, Subset
-from diffclip.data.stamp import stamp_of
 from diffclip.errors import UserError
 
 CALTECH_TRAINING = 30  # images a class (Fei-Fei et al. 2004; Kornblith et al. 2019)

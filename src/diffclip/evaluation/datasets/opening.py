@@ -13,13 +13,13 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from diffclip.data.example import Example
-from diffclip.data.files import FolderSource
+from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.stamp import Stamped, stamp_of
 from diffclip.data.sources import Source, open_source, splits_of
-from diffclip.data.stamp import Stamped, stamp_of
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import forms, names
 from diffclip.evaluation.datasets.registry import Entry, entry
-from diffclip.evaluation.fine_grained import MMVPSource, PairImages
+from diffclip.evaluation.tasks.fine_grained import MMVPSource, PairImages
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The commands of `diffclip`, one file each: arguments, call, what is printed. Importing one imports no torch."""

@@ -1,0 +1,97 @@
+"""`diffclip data verify`, `pack` and `show`: their arguments."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import PositionalRequiredArgs, arg
+
+from diffclip.data.options import Located
+from diffclip.errors import UserError
+
+Data = Annotated[PositionalRequiredArgs[Located], arg(name="")]
+
+
+def data() -> None:
+    """Data sets: `list`, `verify`, `pack`, `show`; see diffclip data --help."""
+
+
+def data_list(*, root: Path | None = None) -> None:
+    """List the data sets of the paper: which are there, how many images they have, how to get the others.
+
+    Args:
+        root: The folder below which data sets lie; by default $DIFFCLIP_DATA, or else data/.
+    """
+    from diffclip.evaluation.datasets.listing import print_list
+
+    print_list(root)
+
+
+def verify(data: Data, *, workers: int = 0, json: Path | None = None) -> None:
+    """Decode every image and tokenise every caption of a data set; report sizes, repetitions and what is wrong.
+
+    Exit status 1 where an example cannot be used, or the same image with the same captions is there twice.
+
+    Args:
+        workers: Processes; 0: as many as there are processors.
+        json: Write the report there too, with the place of everything that is wrong.
+    """
+    from diffclip.data.parallel import processors
+    from diffclip.data.sources import open_source
+    from diffclip.data.tools import verify as work
+
+    work.verify(open_source(**vars(data)), workers=workers or processors(), json_file=json)
+
+
+def pack(
+    data: Data,
+    *,
+    out: Path,
+    shard_mb: float = 256,
+    shard_examples: int = 10_000,
+    resize: int | None = None,
+    quality: int = 92,
+    shuffle: int | None = None,
+    workers: int = 0,
+) -> None:
+    """Write a data set as tar shards. The same command goes on where it was stopped.
+
+    Args:
+        out: The folder of the shards, new or of the same packing.
+        shard_mb: Megabytes (10^6 bytes) of a shard, at most.
+        shard_examples: PerExampleScores of a shard, at most.
+        resize: Shrink images whose shorter edge is longer than this to it, as JPEG; without it files stay as they are.
+        quality: Of those JPEG files, 1 to 100.
+        shuffle: Seed of a random order of the examples, which streams need; without it the data set's own.
+        workers: Processes; 0: as many as there are processors.
+    """
+    from diffclip.data.parallel import processors
+    from diffclip.data.sources import open_source
+    from diffclip.data.tools import pack as work
+
+    for name, value, least, most in (
+        ("shard-mb", shard_mb, 0.01, 1e6),
+        ("shard-examples", shard_examples, 1, 99_999),
+        ("resize", 1 if resize is None else resize, 1, 1 << 14),
+        ("quality", quality, 1, 100),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"--{name} {value}: give a number from {least:g} to {most:g}")
+    plan = work.ShardPlan(round(shard_mb * 1e6), shard_examples, resize, quality, shuffle)
+    work.tell(work.pack(open_source(**vars(data)), out, plan, workers=workers or processors()), out)
+
+
+def show(data: Data, *, out: Path, count: int = 24, columns: int = 6, seed: int = 0) -> None:
+    """Draw some examples of a data set on one sheet, with their captions.
+
+    Args:
+        out: The sheet, a .png file.
+        count: How many examples.
+        columns: How many side by side.
+        seed: Of the random choice.
+    """
+    from diffclip.data.sources import open_source
+    from diffclip.data.tools import show as work
+
+    if not (0 < count <= 1000 and columns > 0):
+        raise UserError(f"--count {count} --columns {columns}: give 1 to 1000 examples in at least one column")
+    work.show(open_source(**vars(data)), out, count=count, columns=columns, seed=seed)

@@ -1,0 +1,147 @@
+"""`diffclip eval`: arguments, every result, a comparison of two models, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from diffclip.errors import Stopped, UserError
+
+if TYPE_CHECKING:
+    from diffclip.evaluation.datasets.dataset import DataSet
+    from diffclip.evaluation.run.context import Settings
+    from diffclip.evaluation.run.plan import Failure
+
+# As diffclip.evaluation.datasets.dataset has them, which takes seconds to import.
+Task = Literal[
+    "zero_shot",
+    "retrieval",
+    "linear_probe",
+    "few_shot",
+    "fine_grained",
+    "robustness",
+    "corruptions",
+    "grounding",
+    "noise",
+]
+
+
+def evaluate(
+    models: Positional[tuple[str, ...]],
+    /,
+    *,
+    data: tuple[str, ...],
+    out: Path,
+    tasks: tuple[Task, ...] = (),
+    root: Path | None = None,
+    cache: Path | None = None,
+    force: bool = False,
+    features: Literal["tower", "joint"] = "tower",
+    all_classes: bool = False,
+    sample: int = 500,
+    seed: int = 0,
+    repeats: int = 1,
+    batch_size: int = 256,
+    workers: int = 2,
+) -> None:
+    """Evaluate models on data sets; results go to OUT/results.jsonl, a line each.
+
+    What is done already is not done again. Exit status 1, with a list, where anything could not be done.
+
+    Args:
+        models: Run directories, .safetensors files, released checkpoints or hub ids.
+        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one of
+            the paper's; or `paper`, for all of these.
+        out: Where results.jsonl is written.
+        tasks: What is measured, on each data set that can serve it; by default what the paper measures on data sets
+            that are given by name alone, and zero_shot on others.
+        root: The folder of the data sets that are given by name alone; by default $DIFFCLIP_DATA, or data.
+        cache: Where image features are kept; by default OUT/features.
+        force: Compute again what results.jsonl has already. Features are not: theirs cannot be out of date.
+        features: What linear_probe and few_shot learn from: the image tower's features before the joint projection, or
+            those after it.
+        all_classes: Score ImageNet-A and -R among ImageNet's 1,000 classes instead of their own 200; results call them
+            imagenet-a@1000 and imagenet-r@1000.
+        sample: How many images robustness, corruptions, grounding and noise look at; 0: all.
+        seed: Of that sample, of few-shot episodes, attacks, corruptions and noise.
+        repeats: How often few_shot draws its episodes, with this seed and those after it; results have the mean, and
+            the standard deviation between the repeats as acc1_sd.
+        batch_size: Images encoded at a time.
+        workers: Processes that decode images.
+    """
+    from diffclip.evaluation.datasets.named import data_sets
+    from diffclip.evaluation.datasets.opening import default_root
+    from diffclip.evaluation.run.context import Settings
+
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats}: give a number of at least 1")
+    settings = Settings(
+        batch_size=batch_size,
+        num_workers=workers,
+        features=features,
+        sample=sample or None,
+        seed=seed,
+        repeats=repeats,
+    )
+    found, missing = data_sets(data, tasks, default_root(root), all_classes=all_classes)
+    run(models, found, out, missing=missing, cache=cache, force=force, settings=settings)
+
+
+def run(
+    models: Sequence[str],
+    data: Sequence[DataSet],
+    out: Path,
+    *,
+    missing: Sequence[Failure] = (),
+    cache: Path | None,
+    force: bool,
+    settings: Settings,
+) -> None:
+    """Evaluate models on data sets; prints the results, writes OUT/results.jsonl.
+
+    Under torchrun all processes encode images, into a cache that all of them reach; the first does the rest.
+
+    missing: data sets that are not there, told at the beginning and at the end. Two models are also compared, the
+    second with the first, with paired intervals. Raises UserError, once all else is done, for whatever could not be;
+    Stopped on an interrupt.
+    """
+    from collections import Counter
+
+    from rich.console import Console
+
+    from diffclip.distributed import joined
+    from diffclip.evaluation.features.cache import FeatureCache
+    from diffclip.evaluation.run.distributed import encode_distributed
+    from diffclip.evaluation.run.named_model import named_model
+    from diffclip.evaluation.run.progress import raise_failures, run_suite
+    from diffclip.reporting import pair
+
+    if not models:
+        raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
+    twice = next((name for name, count in Counter(one.name for one in data).items() if count > 1), None)
+    if twice:
+        raise UserError(f"--data names {twice} twice: results would replace each other, so give each its own name")
+    path, features = out / "results.jsonl", FeatureCache(cache or out / "features")
+    with joined() as world:
+        named = [named_model(source) for source in models]
+        if world.size > 1:
+            encode_distributed(named, data, path, settings, features, world, force=force)
+    if not world.is_main:
+        return
+    console = Console()
+    for failure in missing:
+        console.print(f"Missing: {failure}", highlight=False, soft_wrap=True)
+    try:
+        failures = run_suite(named, data, path, console, settings, cache=features, force=force)
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command goes on from here") from None
+    if len(named) == 2 and path.exists():
+        letters = [pair.ModelName(letter, one.name, one.pretrained) for letter, one in zip("AB", named, strict=True)]
+        console.print(pair.to_rich(pair.compare(path, *letters)))
+        console.print(*(f"{one.label}: {one.pretrained}" for one in letters), highlight=False, soft_wrap=True)
+    if path.exists():
+        console.print(f"Written to {path}", highlight=False, soft_wrap=True)
+    raise_failures([*missing, *failures])

@@ -1,0 +1,99 @@
+"""`diffclip pope`: score files of answers, print the table, write results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from diffclip.evaluation.pope import Scored
+
+METRICS = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "yes_ratio": "yes ratio"}
+
+
+def pope(
+    answers: Positional[tuple[Path, ...]],
+    /,
+    *,
+    labels: Path,
+    categories: Path | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Score a language model's answers to POPE: accuracy, precision, recall, F1, yes ratio.
+
+    Args:
+        answers: JSON lines with question_id and the answer as `text` or `answer`; a file a split, named so.
+        labels: POPE's folder with coco_pope_random.json and its siblings, or one such file.
+        categories: For answers to all splits in one file: which question_id belongs to which split.
+        model: What results call the model; by default the name of the file of answers.
+        out: Where results.jsonl is written; without it only the table is printed.
+    """
+    run(answers, labels, categories, model, out)
+
+
+def run(answers: Sequence[Path], labels: Path, categories: Path | None, name: str | None, out: Path | None) -> None:
+    """Score answers to POPE and print the table; with `out`, add the results to OUT/results.jsonl."""
+    from rich.console import Console
+
+    from diffclip.evaluation.pope import dataset_name, score
+    from diffclip.evaluation.run.suite import record
+
+    scored = score(answers, labels, categories)
+    console = Console()
+    console.print(_table(scored))
+    if any(one.unparsed for one in scored):
+        console.print("unparsed: answers that say neither yes nor no; the benchmark's rule takes them as a yes.")
+    if out:
+        source = ", ".join(map(str, answers))
+        for one in scored:
+            dataset = dataset_name(one.split, one.questions)
+            key = (dataset, name or _stem(answers[0]), source, "pope")
+            record(out / "results.jsonl", key, one.examples, one.fingerprint)
+        console.print(f"Written to {out / 'results.jsonl'}", highlight=False, soft_wrap=True)
+
+
+def _table(scored: Sequence[Scored]) -> Table:
+    from rich.table import Table
+
+    from diffclip.evaluation.stats.bootstrap import mean_interval
+
+    table = Table(box=None, padding=(0, 2, 0, 0), caption_justify="left")
+    table.add_column("POPE")
+    for title in ("questions", *METRICS.values(), "unparsed"):
+        table.add_column(title, justify="right")
+    for one in scored:
+        intervals = [mean_interval(one.examples.values[name]) for name in METRICS]
+        cells = [f"{100 * i.mean:.2f}\n{100 * i.low:.1f} to {100 * i.high:.1f}" for i in intervals]
+        table.add_row(one.split, f"{one.questions:,}", *cells, str(one.unparsed))
+    if len(scored) > 1:
+        means = [sum(one.examples.metrics[name] for one in scored) / len(scored) for name in METRICS]
+        unparsed = str(sum(one.unparsed for one in scored))
+        questions = f"{sum(one.questions for one in scored):,}"
+        table.add_row("mean", questions, *(f"{100 * mean:.2f}" for mean in means), unparsed)
+    table.caption = f"In percent, with 95 % intervals of a bootstrap over images. {_version(scored)}"
+    return table
+
+
+def _version(scored: Sequence[Scored]) -> str:
+    counts = {one.split: one.questions for one in scored}
+    if counts.get("random") == 2910:
+        return "The random split is the one before October 2023, with 2,910 questions, as in LLaVA-1.5's scores."
+    if set(counts.values()) == {3000}:
+        return "Version: POPE on COCO since October 2023, 3,000 questions a split."
+    return "Not a published version: those have 3,000 questions a split, or 2,910 in the random one."
+
+
+def _stem(path: Path) -> str:
+    """The file's name without the name of the split."""
+    from diffclip.evaluation.pope import SPLITS
+
+    words = path.stem
+    for split in SPLITS:
+        words = words.replace(split, "")
+    return words.strip("_-. ") or path.parent.name or "model"

@@ -1,0 +1,80 @@
+"""`diffclip train`: arguments, the run, what is printed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagConversionOff, Positional, arg
+
+from diffclip.config import Recipe, revalidate
+
+
+def train_command(settings: Recipe) -> Callable[..., None]:
+    """The `train` command whose settings default to those of a recipe that is already read."""
+
+    def train(
+        recipe: Positional[Path],
+        /,
+        *,
+        out: Path | None = None,
+        resume: bool = False,
+        dry_run: bool = False,
+        settings: Annotated[FlagConversionOff[Recipe], arg(name="")] = settings,
+    ) -> None:
+        """Train a model by a recipe. Any setting of the recipe can be replaced: --section.key value.
+
+        Args:
+            recipe: The recipe, a TOML file.
+            out: The run directory; by default runs/NAME, NAME being the recipe's file name.
+            resume: Go on from the newest good checkpoint of the run directory; begin where there is none.
+            dry_run: Print shapes, parameters, steps, schedule and memory, and stop.
+        """
+
+        final = revalidate(settings)
+        if dry_run:
+            print_dry_run(final)
+        else:
+            run(final, out or Path("runs") / recipe.stem, resume=resume)
+
+    return train
+
+
+def run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
+    """Train, evaluate as the recipe says, and write the run's results.jsonl; with the other processes of torchrun."""
+    from rich.console import Console
+
+    from diffclip.distributed import joined
+    from diffclip.evaluation.features.cache import FeatureCache
+    from diffclip.evaluation.run.context import Settings
+    from diffclip.evaluation.run.distributed import encode_distributed
+    from diffclip.evaluation.run.hooks import evaluation_data, evaluators
+    from diffclip.evaluation.run.named_model import named_model
+    from diffclip.evaluation.run.progress import raise_failures, run_suite
+    from diffclip.training import loop
+
+    path, cache = directory / "results.jsonl", None
+    with joined() as world:
+        data = [evaluation_data(recipe, evaluation) for evaluation in recipe.evaluation]
+        loop.train(recipe, directory, resume=resume, evaluators=evaluators(data))
+        if data and world.size > 1:
+            cache = FeatureCache(directory / "features")
+            encode_distributed([named_model(str(directory))], data, path, Settings(), cache, world)
+    if not world.is_main:
+        return
+    console = Console()
+    failures = run_suite([named_model(str(directory))], data, path, console, cache=cache) if data else []
+    console.print(f"The model is in {directory}: diffclip.load({str(directory)!r})", highlight=False, soft_wrap=True)
+    raise_failures(failures)
+
+
+def print_dry_run(recipe: Recipe) -> None:
+    """What a recipe would do, as rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from diffclip.training import dry_run
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for what, value in dry_run.describe(recipe):
+        table.add_row(what, value)
+    Console().print(table, highlight=False)

@@ -1,0 +1,223 @@
+"""Images that lie in files of their own: listed in a CSV or TSV file, maybe with masks, or one folder a class."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffclip.data.example import Example, Options
+from diffclip.data.formats import columns
+from diffclip.data.formats.paths import contents, entries
+from diffclip.data.formats.stamp import stamp_of
+from diffclip.data.images import read_image
+from diffclip.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
+
+
+class TableSource:
+    """Examples from CSV or TSV files with a heading: a column of image paths, and captions or labels.
+
+    Paths are relative to the table's folder. Rows with the same path are one example with several captions.
+    A `.csv` file whose heading has tabs and no commas is read as TSV.
+    """
+
+    def __init__(self, files: Sequence[Path], options: Options) -> None:
+        self.name, self.templates, self._tables, self._options = options.name, options.templates, files, options
+        where = str(files[0])
+        tables = [_table(file) for file in files]
+        names = tables[0].column_names
+        image = columns.find(options.image_key, columns.PATHS, names, where)
+        if image is None:
+            raise UserError(f"{where}: no column of image paths among {columns.listed(names)}; name it with image_key")
+        caption = columns.find(options.caption_key, columns.CAPTIONS, names, where)
+        label = columns.find(options.label_key, columns.LABELS, names, where)
+        if caption is None and label is None:
+            raise columns.nothing_to_learn(where, "columns", names)
+        for file, table in zip(files, tables, strict=True):
+            for column in filter(None, (image, caption, label)):
+                columns.find(column, (), table.column_names, str(file))
+
+        paths = pa.chunked_array([_full_paths(file, table[image]) for file, table in zip(files, tables, strict=True)])
+        if not len(paths):
+            raise UserError(f"{where} holds a heading and no rows")
+        # Example i is the i-th distinct path; its rows are self._rows[self._starts[i] : self._starts[i + 1]].
+        encoded = paths.combine_chunks().dictionary_encode()
+        self._paths, numbers = encoded.dictionary, encoded.indices.to_numpy()
+        self._rows = np.argsort(numbers, kind="stable")
+        self._starts = np.searchsorted(numbers[self._rows], np.arange(len(self._paths) + 1))
+        self._captions = pa.concat_tables([t.select([caption]) for t in tables])[caption] if caption else None
+        self.classnames, self._labels = options.classnames, None
+        if label:
+            values = pa.concat_tables([table.select([label]) for table in tables])[label]
+            self._labels = columns.Labels(values, options.classnames, where)
+            self.classnames = self._labels.classnames
+        if not any(Path(path).is_file() for path in self._paths[:LOOKED_FOR].to_pylist()):
+            raise UserError(f"{where}: its first images do not exist; {self._paths[0]} was looked for first")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadImage("missing") if there is no such file."""
+        rows = self._rows[self._starts[index] : self._starts[index + 1]]
+        return Example(
+            read_image(self._paths[index].as_py()),
+            columns.captions([self._captions[int(row)].as_py() for row in rows]) if self._captions else (),
+            self._labels[int(rows[0])] if self._labels else None,
+        )
+
+    def place(self, index: int) -> str:
+        return str(self._paths[index].as_py())
+
+    def stamp(self) -> str:
+        return stamp_of([*self._tables, *self._paths.to_pylist()], self._options)
+
+
+class MaskedTable(TableSource):
+    """A table with a column of mask files too: the pixels that show what the row's caption names.
+
+    A pixel of a mask that is not 0 (index 0 of a palette, black, transparent) is in it, whatever its value. A mask has
+    the size of its image; a row without a mask or without a caption names nothing.
+    """
+
+    def __init__(self, files: Sequence[Path], options: Options) -> None:
+        super().__init__(files, options)
+        if self._captions is None:
+            raise UserError(f"{files[0]}: masks without captions: name the column of phrases with caption_key")
+        tables = [_table(file) for file in files]
+        column = columns.find(None, columns.MASKS, tables[0].column_names, str(files[0]))
+        for file, table in zip(files, tables, strict=True):
+            columns.find(column, (), table.column_names, str(file))
+        named = pa.concat_tables([table.select([column]) for table in tables])[column]
+        paths = pa.chunked_array([_full_paths(file, table[column]) for file, table in zip(files, tables, strict=True)])
+        self._masks = pc.if_else(pc.equal(named, ""), None, paths).combine_chunks()
+
+    def masks(self, index: int) -> list[tuple[str, NDArray[np.bool_]]]:
+        """Phrases and masks (H, W) bool of example `index`. Raises UserError for a mask that cannot be read."""
+        assert self._captions is not None
+        rows = self._rows[self._starts[index] : self._starts[index + 1]].tolist()
+        found = [(self._captions[row].as_py(), self._masks[row].as_py()) for row in rows]
+        return [(phrase, _mask(Path(path))) for phrase, path in found if phrase.strip() and path is not None]
+
+    def stamp(self) -> str:
+        masks = self._masks.drop_null().to_pylist()
+        return stamp_of([*self._tables, *self._paths.to_pylist(), *masks], self._options)
+
+
+def table_source(files: Sequence[Path], options: Options) -> TableSource:
+    """The examples of CSV or TSV files, with masks where the first has a column of them."""
+    names = _heading(files[0])[0]
+    masked = columns.find(None, columns.MASKS, names, str(files[0])) is not None
+    return MaskedTable(files, options) if masked else TableSource(files, options)
+
+
+def _mask(file: Path) -> NDArray[np.bool_]:
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            pixels = np.asarray(opened)
+            alpha = opened.mode in ("LA", "PA", "RGBA")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"cannot read the mask {file}: {' '.join(str(error).split())[:120]}") from None
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    shown = np.asarray((pixels[..., :-1] if alpha else pixels).any(axis=2), dtype=np.bool_)
+    if alpha:
+        shown &= pixels[..., -1] > 0
+    return shown
+
+
+def _heading(file: Path) -> tuple[list[str], str]:
+    """The names of the columns, and what stands between them."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            heading = opened.readline()
+        tabs = file.suffix.lower() == ".tsv" or ("\t" in heading and "," not in heading)
+        delimiter = "\t" if tabs else ","
+        names = next(csv.reader([heading], delimiter=delimiter), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(file, error) from None
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"{file}: the first line must name the columns, each once; it is {heading.strip()[:80]!r}")
+    return names, delimiter
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} cannot be read as a table: {' '.join(str(error).split())[:200]}")
+
+
+def _table(file: Path) -> pa.Table:
+    """All columns as strings."""
+    names, delimiter = _heading(file)
+    try:
+        return pyarrow.csv.read_csv(
+            file,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=False
+            ),
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from None
+
+
+def _full_paths(file: Path, paths: pa.ChunkedArray) -> pa.Array:
+    joined = pc.binary_join_element_wise(f"{file.parent}/", paths, "")
+    return pc.if_else(pc.starts_with(paths, "/"), paths, joined).cast(pa.large_string()).combine_chunks()
+
+
+class FolderSource:
+    """Labelled images, one folder a class. Underscores in a folder's name are spaces in the class name."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.name, self.templates = options.name, options.templates
+        classes = [entry for entry in entries(folder) if entry.is_dir()]
+        images = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes]
+        classes = [entry for entry, files in zip(classes, images, strict=True) if files]
+        images = [files for files in images if files]
+        if not classes:
+            raise _no_images(folder)
+        self.folders = tuple(entry.name for entry in classes)
+        """The name of each class's folder, in the order of the labels."""
+        names = options.classnames or tuple(name.replace("_", " ") for name in self.folders)
+        self.classnames: tuple[str, ...] | None = names
+        if len(names) != len(classes):
+            raise UserError(f"{folder} has {len(classes)} class folders, but {len(names)} class names are given")
+        self._files = [str(file) for files in images for file in files]
+        self.labels = np.repeat(np.arange(len(images)), [len(files) for files in images])
+        """(N,) int64: the number of each image's class."""
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadImage("missing") if the file has gone."""
+        return Example(read_image(self._files[index]), label=int(self.labels[index]))
+
+    def place(self, index: int) -> str:
+        return self._files[index]
+
+    def stamp(self) -> str:
+        return stamp_of(self._files)
+
+
+def _no_images(folder: Path) -> UserError:
+    loose = sum(entry.suffix.lower() in SUFFIXES for entry in entries(folder))
+    if loose:
+        return UserError(
+            f"{folder} holds {loose:,} images in no class folder: move them into a folder for each class, or name them "
+            "with their captions in a .csv file with the columns filepath and caption"
+        )
+    return UserError(
+        f"{folder} holds no parquet, tar, csv or tsv files and no class folders of images; {contents(folder)}"
+    )

@@ -1,0 +1,144 @@
+"""Which files a path names, and to which split each belongs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffclip.data.formats.columns import closest, listed
+from diffclip.data.formats.patterns import expand_braces
+from diffclip.errors import UserError
+
+FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+ANYTHING = "a folder, a file, a pattern of shards, or scenes:SPLIT"
+SHOWN = 8  # of what a folder has instead of what was looked for
+_SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
+
+
+def matching(path: str) -> list[Path]:
+    """The files that a path or pattern names, sorted within each alternative of its braces.
+
+    Raises:
+        UserError: one of them is not there, or nothing fits the pattern.
+    """
+    files: list[Path] = []
+    for name in expand_braces(path):
+        pattern = glob.has_magic(name) and not os.path.exists(name)
+        found = sorted(glob.glob(name)) if pattern else [name]
+        files += [Path(file) for file in found]
+        missing = next((file for file in found if not os.path.isfile(file)), None)
+        if missing is not None or not found:
+            raise UserError(_not_there(missing or name))
+    return files
+
+
+def _not_there(name: str) -> str:
+    """What is there instead of a file that is not."""
+    path = Path(os.path.abspath(name))
+    folder = next(parent for parent in path.parents if os.path.isdir(parent))
+    names = [entry.name for entry in entries(folder)]
+    meant = closest(path.relative_to(folder).parts[0], names)
+    if closest(re.split("[:/?]", name)[0].lower(), ["scenes"]):
+        meant = "; is it scenes:SPLIT, such as scenes:test?"
+    has = f"has {_some(names)}" if names else "is empty"
+    return (
+        f"there is no {name}: {folder} {has}{meant or '; give a folder, a file, a pattern of shards, or scenes:SPLIT'}"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    return listed(every[:SHOWN]) + (f" and {len(every) - SHOWN:,} more" if len(every) > SHOWN else "")
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, hidden files apart, sorted. Raises UserError where it may not be read."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def contents(folder: Path) -> str:
+    """What a folder has, for a message that says that this is not what was expected."""
+    names = [entry.name for entry in entries(folder)]
+    return f"it has {_some(names)}" if names else "it is empty"
+
+
+def data_files(root: Path, format: str) -> list[Path]:
+    """The files of one format in a folder, or one folder down if it has none itself.
+
+    Tar shards come first: beside them img2dataset leaves a parquet table of the same examples without their
+    images.
+    """
+    wanted = [f for f in ("tar", "parquet", "csv") if format in ("auto", f)]
+    for pattern in ("*", "*/*"):
+        here = sorted(file for file in root.glob(pattern) if file.suffix.lower() in FORMAT_OF and file.is_file())
+        for kind in wanted:
+            files = [file for file in here if FORMAT_OF[file.suffix.lower()] == kind and file.name[0] != "."]
+            if files:
+                return files
+    return []
+
+
+def splits_of(folder: Path) -> tuple[str, ...]:
+    """The names of the splits into which a folder is divided, as its files or its class folders are; () for none."""
+    files = data_files(folder, "auto")
+    if files:
+        return tuple(sorted({name for file in files if (name := _split_name(file, folder))}))
+    return tuple(name for name in _folders(folder) if _SPLIT.fullmatch(name))
+
+
+def of_split(files: list[Path], root: Path, split: str | None) -> list[Path]:
+    """The files of a folder that belong to a split. Raises UserError for a wrong choice, or none of several."""
+    names = {file: _split_name(file, root) for file in files}
+    known = sorted({name for name in names.values() if name})
+    if split is None:
+        if len(known) > 1:
+            raise _several(root, known)
+        return files
+    chosen = [f for f in files if f.parent.name == split or re.match(re.escape(split) + r"([-_.]|$)", f.name)]
+    if not chosen:
+        raise _no_split(root, split, known)
+    return chosen
+
+
+def split_folder(root: Path, split: str | None) -> Path:
+    """The folder of a split's class folders. Raises UserError for a wrong choice, or none of several."""
+    folders = _folders(root)
+    splits = [name for name in folders if _SPLIT.fullmatch(name)]
+    if split is not None:
+        if split not in folders:
+            raise _no_split(root, split, splits)
+        return root / split
+    if splits and len(splits) == len(folders):
+        if len(splits) > 1:
+            raise _several(root, splits)
+        return root / splits[0]
+    return root
+
+
+def _folders(root: Path) -> list[str]:
+    return [entry.name for entry in entries(root) if entry.is_dir()]
+
+
+def _split_name(file: Path, root: Path) -> str | None:
+    """What the file's folder or the beginning of its name calls the split it belongs to, if anything."""
+    if file.parent != root and _SPLIT.fullmatch(file.parent.name):
+        return file.parent.name
+    match = _SPLIT.match(file.name)
+    return match[1] if match else None
+
+
+def _several(root: Path, splits: list[str]) -> UserError:
+    return UserError(f"{root} holds the splits {listed(splits)}: choose one with split")
+
+
+def _no_split(root: Path, split: str, known: list[str]) -> UserError:
+    if known:
+        return UserError(f"{root} holds no split {split!r}: choose one of {listed(known)}")
+    where = contents(root) if root.is_dir() else "it is one file"
+    return UserError(f"{root} is not divided into splits: leave split {split!r} out; {where}")

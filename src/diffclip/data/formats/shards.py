@@ -1,0 +1,163 @@
+"""Tar shards, read in any order: where the bytes of each example lie is found out once and kept (shard_index.py)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffclip.data.example import Example, Options
+from diffclip.data.formats import columns
+from diffclip.data.formats.shard_index import ShardIndex, indices
+from diffclip.data.formats.stamp import stamp_of
+from diffclip.data.formats.tar import read
+from diffclip.data.images import MAX_BYTES, BadImage
+from diffclip.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+LONGEST_TEXT = 1 << 20  # bytes of captions, of a label or of JSON
+
+
+class TarSource:
+    """Examples from WebDataset shards, as img2dataset and the LAION benchmark write them.
+
+    Captions come from `.txt` (one a line) or else from "caption" in `.json`, labels from `.cls`; any other
+    `caption_key` or `label_key` names an entry of `.json`. Class names and templates that are not given are
+    read from `classnames.txt` and `zeroshot_classification_templates.txt`, beside the shards or one folder
+    up.
+    """
+
+    def __init__(self, files: Sequence[Path], options: Options) -> None:
+        self.name = options.name
+        self._files, self._options = list(files), options
+        shards = indices(self._files)
+        self._caption, self._label = _texts_of(self._files[0], shards[0], options)
+        self._suffixes = list(dict.fromkeys(["image", *filter(None, (self._caption[0], self._label[0]))]))
+        index, without_image = [], 0
+        for shard, file in zip(shards, self._files, strict=True):
+            has_image = shard.spans(["image"])[:, 0, 0] > 0
+            missing = len(has_image) - int(has_image.sum())
+            if missing == len(has_image):
+                raise UserError(f"shard {file} holds no images ({missing} entries without one)")
+            index.append(shard.spans(self._suffixes)[has_image])
+            without_image += missing
+        if without_image:
+            logger.warning("%s: %d entries without an image are left out", self.name, without_image)
+        self._spans = np.concatenate(index)  # (examples, suffixes, 2): offset and size, size 0 where it is missing
+        self._starts = np.cumsum([0, *map(len, index)])
+        self.classnames, self.templates = options.classnames, options.templates
+        if self._label[0]:
+            folder = files[0].parent
+            self.classnames = self.classnames or _lines_near(folder, "classnames.txt")
+            self.templates = self.templates or _lines_near(folder, "zeroshot_classification_templates.txt")
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadImage: "missing" if the shard has gone, "too_many_bytes", "bad_label" for what is no number."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        spans = [(int(offset), int(size)) for offset, size in self._spans[index]]
+        if spans[0][1] > MAX_BYTES or any(size > LONGEST_TEXT for _, size in spans[1:]):
+            raise BadImage("too_many_bytes")
+        try:
+            contents = dict(zip(self._suffixes, read(self._files[shard], spans), strict=True))
+        except OSError:
+            raise BadImage("missing") from None
+        return example_of(contents, self._caption, self._label)
+
+    def place(self, index: int) -> str:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"{self._files[shard]}, image at byte {int(self._spans[index, 0, 0])}"
+
+    def stamp(self) -> str:
+        return stamp_of(self._files, self._options)
+
+
+Text = tuple[str | None, str]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
+
+
+def example_of(contents: dict[str, bytes], caption: Text, label: Text) -> Example:
+    """An example from its members' bytes by suffix. Raises BadImage("bad_label")."""
+    return Example(contents["image"], _captions(contents, caption), _number_of_class(contents, label))
+
+
+def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[Text, Text]:
+    """Where captions and labels are, decided by the entries of the first shard."""
+    if "image" not in index.suffixes:
+        raise UserError(f"shard {file} holds no images; its members end in {columns.listed(index.suffixes)}")
+    content = None
+    if "json" in index.suffixes:
+        spans = index.spans(["json"])[:, 0]
+        offset, size = spans[spans[:, 0] > 0][0].tolist()
+        content = read(file, [(offset, min(size, LONGEST_TEXT))])[0]
+    return texts_among(f"shard {file}", index.suffixes, content, options)
+
+
+def texts_among(where: str, suffixes: Sequence[str], content: bytes | None, options: Options) -> tuple[Text, Text]:
+    """Where captions and labels are among members with these suffixes, of which one .json has this content."""
+    keys = list(_json(content)) if content is not None else []
+
+    def locate(key: str | None, suffix: str, entry: str | None) -> Text:
+        if key is None:
+            return (suffix, "") if suffix in suffixes else ("json", entry) if entry in keys else (None, "")
+        if key == suffix and suffix in suffixes:
+            return suffix, ""
+        if key not in keys:
+            known = columns.listed(suffixes) + (f", and its .json has {columns.listed(keys)}" if keys else "")
+            meant = columns.closest(key, [*suffixes, *keys])
+            raise UserError(f"{where} has no {key!r}: its examples have {known}{meant}")
+        return "json", key
+
+    caption = locate(options.caption_key, "txt", "caption")
+    label = locate(options.label_key, "cls", None)
+    if caption[0] is None and label[0] is None:
+        raise columns.nothing_to_learn(where, "members", suffixes)
+    return caption, label
+
+
+def _json(content: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _captions(contents: dict[str, bytes], where: Text) -> tuple[str, ...]:
+    suffix, key = where
+    if suffix is None:
+        return ()
+    if suffix == "json":
+        value = _json(contents[suffix]).get(key)
+        return columns.captions([v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)])
+    return columns.captions([line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines()])
+
+
+def _number_of_class(contents: dict[str, bytes], where: Text) -> int | None:
+    suffix, key = where
+    if suffix is None:
+        return None
+    value = _json(contents[suffix]).get(key) if suffix == "json" else contents[suffix]
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):  # not a number, or JSON's Infinity
+        raise BadImage("bad_label") from None
+    if number >= 1 << 63:
+        raise BadImage("bad_label")
+    return number if number >= 0 else None
+
+
+def _lines_near(folder: Path, name: str) -> tuple[str, ...] | None:
+    for file in (folder / name, folder.parent / name):
+        if file.is_file():
+            try:
+                text = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+            return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return None

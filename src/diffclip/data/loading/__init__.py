@@ -1,0 +1,1 @@
+"""Batches in an order that can be resumed."""

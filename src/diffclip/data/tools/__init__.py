@@ -1,0 +1,1 @@
+"""`diffclip data`: verify, pack, show."""

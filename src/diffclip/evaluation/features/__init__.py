@@ -1,0 +1,1 @@
+"""Features of images and texts, kept on disk, and what is learned from them."""

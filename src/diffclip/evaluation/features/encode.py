@@ -1,0 +1,255 @@
+"""Features of a data set's images and of texts: what every task starts from."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diffclip.data.images import BadImage, decode
+from diffclip.data.sources import Source
+from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.distributed import World, get_world
+from diffclip.errors import UserError
+from diffclip.evaluation.features.cache import FeatureCache, Part, spans_of
+from diffclip.evaluation.results import fingerprint
+from diffclip.models.clip import CLIP, evaluation_mode
+
+# Features that are projected at a time.
+BLOCK = 2**14
+# A small source is cut into this many batches, so that as many processes have some of it, but not into smaller ones.
+SHARES, SMALLEST = 16, 32
+
+Tokenize = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """The images of a source that could be read, in its order."""
+
+    features: Tensor
+    """(N, embed_dim) float32, normalised, on the CPU."""
+    indices: Tensor
+    """(N,) int64, each image's place in the source."""
+    labels: Tensor
+    """(N,) int64; -1 where the example has none."""
+    captions: tuple[tuple[str, ...], ...]
+    """The captions of each image, possibly none."""
+    skipped: Counter[str]
+    """How many images could not be read, by reason."""
+    tower: Tensor
+    """(N, vision_width) float32, on the CPU: what the image tower gives, before the projection."""
+
+
+def image_features(
+    model: CLIP,
+    source: Source,
+    *,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    on_progress: Callable[[int], None] = lambda done: None,
+    cache: FeatureCache | None = None,
+    weights: str | None = None,
+) -> ImageFeatures:
+    """Encode every image of a source, in evaluation mode, without gradients, on the model's device.
+
+    Images are resized as the model's config says. With a cache, what it has is read and what it lacks is added to
+    it, part by part; weights is then the model's `results.fingerprint`, where it is known already. on_progress is
+    given the number of images done so far, first of those that the cache has. Processes that train together share the
+    work, all call this, and all have the result. Raises UserError where no image can be
+    read or the model gives features that are not finite.
+    """
+    world = get_world()
+    assert world.size == 1 or cache is None, "processes could find different parts of a cache"
+    entry = cache.entry(weights or fingerprint(model), model.config, source) if cache else None
+    spans = spans_of(len(source))
+    found = {span: part for span in spans if entry and (part := entry.read(span))}
+    known = sum(map(len, found))
+    on_progress(known)
+    missing = [span for span in spans if span not in found]
+    encoded = encode(model, source, missing, batch_size, num_workers, lambda done: on_progress(known + done), world)
+    for span, part in encoded:
+        if entry:
+            entry.write(span, part)
+        found[span] = part
+    if entry:
+        entry.finish(source=source.name, image_size=model.config.image_size, resize=model.config.resize)
+    parts = [found[span] for span in spans]
+    skipped = sum((part.skipped for part in parts), Counter[str]())
+    if not any(len(part.indices) for part in parts):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "it is empty"
+        raise UserError(f"data set {source.name}: no image could be read: {reasons}")
+    tower = torch.cat([part.features for part in parts])  # (N, width)
+    features = _joint(model, tower)
+    check_finite(f"image features of {source.name}", features)
+    indices = torch.cat([part.indices for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    captions = tuple(chain.from_iterable(part.captions for part in parts))
+    return ImageFeatures(features, indices, labels, captions, skipped, tower)
+
+
+def encode(
+    model: CLIP,
+    source: Source,
+    spans: Sequence[range],
+    batch_size: int,
+    num_workers: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+    world: World = World(),  # noqa: B008  it is frozen
+) -> Iterator[tuple[range, Part]]:
+    """The features of some ranges of a source, one after the other; several processes take turns at the batches.
+
+    Batches depend on the source alone, so that features are the same to the last digit whoever makes them. A UserError
+    of one process is raised in all.
+    """
+    if not spans:
+        return
+    config = model.config
+    batch_size = min(batch_size, max(SMALLEST, -(-len(source) // SHARES)))
+    images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
+    batches = [list(span[start : start + batch_size]) for span in spans for start in range(0, len(span), batch_size)]
+    own = world.own_items(batches)
+    loader = iter(DataLoader(images, batch_sampler=own, num_workers=num_workers, collate_fn=list))
+    done = began = 0  # images, batches
+    for spans_at_a_time in (spans[i : i + world.size] for i in range(0, len(spans), world.size)):
+        counts = [-(-len(span) // batch_size) for span in spans_at_a_time]
+        numbers = range(began, began + sum(counts))
+        pieces: list[Part] = []
+        failed: UserError | None = None
+        try:
+            for number in numbers:
+                if number % world.size == world.rank:
+                    pieces.append(_encoded(model, next(loader)))
+                done += len(batches[number])
+                on_progress(done)
+        except UserError as error:
+            failed = error
+        began = numbers.stop
+        everyones = iter(world.gather_in_order(failed or pieces, first=numbers.start))
+        for span, count in zip(spans_at_a_time, counts, strict=True):
+            part = _one(config.vision_width, [next(everyones) for _ in range(count)])
+            check_finite(f"image features of {source.name}", part.features)
+            yield span, part
+
+
+def _encoded(model: CLIP, batch: "Sequence[Decoded]") -> Part:
+    """The features of a batch."""
+    config = model.config
+    readable, reasons = sorted_out(batch)
+    features = torch.empty(0, config.vision_width)
+    if readable:
+        pixels = torch.stack([item.pixels for item in readable]).to(next(model.parameters()).device)
+        pixels = normalise(pixels, config.image_mean, config.image_std)  # (B, 3, S, S)
+        with evaluation_mode(model), torch.no_grad():
+            features = model.visual(pixels).float().cpu()  # (B, width)
+    indices = torch.tensor([item.index for item in readable], dtype=torch.int64)
+    labels = torch.tensor([-1 if item.label is None else item.label for item in readable], dtype=torch.int64)
+    return Part(features, indices, labels, tuple(item.captions for item in readable), Counter(reasons))
+
+
+def _one(width: int, pieces: Sequence[Part]) -> Part:
+    """Pieces, possibly none, one after the other."""
+    return Part(
+        torch.cat([torch.empty(0, width), *(piece.features for piece in pieces)]),
+        torch.cat([torch.empty(0, dtype=torch.int64), *(piece.indices for piece in pieces)]),
+        torch.cat([torch.empty(0, dtype=torch.int64), *(piece.labels for piece in pieces)]),
+        tuple(chain.from_iterable(piece.captions for piece in pieces)),
+        sum((piece.skipped for piece in pieces), Counter[str]()),
+    )
+
+
+def _joint(model: CLIP, tower: Tensor) -> Tensor:
+    """The image tower's features (N, width) → what `encode_image(normalize=True)` gives, float32 on the CPU."""
+    like = model.image_projection
+    with torch.no_grad():
+        blocks = [
+            model.project_image(block.to(like), normalize=True).float().cpu() for block in torch.split(tower, BLOCK)
+        ]
+    return torch.cat(blocks)
+
+
+def text_features(
+    model: CLIP,
+    tokenizer: Tokenize,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 256,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Encode texts: (N, embed_dim) float32, normalised, on the CPU, in their order.
+
+    Each distinct text is encoded once, so equal texts have equal features to the last bit, and texts of as many
+    tokens share a batch, which the text tower cuts at its longest. on_progress is given how many of the distinct
+    texts are done, and how many there are. Processes that train together share the work, as in image_features.
+    Raises UserError for features that are not finite.
+    """
+    device = next(model.parameters()).device
+    distinct = sorted(set(texts))
+    tokens = tokenizer(distinct)  # (distinct, context)
+    order = (tokens != 0).int().cumsum(1).argmax(1).argsort(stable=True)  # by where the padding begins
+    blocks: list[Tensor] = []
+    world = get_world()
+    with evaluation_mode(model), torch.no_grad():
+        for rows in world.own_items(torch.split(order, batch_size)):
+            blocks.append(model.encode_text(tokens[rows].to(device), normalize=True).float().cpu())
+            on_progress(min(world.size * sum(map(len, blocks)), len(distinct)), len(distinct))
+    features = torch.cat(world.gather_in_order(blocks))  # (distinct, embed_dim)
+    check_finite("text features", features)
+    place = {distinct[text]: row for row, text in enumerate(order.tolist())}
+    return features[torch.tensor([place[text] for text in texts])]
+
+
+def check_finite(what: str, features: Tensor) -> None:
+    """Raises UserError where any feature is not finite.
+
+    NaN compares as neither better nor worse, so that a broken model could otherwise score anything.
+    """
+    broken = (~features.isfinite()).any(dim=1).sum().item()
+    if broken:
+        raise UserError(f"{broken} of {len(features)} {what} are not finite: the model's weights are broken")
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An example whose image has become pixels: (3, S, S) uint8."""
+
+    index: int
+    pixels: Tensor
+    label: int | None
+    captions: tuple[str, ...]
+
+
+# An image; or the reason why one cannot be read; or what is wrong with the data set as a whole, which raised in a
+# worker would reach the user as a traceback.
+Decoded = DecodedImage | str | UserError
+
+
+class DecodedImages(Dataset[Decoded]):
+    """A source's examples, decoded and resized. `sorted_out` takes what a loader makes of them."""
+
+    def __init__(self, source: Source, transform: EvalTransform) -> None:
+        self._source, self._transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Decoded:
+        try:
+            example = self._source[index]
+            pixels = self._transform(decode(example.image))
+        except BadImage as error:
+            return error.reason
+        except UserError as error:
+            return error
+        return DecodedImage(index, pixels, example.label, example.captions)
+
+
+def sorted_out(items: Sequence[Decoded]) -> tuple[list[DecodedImage], list[str]]:
+    """The images among them, and the reasons why the others are none. Raises the first UserError there is."""
+    for item in items:
+        if isinstance(item, UserError):
+            raise UserError(*item.args)  # a new one: see data.loader
+    return [i for i in items if isinstance(i, DecodedImage)], [i for i in items if isinstance(i, str)]

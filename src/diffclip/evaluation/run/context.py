@@ -1,0 +1,120 @@
+"""One model on one data set: the features that tasks read, each made when it is first asked for, and once."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffclip.data.sources import TEMPLATES
+from diffclip.data.tokenizer import Tokenizer, get_tokenizer
+from diffclip.errors import UserError
+from diffclip.evaluation.datasets.dataset import DataSet, Split
+from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.features.encode import ImageFeatures, image_features, text_features
+from diffclip.evaluation.tasks import zero_shot
+from diffclip.models.clip import CLIP
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are read, and the choices that a protocol leaves."""
+
+    batch_size: int = 256
+    num_workers: int = 0
+    features: Literal["tower", "joint"] = "tower"
+    """What is learned from: the image tower's features before the joint projection, or those after it."""
+    sample: int | None = 500
+    """How many images the tasks that encode changed images look at; None: all."""
+    seed: int = 0
+    """Of what is drawn: that sample, few-shot episodes, attacks, corruptions, noise."""
+    repeats: int = 1
+    """How often few-shot draws its episodes anew, with this seed and those after it."""
+
+
+class EvalContext:
+    """One model on one data set: what tasks read, each made when it is first asked for, and once."""
+
+    def __init__(
+        self,
+        model: CLIP,
+        data: DataSet,
+        settings: Settings,
+        *,
+        cache: FeatureCache | None = None,
+        weights: str | None = None,
+        on_images: Callable[[Split, int], None] = lambda split, done: None,
+        on_sample: Callable[[int], None] = lambda done: None,
+        on_texts: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.model, self.data, self.settings = model, data, settings
+        # Are given how many images of the sample a task is done with, and how many of how many texts.
+        self.on_sample, self._on_texts = on_sample, on_texts
+        self._cache, self._weights, self._on_images = cache, weights, on_images
+        self._features: dict[Split, ImageFeatures] = {}
+
+    def has(self, split: Split) -> bool:
+        """Whether the features of a split are at hand."""
+        return split in self._features
+
+    def features(self, split: Split = "test") -> ImageFeatures:
+        """The image features of a split."""
+        if split not in self._features:
+            self._features[split] = image_features(
+                self.model,
+                self.data.split(split),
+                batch_size=self.settings.batch_size,
+                num_workers=self.settings.num_workers,
+                on_progress=lambda done: self._on_images(split, done),
+                cache=self._cache,
+                weights=self._weights,
+            )
+        return self._features[split]
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Images that could not be read, by reason, of all splits that were read."""
+        return sum((found.skipped for found in self._features.values()), Counter[str]())
+
+    @cached_property
+    def class_embeddings(self) -> Tensor:
+        """(classes, embed_dim), normalised: of the data set's own classes, in its own templates."""
+        source = self.data.test
+        return zero_shot.class_embeddings(
+            self.model,
+            self.tokenizer,
+            source.classnames or (),
+            source.templates or TEMPLATES,
+            on_progress=self._on_texts,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return get_tokenizer(self.model.config.context_length)
+
+    def captions(self, split: Split = "test") -> tuple[Tensor, Tensor]:
+        """Features of all captions (T, embed_dim), and the row of each one's image (T,)."""
+        images = self.features(split)
+        captions = [caption for of_image in images.captions for caption in of_image]
+        owner = torch.tensor([row for row, of_image in enumerate(images.captions) for _ in of_image])
+        return text_features(self.model, self.tokenizer, captions, on_progress=self._on_texts), owner
+
+    def labelled(self, split: Split = "test") -> tuple[ImageFeatures, Tensor]:
+        """The features of a split, and which of its images have a label (N,) bool.
+
+        Raises UserError where a label has no class name, or no image has a label.
+        """
+        source, images = self.data.split(split), self.features(split)
+        own, tested = source.classnames, self.data.test.classnames
+        if own and tested and own != tested:
+            raise UserError(f"{source.name} has other classes than {self.data.test.name}: the same folders are needed")
+        classes = len(own or tested or ())
+        if int(images.labels.max()) >= classes:
+            raise UserError(f"{source.name} has the label {int(images.labels.max())}, but only {classes} class names")
+        labelled = images.labels >= 0
+        if not labelled.any():
+            raise UserError(f"no image of {source.name} has a label")
+        return images, labelled

@@ -1,0 +1,32 @@
+"""A model and what results call it."""
+
+from dataclasses import dataclass
+
+from diffclip.distributed import default_device
+from diffclip.models.clip import CLIP
+from diffclip.models.presets import list_models, model_config
+from diffclip.models.weights.store import load
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model and what results call it: its preset, and where its weights come from."""
+
+    name: str
+    pretrained: str
+    model: CLIP
+
+
+def named_model(source: str) -> NamedModel:
+    """A model by where it lies, and its preset."""
+    model = load(source, device=default_device())[0]
+    return NamedModel(_preset_of(model), source, model)
+
+
+def _preset_of(model: CLIP) -> str:
+    """The preset that has the model's config; for a config of its own, what it is."""
+    for name in list_models():
+        if model_config(name) == model.config:
+            return name
+    kind = "diffclip" if "differential" in (model.config.vision_attention, model.config.text_attention) else "clip"
+    return f"{kind}_{model.config.vision_width}x{model.config.vision_depth}_patch{model.config.patch_size}"

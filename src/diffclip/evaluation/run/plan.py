@@ -1,0 +1,197 @@
+"""What an evaluation has to do: the results that are known, the images that have features, the work that is left."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffclip.data.formats.stamp import Stamped
+from diffclip.data.sources import Source
+from diffclip.errors import UserError
+from diffclip.evaluation import results
+from diffclip.evaluation.datasets.dataset import DataSet, Split, Task
+from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.results import Result
+from diffclip.evaluation.run.context import Settings
+from diffclip.evaluation.run.named_model import NamedModel
+from diffclip.evaluation.tasks.table import SPECS, settings_of, texts_of, unable
+from diffclip.models.clip import CLIP
+
+log = logging.getLogger(__name__)
+
+USUAL_TOKENS = 16
+"""Of a caption or prompt with its begin and end; batches are cut at their longest."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be done, and why. Without a task, the data set could not be opened."""
+
+    data: str
+    reason: str
+    model: NamedModel | None = None
+    task: Task | None = None
+
+    def __str__(self) -> str:
+        what = f"{self.data} {self.task or ''}".strip()
+        return f"{what}{f' with {self.model.pretrained}' if self.model else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on one data set: what is known, what is to be done, and the images that it takes to encode."""
+
+    model: NamedModel
+    data: DataSet
+    weights: str
+    fingerprints: Mapping[Task, str]
+    known: Mapping[Task, Result]
+    todo: tuple[Task, ...]
+    images: Mapping[Split, int]
+    """Images of each split that are not in the cache, as far as is known before their files are read."""
+    sizes: Mapping[Split, int]
+    """All images of each split."""
+    sample: int
+    """Images of the test split that tasks look at which encode changed images."""
+    texts: Mapping[Task, int]
+    """About how many texts each task encodes."""
+
+    def key(self, task: Task) -> results.Key:
+        return (self.data.name, self.model.name, self.model.pretrained, SPECS[task].result)
+
+    @property
+    def work(self) -> float:
+        """All that is to be done, in parameters used once for each token."""
+        return sum(map(self.work_of_split, self.images)) + sum(map(self.work_of, self.todo))
+
+    def work_of_split(self, split: Split) -> float:
+        """Of encoding the images of a split that are left."""
+        return self.images[split] * image_work(self.model.model)
+
+    def work_of(self, task: Task) -> float:
+        """Of what a task encodes itself: changed images, texts."""
+        model = self.model.model
+        return self.sample * SPECS[task].passes * image_work(model) + self.texts[task] * text_work(model)
+
+
+@dataclass(frozen=True)
+class JobList:
+    """What an evaluation will do."""
+
+    jobs: list[Job] = field(default_factory=list)
+    unable: dict[str, dict[Task, str]] = field(default_factory=dict)
+    """data set → the tasks it cannot serve, and what each needs."""
+    failures: list[Failure] = field(default_factory=list)
+    """Data sets that could not be opened."""
+
+
+def list_jobs(
+    models: Sequence[NamedModel],
+    data: Sequence[DataSet],
+    path: Path,
+    *,
+    settings: Settings = Settings(),  # noqa: B008
+    cache: FeatureCache | None = None,
+    force: bool = False,
+) -> JobList:
+    """What `evaluate` will do. Opens every data set that is needed, and reads no image but the first."""
+    plan = JobList()
+    known = {result.key: result for result in results.read(path)}
+    weights = [results.fingerprint(model.model) for model in models]
+    for dataset in data:
+        try:
+            lacking = unable(dataset)
+            if lacking:
+                plan.unable[dataset.name] = plan.unable.get(dataset.name, {}) | lacking
+            tasks, stamps = [], dict[Split, str]()
+            for task in dataset.tasks:
+                if task in lacking:
+                    continue
+                try:
+                    for split in _splits(dataset, task):
+                        _open(dataset, split)
+                    stamps |= {split: _stamp(dataset.split(split)) for split in _splits(dataset, task)}
+                    tasks.append(task)
+                except UserError as error:  # another split than the test split is not there
+                    plan.failures.append(Failure(dataset.name, str(error), task=task))
+            for model, digest in zip(models, weights, strict=True):
+                plan.jobs.append(_job(model, digest, dataset, tasks, stamps, path, known, settings, cache, force))
+        except Exception as error:
+            plan.failures.append(Failure(dataset.name, reason_of(error)))
+        finally:
+            dataset.close()
+    return plan
+
+
+def _open(data: DataSet, split: Split) -> None:
+    """Open a split. Some copies of a data set lack the validation split, which no task needs."""
+    try:
+        data.split(split)
+    except UserError as error:
+        if split != "val":
+            raise
+        log.warning("%s has no validation split (%s): what one is needed for is held out of train", data.name, error)
+        data.drop(split)
+
+
+def _job(
+    model: NamedModel,
+    weights: str,
+    data: DataSet,
+    tasks: Sequence[Task],
+    stamps: Mapping[Split, str],
+    path: Path,
+    known: Mapping[results.Key, Result],
+    settings: Settings,
+    cache: FeatureCache | None,
+    force: bool,
+) -> Job:
+    prints, done = {}, {}
+    for task in tasks:
+        facts = [(split, stamps[split]) for split in _splits(data, task)]
+        digest = hashlib.sha256(repr((facts, settings_of(task, settings), data.mean_per_class)).encode()).hexdigest()
+        prints[task] = f"{weights}-{digest}"
+        key = (data.name, model.name, model.pretrained, SPECS[task].result)
+        if not force and key in known and results.stored_fingerprint(path, key) == prints[task]:
+            done[task] = known[key]
+    todo = tuple(task for task in tasks if task not in done)
+    read = dict.fromkeys(split for task in todo for split in SPECS[task].splits if data.has(split))
+    sizes = {split: len(data.split(split)) for split in read}
+    images = sizes
+    if cache:
+        images = {split: cache.missing(weights, model.model.config, data.split(split)) for split in read}
+    sample = len(data.test) if settings.sample is None else min(settings.sample, len(data.test))
+    texts = {task: texts_of(data, task) for task in todo}
+    return Job(model, data, weights, prints, done, todo, images, sizes, sample, texts)
+
+
+def image_work(model: CLIP) -> float:
+    """Roughly what encoding an image takes: the image tower's parameters, once for each token."""
+    tokens = (model.config.image_size // model.config.patch_size) ** 2 + 1
+    return float(tokens * sum(parameter.numel() for parameter in model.visual.parameters()))
+
+
+def text_work(model: CLIP) -> float:
+    """Roughly what encoding a text takes: the blocks' parameters, once for each token of a usual caption."""
+    tokens = min(USUAL_TOKENS, model.config.context_length)
+    return float(tokens * sum(parameter.numel() for parameter in model.text.blocks.parameters()))
+
+
+def _splits(data: DataSet, task: Task) -> list[Split]:
+    """The splits whose content decides a task's result."""
+    splits: tuple[Split, ...] = ("test", *SPECS[task].splits)
+    return list(dict.fromkeys(split for split in splits if data.has(split)))
+
+
+def _stamp(source: Source) -> str:
+    facts = (source.name, len(source), source.classnames, source.templates)
+    return repr((*facts, source.stamp() if isinstance(source, Stamped) else None))
+
+
+def reason_of(error: Exception) -> str:
+    """One line of what went wrong. Only a UserError is expected: anything else is logged with where it happened."""
+    if isinstance(error, UserError):
+        return str(error)
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,210 @@
+"""What a person reads while an evaluation runs: a plan, a bar or lines with the time left, each result."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from diffclip.errors import UserError
+from diffclip.evaluation.datasets.dataset import DataSet, Split, Task
+from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.run.context import Settings
+from diffclip.evaluation.run.named_model import NamedModel
+from diffclip.evaluation.run.plan import Failure, Job, JobList
+from diffclip.evaluation.run.suite import Outcome, ValidationHook, evaluate
+from diffclip.evaluation.tasks.table import SPECS
+
+FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
+"""Seconds of encoding after which a log is told the time left, and how often it is told again."""
+
+
+class Reporter(ValidationHook):
+    """Tells it on a console: under a moving bar on a terminal, in plain lines elsewhere.
+
+    The time left is that of encoding the images and texts that are left, at the speed of what is done, weighted with
+    the size of each tower; what tasks do with features comes beside it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=120
+        )
+        self._bar = self._progress.add_task("", total=None)
+        self._total = self._before = self._step = 0.0  # work: of all, of the steps before this one, of this one
+        self._rate = Rate()
+        self._skipped: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> "Reporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def planned(self, plan: JobList) -> None:
+        for line in describe(plan):
+            self._line(line)
+        self._total = sum(job.work for job in plan.jobs)
+        self._progress.update(self._bar, total=self._total or None)
+
+    def encoding(self, job: Job, split: Split) -> None:
+        left, size = job.images[split], job.sizes[split]
+        what = f"{job.data.name} {split} with {job.model.pretrained}"
+        self._progress.update(self._bar, description=f"{job.data.name} {split}")
+        if not self._console.is_terminal:
+            self._line(f"{what}: encoding {left:,} of {size:,} images" if left else f"{what}: features are known")
+        self._start(job.work_of_split(split))
+
+    def encoded(self, job: Job, split: Split, images: int) -> None:
+        left, size = job.images[split], job.sizes[split]
+        share = max(0, images - (size - left)) / left if left else 1.0
+        self._advance(share, images, size)
+
+    def began(self, job: Job, task: Task) -> None:
+        self._progress.update(self._bar, description=f"{job.data.name} {task}")
+        passes, what = SPECS[task].passes, f"{job.data.name} {task} with {job.model.pretrained}"
+        if not self._console.is_terminal:
+            if passes:
+                self._line(f"{what}: {job.sample:,} images, {passes:g} times")
+            elif "train" in job.sizes and "train" in SPECS[task].splits:
+                self._line(f"{what}: learning from {job.sizes['train']:,} images")
+        self._start(job.work_of(task))
+
+    def advanced(self, job: Job, task: Task, done: int, total: int) -> None:
+        self._advance(done / total, done, total, "images" if SPECS[task].passes else "texts")
+
+    def ended(self, job: Job, task: Task) -> None:
+        self._start(0.0)
+
+    def _start(self, work: float) -> None:
+        """A step of so much work comes; the one before counts as done, however far it came."""
+        self._before += self._step
+        self._step = work
+        self._rate.start(self._before)
+        self._progress.update(self._bar, completed=self._before)
+
+    def _advance(self, share: float, count: int, of: int, what: str = "images") -> None:
+        """A share of the step's work is done: `count` of its images or texts."""
+        done = self._before + min(share, 1.0) * self._step
+        self._rate.at(done)
+        self._progress.update(self._bar, completed=done)
+        if not self._console.is_terminal and count < of and self._rate.due():
+            remaining = self._rate.remaining(self._total)
+            if remaining is not None:
+                self._line(f"  {count:,} of {of:,} {what}; about {duration(remaining)} left in all")
+
+    def told(self, outcome: Outcome) -> None:
+        """A line for a result, in percent, and once for each model and data set what could not be read."""
+        result = outcome.result
+        where = (result.dataset, result.pretrained)
+        if outcome.skipped and where not in self._skipped:
+            self._skipped.add(where)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(outcome.skipped.items()))
+            self._line(f"{result.dataset}: skipped images: {reasons}")
+        metrics = {name: value for name, value in result.metrics.items() if "/" not in name}
+        shown = "  ".join(
+            f"{name.replace('_retrieval_', ' ')} {f'{value:.3g}' if name == 'C' else f'{100 * value:.1f}'}"
+            for name, value in metrics.items()
+        )
+        how = f"  ({outcome.seconds:.1f} s)" if outcome.fresh else "  (known)"
+        self._line(f"{result.pretrained}  {result.dataset}  {result.task}:  {shown}{how}")
+
+    def failed(self, failure: Failure) -> None:
+        self._line(f"failed: {failure}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+class Rate:
+    """How fast work is done, counted only while it is being done."""
+
+    def __init__(self) -> None:
+        self._done = self._work = self._seconds = 0.0
+        self._last = time.monotonic()
+        self._next = FIRST_ESTIMATE
+
+    def start(self, done: float) -> None:
+        """Work goes on, after so much is done in all; what was not needed has taken no time."""
+        self._done, self._last = done, time.monotonic()
+
+    def at(self, done: float) -> None:
+        """So much is done in all."""
+        now = time.monotonic()
+        if done > self._done:
+            self._work += done - self._done
+            self._seconds += now - self._last
+        self._done, self._last = done, now
+
+    def due(self) -> bool:
+        """Whether it is time to tell the estimate."""
+        if self._seconds < self._next:
+            return False
+        self._next = self._seconds + BETWEEN_ESTIMATES
+        return True
+
+    def remaining(self, total: float) -> float | None:
+        """Seconds for what is left of `total`; None before anything is done."""
+        return (total - self._done) * self._seconds / self._work if self._work else None
+
+
+def duration(seconds: float) -> str:
+    """As a person would say it: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def describe(plan: JobList) -> list[str]:
+    """What will be computed, what is known already, and what cannot be, in lines."""
+    todo, known = sum(len(job.todo) for job in plan.jobs), sum(len(job.known) for job in plan.jobs)
+    images = sum(sum(job.images.values()) for job in plan.jobs)
+    cached = sum(sum(job.sizes.values()) for job in plan.jobs) - images
+    lines = [f"{todo} results to compute, {known} known already{' (--force computes them anew)' if known else ''}"]
+    if todo:
+        lines[0] += f"; {images:,} images to encode" + (f", {cached:,} features known already" if cached else "")
+    for job in {job.data.name + str(job.todo): job for job in plan.jobs if job.todo}.values():
+        sizes = ", ".join(f"{split} {size:,}" for split, size in job.sizes.items())
+        lines.append(f"  {job.data.name}: {', '.join(job.todo)}" + (f"; images: {sizes}" if sizes else ""))
+    for data, lacking in plan.unable.items():
+        lines += [f"  {data} cannot serve {task}: it needs {needs}" for task, needs in lacking.items()]
+    return lines
+
+
+def run_suite(
+    models: Sequence[NamedModel],
+    data: Sequence[DataSet],
+    path: Path,
+    console: Console,
+    settings: Settings = Settings(),  # noqa: B008  it is frozen
+    *,
+    cache: FeatureCache | None = None,
+    force: bool = False,
+) -> list[Failure]:
+    """Every task of every data set with every model, told on the console; returns what failed."""
+    failures = []
+    with Reporter(console) as reporter:
+        for outcome in evaluate(models, data, path, settings=settings, cache=cache, force=force, hook=reporter):
+            if isinstance(outcome, Outcome):
+                reporter.told(outcome)
+            else:
+                reporter.failed(outcome)
+                failures.append(outcome)
+    return failures
+
+
+def raise_failures(failures: Sequence[Failure]) -> None:
+    """Raises UserError with the list, if there is any."""
+    if failures:
+        raise UserError(f"{len(failures)} could not be done, everything else is:", *map(str, failures))

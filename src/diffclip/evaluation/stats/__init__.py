@@ -1,0 +1,1 @@
+"""How sure a number is: bootstrap over test examples, Student's t over seeds."""

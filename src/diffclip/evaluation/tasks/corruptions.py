@@ -1,0 +1,133 @@
+"""Zero-shot accuracy on images with common corruptions: noise, blur, weather, compression (ImageNet-C).
+
+As there, an image is resized and cropped first and corrupted at the size that the model sees. The corrupted image
+depends on the seed, the image's place in the source, the kind and the severity alone, so that all models of one size
+see the same. How the numbers can mislead is in docs/robustness.md.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffclip.data.sources import TEMPLATES, Source
+from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.errors import UserError
+from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt
+from diffclip.evaluation.corruption.strengths import SEVERITIES
+from diffclip.evaluation.features.encode import Decoded, DecodedImage, DecodedImages, Tokenize
+from diffclip.evaluation.features.labelled import batches, chosen, classnames_of
+from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.tasks import zero_shot
+from diffclip.models.clip import CLIP, evaluation_mode
+
+TASK = "corruptions"
+KINDS = tuple(FUNCTIONS)
+
+
+def evaluate(
+    model: CLIP,
+    tokenizer: Tokenize,
+    source: Source,
+    *,
+    kinds: Sequence[str] = KINDS,
+    severities: Sequence[int] = SEVERITIES,
+    seed: int = 0,
+    limit: int | None = 500,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> PerExampleScores:
+    """`acc1`, the mean over kinds and severities; `acc1/clean`; `acc1/<kind>/<severity>` and the mean `acc1/<kind>`.
+
+    `relative_acc1` is `acc1` as a share of `acc1/clean`; an image's value is divided by the mean clean accuracy, so an
+    interval of it takes that as known. It is left out where no clean image is right. limit: this many images, drawn by
+    `seed`. batch_size: how many images, clean and corrupted, are encoded at a time. Raises UserError for an unknown
+    kind or severity, and for a data set without class names or labels.
+    """
+    _check(kinds, severities)
+    config = model.config
+    device = next(model.parameters()).device
+    variants = [(kind, severity) for kind in dict.fromkeys(kinds) for severity in sorted(set(severities))]
+    images = CorruptedImages(DecodedImages(source, EvalTransform(config.image_size, config.resize)), variants, seed)
+    indices = chosen(source, limit, seed)
+    embeddings = zero_shot.class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
+    hits: list[Tensor] = []
+    rows: list[Tensor] = []
+    together = max(1, batch_size // (1 + len(variants)))
+    with evaluation_mode(model), torch.no_grad():
+        for batch in batches(source, images, indices, together, num_workers):
+            views = torch.split(batch.pixels.flatten(0, 1), batch_size)  # B (1 + V) images
+            features = torch.cat(
+                [
+                    model.encode_image(
+                        normalise(view.to(device), config.image_mean, config.image_std), normalize=True
+                    ).float()
+                    for view in views
+                ]
+            ).cpu()
+            labels = batch.labels.repeat_interleave(1 + len(variants))
+            right = zero_shot.scores(features, labels, embeddings)["acc1"]
+            hits.append(right.view(len(batch.labels), 1 + len(variants)))
+            rows.append(batch.indices)
+            on_progress(sum(map(len, rows)))
+    values = summarise(torch.cat(hits), variants)
+    chance = dict.fromkeys(values, 1 / len(classnames_of(source)))
+    if "relative_acc1" in values:
+        chance["relative_acc1"] /= values["acc1/clean"].mean().item()
+    return PerExampleScores(torch.cat(rows), values, chance)
+
+
+def summarise(hits: Tensor, variants: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
+    """Metrics by image, (N,) float64, from hits (N, 1 + variants): clean, then each kind and severity."""
+    clean, corrupted = hits[:, 0], hits[:, 1:]
+    values = {"acc1": corrupted.mean(1), "acc1/clean": clean}
+    if clean.any():
+        values["relative_acc1"] = values["acc1"] / clean.mean()
+    for kind in dict.fromkeys(kind for kind, _ in variants):
+        columns = [column for column, variant in enumerate(variants) if variant[0] == kind]
+        values[f"acc1/{kind}"] = corrupted[:, columns].mean(1)
+    for column, (kind, severity) in enumerate(variants):
+        values[f"acc1/{kind}/{severity}"] = corrupted[:, column]
+    return values
+
+
+class CorruptedImages(Dataset[Decoded]):
+    """Each image clean, and after it corrupted in each way: (1 + variants, 3, S, S) uint8."""
+
+    def __init__(self, images: DecodedImages, variants: Sequence[tuple[str, int]], seed: int) -> None:
+        self._images, self._variants, self._seed = images, variants, seed
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Decoded:
+        item = self._images[index]
+        if not isinstance(item, DecodedImage):
+            return item
+        image = item.pixels.permute(1, 2, 0).numpy()  # (S, S, 3)
+        views = [image] + [
+            corrupt(image, kind, severity, generator(self._seed, item.index, kind, severity))
+            for kind, severity in self._variants
+        ]
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+        return DecodedImage(item.index, pixels, item.label, item.captions)
+
+
+def generator(seed: int, index: int, kind: str, severity: int) -> np.random.Generator:
+    """Of one corrupted image; it does not depend on which other kinds there are."""
+    return np.random.default_rng((seed, index, zlib.crc32(kind.encode()), severity))
+
+
+def _check(kinds: Sequence[str], severities: Sequence[int]) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"unknown corruption {kind!r}: choose among {', '.join(KINDS)}")
+    for severity in severities:
+        if severity not in SEVERITIES:
+            raise UserError(f"severity {severity} must be one of {', '.join(map(str, SEVERITIES))}")
+    if not kinds or not severities:
+        raise UserError("no corruption to measure: give at least one kind and one severity")

@@ -1,0 +1,190 @@
+"""Few-shot classification by nearest prototype (El Banani et al. 2023, after Wang et al. 2019, "SimpleShot").
+
+An episode draws some classes, a few training examples of each as support and a few test examples of each as
+queries. Features of both are centred by the mean of the episode's support and L2-normalised; a class's
+prototype is the mean of its support; a query belongs to the nearest prototype by Euclidean distance. All
+episodes are drawn and classified in batched operations.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffclip.errors import UserError
+from diffclip.evaluation.features.encode import check_finite
+from diffclip.evaluation.results import PerExampleScores
+
+# Feature values of support and queries that are gathered at a time: what a processor's cache holds.
+BLOCK = 2**19
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Which examples each of E episodes uses; W ways, S shots, Q queries."""
+
+    support: Tensor
+    """(E, W, S) int64, places in train."""
+    query: Tensor
+    """(E, W, Q) int64, places in test; -1 where a class has fewer than Q test examples, all of which come first."""
+
+
+def few_shot(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    num_episodes: int = 5000,
+    num_ways: int = 5,
+    num_shots: int = 5,
+    num_queries: int = 6,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Mean accuracy over episodes, `acc1`, and its standard deviation between episodes, `std`, as fractions.
+
+    train_x (N, D), test_x (M, D) float, features as the model gives them; train_y (N,), test_y (M,) int64.
+    Classes with fewer than num_shots training examples or no test example take no part; of a class with fewer
+    than num_queries test examples all are queries. std says how much episodes differ; the standard error of
+    the mean is std / √num_episodes. Deterministic by seed. Raises UserError for features that are not finite
+    or do not match, labels that do not match, and too few classes.
+    """
+    accuracies = episode_accuracies(
+        train_x,
+        train_y,
+        test_x,
+        test_y,
+        num_episodes=num_episodes,
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        seed=seed,
+    )
+    return {"acc1": accuracies.mean().item(), "std": accuracies.std().item() if num_episodes > 1 else 0.0}
+
+
+def evaluate(accuracies: Tensor, num_ways: int = 5) -> PerExampleScores:
+    """The accuracy (E,) of each episode as an example of its own; its index is the episode's number.
+
+    Two models' episodes are paired if seed, labels and numbers of ways, shots and queries are the same.
+    """
+    return PerExampleScores(torch.arange(len(accuracies)), {"acc1": accuracies}, {"acc1": 1 / num_ways})
+
+
+def episode_accuracies(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    num_episodes: int = 5000,
+    num_ways: int = 5,
+    num_shots: int = 5,
+    num_queries: int = 6,
+    seed: int = 0,
+) -> Tensor:
+    """The share of each episode's queries that are classified rightly, (E,) float64; as `few_shot`."""
+    for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
+        if x.ndim != 2 or x.shape[1] != train_x.shape[-1] or y.shape != x.shape[:1]:
+            raise UserError(
+                f"{split} features must be (N, {train_x.shape[-1]}) and its labels (N,), "
+                f"found {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+        check_finite(f"{split} features", x)
+    episodes = draw(
+        train_y,
+        test_y,
+        num_episodes=num_episodes,
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        seed=seed,
+    )
+    return classify(train_x, test_x, episodes)
+
+
+def draw(
+    train_y: Tensor,
+    test_y: Tensor,
+    *,
+    num_episodes: int,
+    num_ways: int,
+    num_shots: int,
+    num_queries: int,
+    seed: int,
+) -> Episodes:
+    """Classes, support and queries of each episode, without replacement, by labels (N,) and (M,)."""
+    for name, number in {
+        "episodes": num_episodes,
+        "ways": num_ways,
+        "shots": num_shots,
+        "queries": num_queries,
+    }.items():
+        if number < 1:
+            raise UserError(f"few-shot classification needs at least one of num_{name}, found {number}")
+    # One ordering of each split by class, in which class c has the places first[c] … first[c] + counts[c].
+    train_y, test_y = train_y.cpu(), test_y.cpu()
+    classes, merged = torch.unique(torch.cat([train_y, test_y]), return_inverse=True)
+    splits = []
+    for labels in torch.split(merged, [len(train_y), len(test_y)]):
+        counts = torch.bincount(labels, minlength=len(classes))
+        splits.append((labels.argsort(stable=True), counts, counts.cumsum(0) - counts))
+    (train_order, train_counts, train_first), (test_order, test_counts, test_first) = splits
+    usable = ((train_counts >= num_shots) & (test_counts > 0) & (classes >= 0)).nonzero()[:, 0]
+    if len(usable) < num_ways:
+        raise UserError(
+            f"{num_ways}-way episodes need as many classes with {num_shots} training examples and a test example, "
+            f"found {len(usable)} of {len(classes)}: ask for fewer ways or shots"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    ways = usable[_distinct(torch.full((num_episodes,), len(usable)), num_ways, generator)]  # (E, W)
+    shots = _distinct(train_counts[ways], num_shots, generator)  # (E, W, S), places among the class's examples
+    queries = _distinct(test_counts[ways], num_queries, generator)  # (E, W, Q)
+    support = train_order[train_first[ways][..., None] + shots]
+    query = test_order[test_first[ways][..., None] + queries.clamp(min=0)]
+    return Episodes(support, torch.where(queries < 0, -1, query))
+
+
+def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """For each size n of (…) a random subset of 0 … n − 1: (…, count) int64, ending in -1 where n < count.
+
+    Floyd's algorithm (Bentley & Floyd 1987), all sizes at once: uniform over subsets in `count` draws, however
+    large n is.
+    """
+    chosen = torch.full((*sizes.shape, count), -1)
+    first = (sizes - count).clamp(min=0)
+    for place in range(count):
+        last = first + place
+        uniform = torch.rand(sizes.shape, generator=generator, dtype=torch.float64)
+        number = (uniform * (last + 1)).long()
+        taken = (chosen[..., :place] == number[..., None]).any(dim=-1)
+        number = torch.where(taken, last, number)
+        chosen[..., place] = torch.where(last < sizes, number, -1)
+    return chosen
+
+
+@torch.no_grad()
+def classify(train_x: Tensor, test_x: Tensor, episodes: Episodes) -> Tensor:
+    """The accuracy of each episode, (E,) float64, on the CPU, where train_x is (a GPU, say)."""
+    ways, shots = episodes.support.shape[1:]
+    queries = episodes.query.shape[2]
+    device, dim = train_x.device, train_x.shape[1]
+    test_x = test_x.to(device)
+    truth = torch.arange(ways, device=device).repeat_interleave(queries)
+    accuracies = []
+    size = max(1, BLOCK // (ways * (shots + queries) * dim))
+    for support, query in zip(torch.split(episodes.support, size), torch.split(episodes.query, size), strict=True):
+        support, query = support.to(device).flatten(1), query.to(device).flatten(1)
+        present = query >= 0  # (B, W·Q)
+        s = train_x.index_select(0, support.flatten()).view(len(support), ways * shots, dim)
+        q = test_x.index_select(0, query.clamp(min=0).flatten()).view(len(query), ways * queries, dim)
+        mean = s.mean(dim=1, keepdim=True)
+        s = torch.nn.functional.normalize(s - mean, dim=-1)
+        prototypes = s.view(-1, ways, shots, dim).mean(dim=2)
+        # |q̂ − p|² = 1 − 2 q̂·p + |p|², whose order over p does not change if it is multiplied by |q| > 0.
+        q -= mean
+        length = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
+        distance = prototypes.square().sum(dim=-1)[:, None] * length - 2 * q @ prototypes.transpose(1, 2)
+        right = (distance.argmin(dim=-1) == truth) & present  # (B, W·Q)
+        accuracies.append(right.sum(dim=1).double() / present.sum(dim=1))
+    return torch.cat(accuracies).cpu()

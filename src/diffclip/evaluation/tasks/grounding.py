@@ -1,0 +1,204 @@
+"""How well relevance maps find the thing that the text names, where a mask says which pixels show it.
+
+Three scores without a threshold (docs/analysis.md has their equations): the pointing game (Zhang et al. 2018, "Top-down
+Neural Attention by Excitation Backprop"), the share of relevance inside the mask, and the average precision of
+relevance as a ranking of the pixels. All say where a map of relevance lies, which is not proof of what made the model
+decide.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffclip.analysis.attention_maps import relevance
+from diffclip.analysis.occlusion import CELLS, occlusion
+from diffclip.data.images import BadImage, decode
+from diffclip.data.sources import Example
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.errors import UserError
+from diffclip.evaluation.results import PerExampleScores
+from diffclip.models.clip import CLIP
+
+log = logging.getLogger(__name__)
+
+TASK = "grounding"
+METRICS = ("pointing_game", "energy_in_mask", "average_precision")
+OTHER_QUERY = "average_precision_of_other_query"
+BY_OCCLUSION = tuple(f"{metric}_by_occlusion" for metric in METRICS)
+
+
+class MaskedSource(Protocol):
+    """Images, and for each the phrases that name something in it, with the pixels that show it."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def masks(self, index: int) -> Sequence[tuple[str, NDArray[np.bool_]]]:
+        """Phrases and masks; a mask is (H, W) bool, of the size of the image."""
+        ...
+
+
+def evaluate(
+    model: CLIP,
+    source: MaskedSource,
+    *,
+    limit: int | None = None,
+    batch_size: int = 64,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> PerExampleScores:
+    """`METRICS`, `OTHER_QUERY` and `BY_OCCLUSION` on the first `limit` images of a source (None: all), by image.
+
+    An image counts the mean over its phrases. Left out are phrases of which the model, which crops the image, sees no
+    pixel, images without phrases, and images that cannot be read (told in a warning). `OTHER_QUERY` is the average
+    precision of the maps of the image's other phrases on this phrase's mask, NaN where there is no other: a map that
+    finds objects whatever the text scores as high there as on its own. `BY_OCCLUSION` are `METRICS` of the maps of
+    `occlusion`, for comparing models that differ in their attention, to which relevance is not neutral. Chance: see
+    `chance`.
+
+    batch_size: images at a time. Raises UserError where no image has a phrase, or a mask has not the size of its image.
+    """
+    config, device = model.config, next(model.parameters()).device
+    transform, tokenizer = EvalTransform(config.image_size, config.resize), get_tokenizer(config.context_length)
+    count = len(source) if limit is None else min(limit, len(source))
+    owners: list[int] = []
+    values: list[Tensor] = []
+    unreadable = 0
+    # Few enough images at a time that their pixels are no burden; an image has about two phrases.
+    for start in range(0, count, batch_size):
+        pixels: list[Tensor] = []
+        phrases: list[str] = []
+        covers: list[Tensor] = []
+        coarse: list[Tensor] = []
+        of_image: dict[int, list[int]] = defaultdict(list)  # image → its phrases in this batch
+        for index in range(start, min(start + batch_size, count)):
+            try:
+                image = decode(source[index].image)
+            except BadImage:
+                unreadable += 1
+                continue
+            for phrase, mask in source.masks(index):
+                if mask.shape != image.shape[:2]:
+                    sizes = " but its image ".join("×".join(map(str, one)) for one in (mask.shape, image.shape[:2]))
+                    raise UserError(f"{source.name}: the mask of {phrase!r} in example {index} is {sizes} pixels")
+                seen = cover(mask, *model.visual.patch_embed.grid_size, resize=config.resize)
+                if seen.any():
+                    if index not in of_image:
+                        pixels.append(transform(image))
+                    of_image[index].append(len(phrases))
+                    phrases.append(phrase)
+                    covers.append(seen)
+                    coarse.append(cover(mask, CELLS, CELLS, resize=config.resize))
+        if phrases:
+            batch = normalise(torch.stack(pixels).to(device), config.image_mean, config.image_std)
+            tokens = tokenizer(phrases).to(device)
+            owner = torch.tensor([n for n, rows in enumerate(of_image.values()) for _ in rows], device=device)
+            maps = relevance(model, batch[owner], tokens).cpu()
+            occluded = occlusion(model, batch, tokens, owner).cpu()
+            values.append(_values(maps, torch.stack(covers), occluded, torch.stack(coarse), of_image))
+            owners += list(of_image)
+        on_progress(min(start + batch_size, count))
+    if unreadable:
+        log.warning("%s: %d of %d images could not be read and were left out", source.name, unreadable, count)
+    if not owners:
+        raise UserError(f"{source.name} names nothing in its first {count} images, so there is nothing to find")
+    columns = torch.cat(values).unbind(1)
+    names = (*METRICS, OTHER_QUERY, *BY_OCCLUSION)
+    measured = dict(zip(names, columns, strict=False))
+    level = dict(zip(names, columns[len(names) :], strict=True))
+    return PerExampleScores(
+        torch.tensor(owners),
+        {name: measured[name] for name in names if not measured[name].isnan().all()},
+        {name: level[name][~measured[name].isnan()].mean().item() for name in names},
+    )
+
+
+def _values(maps: Tensor, covers: Tensor, occluded: Tensor, coarse: Tensor, of_image: dict[int, list[int]]) -> Tensor:
+    """(images, 14): each of `METRICS`, `OTHER_QUERY` and `BY_OCCLUSION`, then the chance of each."""
+    other = torch.full((len(maps), 1), torch.nan, dtype=torch.float64)
+    for rows in of_image.values():
+        for row in rows:
+            others = [another for another in rows if another != row]
+            if others:
+                other[row] = scores(maps[others], covers[[row] * len(others)])[:, 2].mean()
+    level, level_of_occlusion = chance(covers), chance(coarse)
+    every = torch.cat(
+        [scores(maps, covers), other, scores(occluded, coarse), level, level[:, 2:], level_of_occlusion], 1
+    )
+    return torch.stack([every[rows].mean(0) for rows in of_image.values()])
+
+
+def scores(maps: Tensor, covers: Tensor) -> Tensor:
+    """(N, 3) float64, the columns of `METRICS`, of N maps.
+
+    maps (N, rows, columns) ≥ 0; covers of the same shape, the share of each patch that the mask covers, not all 0. A
+    pixel has the relevance of its patch, so that a patch of cover c counts as c pixels in the mask and 1 − c outside
+    with the same relevance, and each score is what counting pixels gives:
+
+    - pointing game: how likely a random pixel of the most relevant patch lies in the mask (of equally relevant
+      patches, their mean). No tolerance around the mask is granted.
+    - energy: the share of all relevance that lies in the mask. A map of zeros is taken as even.
+    - average precision: Σ (R_k − R_{k−1}) P_k over the distinct relevances from the highest down, with P_k and R_k the
+      precision and recall of the pixels that have at least the k-th: scikit-learn's definition.
+    """
+    covers, maps = covers.double().flatten(1), maps.double().flatten(1)  # (N, patches)
+    best = (maps == maps.amax(dim=1, keepdim=True)).double()
+    energy = torch.where(maps.sum(dim=1, keepdim=True) > 0, maps, torch.ones_like(maps))
+    found = [(weights * covers).sum(1) / weights.sum(1) for weights in (best, energy)]
+    return torch.stack([*found, _average_precision(maps, covers)], 1)
+
+
+def _average_precision(maps: Tensor, covers: Tensor) -> Tensor:
+    ordered, order = maps.sort(dim=1, descending=True)
+    covers = covers.gather(1, order)
+    patches = ordered.shape[1]
+    last = torch.ones_like(ordered, dtype=torch.bool)  # of the patches that are equally relevant
+    last[:, :-1] = ordered[:, :-1] != ordered[:, 1:]
+    place = torch.arange(patches).expand_as(ordered)
+    end = place.masked_fill(~last, patches).flip(1).cummin(1).values.flip(1)  # where the equals of each patch end
+    precision = covers.cumsum(1).gather(1, end) / (end + 1)
+    return (covers * precision).sum(1) / covers.sum(1)
+
+
+def chance(covers: Tensor) -> Tensor:
+    """(N, 3) float64: what maps that know nothing score in `METRICS`, the mean over all orders of the patches.
+
+    For the pointing game and the energy that is C/n, the mask's share of the image, where C is the sum of the cover of
+    n patches. For average precision it is more, since even a random order has some of the mask early: with S = Σ c²
+    and H the n-th harmonic number, (S H + (C² − S)(n − H)/(n − 1)) / (C n).
+    """
+    covers = covers.double().flatten(1)
+    n, total, squares = covers.shape[1], covers.sum(1), covers.square().sum(1)
+    harmonic = sum(1 / k for k in range(1, n + 1))
+    rest = (total.square() - squares) * (n - harmonic) / max(n - 1, 1)
+    return torch.stack([total / n, total / n, (squares * harmonic + rest) / (total * n)], 1)
+
+
+def cover(mask: NDArray[np.bool_], rows: int, columns: int, *, resize: Literal["shortest", "squash"]) -> Tensor:
+    """The share of each patch that a mask (H, W) covers: (rows, columns) float64, exact by area.
+
+    resize is the model's: "shortest" sees the central square, "squash" the whole image.
+    """
+    height, width = mask.shape
+    side = min(height, width)
+    seen = (height, width) if resize == "squash" else (side, side)
+    down = _overlap(rows, height, seen[0])
+    across = _overlap(columns, width, seen[1])
+    return down @ torch.from_numpy(mask).double() @ across.T
+
+
+def _overlap(cells: int, pixels: int, seen: int) -> Tensor:
+    """(cells, pixels): the share of each cell's length in each pixel, for equal cells on the central `seen` pixels."""
+    edges = (pixels - seen) / 2 + torch.arange(cells + 1, dtype=torch.float64) * seen / cells
+    left = torch.arange(pixels, dtype=torch.float64)
+    length = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
+    return length.clamp(min=0) * cells / seen

@@ -1,0 +1,1 @@
+"""Differential attention: the layer, the operation and its backends."""

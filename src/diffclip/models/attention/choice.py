@@ -1,0 +1,62 @@
+"""Which form of attention is fastest where: read from a table that a benchmark wrote.
+
+`benchmarks/attention.py --write-table` measures forward and backward of every form on a CPU and writes
+attention_choice.json. For GPUs it holds what is standard there, not measured.
+"""
+
+import functools
+import json
+import math
+from importlib.resources import files
+from itertools import pairwise
+from typing import Literal
+
+import torch
+
+from diffclip.models.attention import native as native_attention
+
+Kind = Literal["differential", "standard"]
+
+
+def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
+    """The backend of differential_attention, or for standard attention "eager" or "sdpa".
+
+    Measured at some numbers of tokens; the nearest one, as a ratio, decides.
+    """
+    spans: tuple[tuple[int, str], ...]
+    beyond: str
+    spans, beyond = _spans(kind, device, dtype)
+    for most, name in spans:  # under torch.compile the number of tokens may be a symbol, which can be compared
+        if tokens <= most:
+            return name
+    return beyond
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _spans(kind: Kind, device: str, dtype: torch.dtype) -> tuple[tuple[tuple[int, str], ...], str]:
+    """What is fastest up to some numbers of tokens, ascending, and what beyond."""
+    if device != "cpu":
+        return (), "sdpa"
+    if kind == "differential" and dtype not in (torch.float32, torch.bfloat16):
+        return (), "eager"  # float64 and float16 are for tests here, and eager is what they are tested against
+    kernel = "operators"
+    if kind == "differential" and native_attention.available(dtype):
+        kernel = "compiled"
+    measured = _table()[kind].get(kernel, {}).get(str(dtype).removeprefix("torch."))
+    if measured is None:
+        return (), "sdpa"
+    *fewer, largest = sorted(measured)
+    spans = ((math.isqrt(low * high), measured[low]) for low, high in pairwise([*fewer, largest]))
+    return tuple(spans), measured[largest]
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, dict[int, str]]]]:
+    text = files("diffclip.models.attention").joinpath("choice.json").read_text(encoding="utf-8")
+    return {
+        kind: {
+            kernel: {dtype: {int(tokens): name for tokens, name in row.items()} for dtype, row in rows.items()}
+            for kernel, rows in kernels.items()
+        }
+        for kind, kernels in json.loads(text)["fastest"].items()
+    }

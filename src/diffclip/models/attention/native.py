@@ -1,0 +1,144 @@
+"""The compiled kernel of fused_attention.cpp: built on first use, once a machine, and used where it can be.
+
+It needs a C++ compiler and a processor with AVX-512 (for bfloat16, AVX512_BF16 or AMX). Where one is missing, or where
+the environment has DIFFCLIP_NATIVE=0, fused_attention.py does the same with PyTorch's own operators, more slowly.
+The library is kept in $XDG_CACHE_HOME/diffclip, by default ~/.cache/diffclip.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.bfloat16)
+MAP_BYTES = 2**20
+"""What the maps of one step may take, some 22 bytes an entry: the second-level cache of a core."""
+MIN_ROWS = 48
+"""Queries of a step, at least: fewer make the matrix products slow."""
+FLAGS = (
+    "-std=c++17",
+    "-ffp-contract=fast",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def available(dtype: torch.dtype) -> bool:
+    """Whether tensors of this dtype on the CPU can use the kernel; builds it the first time it is asked."""
+    library = _library() if dtype in DTYPES else None
+    return library is not None and bool(library.usable(dtype is torch.bfloat16))
+
+
+def attention(tensors: Sequence[Tensor], lam: float, is_causal: bool) -> float:
+    """Fill in the result of q, k, v, out, or dq, dk and dv of dO, q, k, v, dq, dk, dv; returns dλ, else 0.
+
+    Every tensor is (B, heads, N, width) with a contiguous last dimension.
+    """
+    library = _library()
+    assert library is not None
+    gradients = len(tensors) == 7
+    batch, heads, length, width = tensors[1].shape  # k, or with gradients q
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
+    rows = min(length, max(MIN_ROWS, MAP_BYTES // (22 * length)))
+    found: float = library.attention(
+        tensors[0].dtype is torch.bfloat16,
+        gradients,
+        (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors)),
+        (ctypes.c_int64 * len(strides))(*strides),
+        *(batch, heads, length, width, rows, lam, is_causal),
+    )
+    return found
+
+
+def head_norm(tensors: Sequence[Tensor], weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of rows: fill in y of x, y, or dx of dO, x, dx, all contiguous (…, width). Returns weight's gradient.
+
+    weight: (width,), float32 and contiguous. What is returned for x, y is zeros.
+    """
+    library = _library()
+    assert library is not None
+    width = weight.numel()
+    dw = weight.new_zeros(64, width)
+    library.head_norm(
+        tensors[0].dtype is torch.bfloat16,
+        len(tensors) == 3,
+        (ctypes.c_void_p * 3)(*(tensor.data_ptr() for tensor in tensors)),
+        *(weight.data_ptr(), dw.data_ptr(), tensors[0].numel() // width, width, eps),
+    )
+    return dw.sum(0)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    if os.environ.get("DIFFCLIP_NATIVE") == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("differential attention runs on PyTorch's operators, its compiled kernel cannot be had: %s", error)
+        return None
+    library.usable.argtypes, library.usable.restype = [ctypes.c_bool], ctypes.c_bool
+    library.attention.restype = ctypes.c_double
+    library.attention.argtypes = [
+        *(ctypes.c_bool, ctypes.c_bool, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int64)),
+        *([ctypes.c_int] * 5),
+        *(ctypes.c_float, ctypes.c_bool),
+    ]
+    library.head_norm.restype = None
+    library.head_norm.argtypes = [
+        *(ctypes.c_bool, ctypes.c_bool, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_int64, ctypes.c_int, ctypes.c_float),
+    ]
+    return library
+
+
+def _built() -> Path:
+    """The shared library, compiled unless the cache has it. Raises OSError or SubprocessError where it cannot be."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise OSError("there is no C++ compiler")
+    source = files("diffclip.models.attention").joinpath("kernel.cpp").read_bytes()
+    # -march=native: a home directory may be shared by machines with other processors.
+    facts = repr((FLAGS, compiler, torch.__version__, sorted(torch.cpu.get_capabilities().items())))
+    name = f"fused_attention-{hashlib.sha256(source + facts.encode()).hexdigest()[:16]}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffclip"
+    path = folder / name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        libraries = Path(torch.__file__).parent / "lib"
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            code, built = Path(scratch) / "code.cpp", Path(scratch) / name
+            code.write_bytes(source)
+            command = [
+                compiler,
+                *FLAGS,
+                str(code),
+                "-o",
+                str(built),
+                f"-L{libraries}",
+                "-ltorch_cpu",
+                "-Wl,--no-undefined",
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise OSError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+            os.replace(built, path)  # in one step, for processes that start together
+    return path

@@ -1,0 +1,272 @@
+"""The operation (A1 − λA2)V of differential attention, in several forms that give the same numbers.
+
+Letters in shapes: B batch, H heads counted as in standard attention (H/2 differential heads), N tokens, D
+head width. Heads 2i and 2i + 1 of q and k are the two groups of differential head i; its values are 2D wide.
+
+    A1 = softmax(Q1 K1ᵀ / √D + mask),  A2 = softmax(Q2 K2ᵀ / √D + mask),  output = (A1 − λ A2) V
+
+after "Differential Transformer" (Ye et al. 2024, arXiv 2410.05258, eq. 1), with the interleaved heads of
+DiffCLIP.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from diffclip.errors import UserError
+from diffclip.models.attention.choice import fastest
+from diffclip.models.attention.fused import fused_attention
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention of one layer in one forward pass. Maps are (B, heads, queries, keys), part of its graph.
+
+    combined: what multiplied V: A1 − λA2 for differential attention, one map a differential head, which can
+        be negative and whose rows sum to 1 − λ; A for standard attention.
+    a1, a2: the softmax maps; standard attention has a1 only, equal to combined.
+    lam: λ, a scalar; None for standard attention.
+    """
+
+    combined: Tensor
+    a1: Tensor
+    a2: Tensor | None = None
+    lam: Tensor | float | None = None
+
+
+def differential_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    *,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """(A1 − λA2)V.
+
+    Args:
+        q, k: (B, H, N, D), H even; heads 2i and 2i + 1 belong to differential head i.
+        v: (B, H/2, N, 2D), of the dtype of q and k. Under autocast all three are cast, as torch does it for
+            scaled_dot_product_attention.
+        lam: λ, a scalar, in float32 whatever the dtype of q: rounded to bfloat16 it would move in steps of
+            0.004.
+        is_causal: a token attends to itself and those before it. Not together with attn_mask.
+        attn_mask: broadcastable to (B, H/2, N, N); bool, True where a query may attend, or floats to add to
+            the logits. A query that may attend to nothing gets zeros.
+        dropout_p: share of each softmax map set to 0, drawn separately for A1 and A2.
+        backend: "eager" materialises both maps, and is the reference; "fused" keeps no map, on CPUs; "sdpa" calls
+            torch's scaled_dot_product_attention for each group; "flex" is FlexAttention, compiled, for GPUs; "auto"
+            is what was measured to be fastest on the device, for the dtype and number of tokens. "fused" takes no
+            attn_mask and no dropout, "flex" no dropout: with those, eager is taken, and a warning logged once if
+            the backend was asked for by name.
+
+    Returns: (B, H/2, N, 2D), of the dtype of v.
+    Raises: UserError for an odd number of heads, shapes that do not fit, both masks, an unknown backend, or one that
+        the device does not have.
+    """
+    _check(q, k, v, is_causal, attn_mask)
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype is not torch.float64:
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    if backend == "auto":
+        backend = fastest("differential", device, q.dtype, q.shape[2])
+        if not _serves(backend, attn_mask, dropout_p):
+            backend = "eager"
+    elif backend not in BACKENDS:
+        raise UserError(f"backend = {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
+    elif not _serves(backend, attn_mask, dropout_p):
+        _say_once(f"backend {backend} has no {'dropout' if dropout_p else 'attn_mask'}: eager is taken instead")
+        backend = "eager"
+    with torch.autocast(device, enabled=False):
+        return BACKENDS[backend](q, k, v, lam, is_causal, attn_mask, dropout_p)
+
+
+def differential_maps(
+    q: Tensor,
+    k: Tensor,
+    lam: Tensor | float,
+    *,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> AttentionMaps:
+    """The maps of differential_attention, whose arguments these are. Its output is `combined @ v`."""
+    # Both maps apart, not one softmax over all heads: cutting that in two would copy it again in the backward
+    # pass.
+    (q1, q2), (k1, k2) = _pairs(q), _pairs(k)
+    a1 = F.dropout(attention_map(q1, k1, is_causal, attn_mask), dropout_p)
+    a2 = F.dropout(attention_map(q2, k2, is_causal, attn_mask), dropout_p)
+    # In this order: on CPUs `lam * a2` rounds λ to the dtype of a2 first, `a2 * lam` uses its float32 value.
+    return AttentionMaps(a1 - a2 * lam, a1, a2, lam)
+
+
+def attention_map(q: Tensor, k: Tensor, is_causal: bool, attn_mask: Tensor | None) -> Tensor:
+    """softmax(QKᵀ/√D + mask): (B, H, N, D) twice → (B, H, N, N). A query without any key gets zeros."""
+    batch, heads, length, width = q.shape
+    q, k = q.reshape(-1, length, width), k.reshape(-1, length, width)  # (B·H, N, D)
+    bias, blind = _additive_mask(q, batch, heads, is_causal, attn_mask)
+    if bias is None:
+        logits = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=width**-0.5)
+    else:
+        logits = torch.baddbmm(bias, q, k.mT, alpha=width**-0.5)
+    weights = logits.softmax(-1)  # (B·H, N, N)
+    if blind is not None:
+        weights = weights.masked_fill(blind, 0.0)
+    return weights.view(batch, heads, length, length)
+
+
+def _additive_mask(
+    q: Tensor, batch: int, heads: int, is_causal: bool, attn_mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What to add to the logits (B·H or 1, N, N), and which queries are masked fully (B·H, N, 1)."""
+    length = q.shape[1]
+    if is_causal:
+        return q.new_full((1, length, length), float("-inf")).triu(1), None
+    if attn_mask is None:
+        return None, None
+    if attn_mask.dtype == torch.bool:
+        attn_mask = q.new_zeros(attn_mask.shape).masked_fill(~attn_mask, float("-inf"))
+    bias = attn_mask.to(q.dtype).expand(batch, heads, length, length).flatten(0, 1)
+    blind = (bias == float("-inf")).all(-1, keepdim=True)
+    # softmax of a row of −inf is NaN, and so is its gradient, even where the result is replaced afterwards.
+    return bias.masked_fill(blind, 0.0), blind
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H, N, D) → its even and its odd heads, (B, H/2, N, D) each."""
+    batch, heads, length, width = x.shape
+    first, second = x.view(batch, heads // 2, 2, length, width).unbind(2)
+    return first, second
+
+
+def _eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    maps = differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout_p)
+    return maps.combined @ v
+
+
+def _sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    first, second = (
+        F.scaled_dot_product_attention(q_, k_, v, attn_mask, dropout_p, is_causal)
+        for q_, k_ in zip(_pairs(q), _pairs(k), strict=True)
+    )
+    return _subtract(first, second, lam)
+
+
+def _subtract(first: Tensor, second: Tensor, lam: Tensor | float) -> Tensor:
+    """first − λ · second in float32 at least, rounded once."""
+    if isinstance(lam, Tensor):
+        lam = lam.reshape(1)  # a tensor without dimensions would be rounded to the dtype of `second`
+    return (first - lam * second).to(first.dtype)
+
+
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    if q.device.type != "cpu":
+        raise UserError(f'backend = "fused" is for CPUs, these tensors are on {q.device}: use sdpa, flex or auto')
+    if not isinstance(lam, Tensor):
+        lam = torch.tensor(lam, dtype=torch.promote_types(q.dtype, torch.float32))
+    out: Tensor = fused_attention(q, k, v, lam, is_causal)
+    return out
+
+
+def _flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor | float,
+    is_causal: bool,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    batch, heads, length, width = q.shape
+    allowed = attn_mask
+    if is_causal:
+        allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    if allowed is not None:
+        allowed = allowed.expand(batch, heads // 2, length, length)
+
+    def masked(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        assert allowed is not None
+        if allowed.dtype is torch.bool:
+            return torch.where(allowed[b, h // 2, i, j], score, float("-inf"))
+        return score + allowed[b, h // 2, i, j]
+
+    if q.device.type == "cpu":  # uncompiled, for tests
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            raise UserError('backend = "flex": FlexAttention has no backward pass on a CPU: use fused, or auto')
+        q, k, v = (x.detach() for x in (q, k, v))
+    # Both groups in one call: v is read by two heads.
+    shared = v.unsqueeze(2).expand(batch, heads // 2, 2, length, 2 * width).flatten(1, 2)  # (B, H, N, 2D)
+    attend: Any = _compiled_flex_attention() if q.device.type == "cuda" else flex_attention
+    first, second = _pairs(attend(q, k, shared, score_mod=None if allowed is None else masked))
+    return _subtract(first, second, lam)
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
+
+
+BACKENDS: Mapping[str, Callable[..., Tensor]] = {"eager": _eager, "fused": _fused, "sdpa": _sdpa, "flex": _flex}
+
+
+def _serves(backend: str, attn_mask: Tensor | None, dropout_p: float) -> bool:
+    if backend == "fused":
+        return attn_mask is None and dropout_p == 0
+    return backend != "flex" or dropout_p == 0
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, attn_mask: Tensor | None) -> None:
+    if q.ndim != 4:
+        raise UserError(f"q must be (batch, heads, tokens, head width), not {tuple(q.shape)}")
+    batch, heads, length, width = q.shape
+    if heads % 2:
+        raise UserError(f"differential attention pairs its heads, so their number must be even, not {heads}")
+    if k.shape != q.shape or v.shape != (batch, heads // 2, length, 2 * width):
+        raise UserError(
+            f"q {tuple(q.shape)} needs k of the same shape, not {tuple(k.shape)}, "
+            f"and v {(batch, heads // 2, length, 2 * width)}, not {tuple(v.shape)}"
+        )
+    if is_causal and attn_mask is not None:
+        raise UserError("is_causal and attn_mask were both given: put the causal part into attn_mask")

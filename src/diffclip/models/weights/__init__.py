@@ -1,0 +1,1 @@
+"""Weights: load, save, read the files of other programs."""

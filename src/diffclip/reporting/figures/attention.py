@@ -1,0 +1,172 @@
+"""The figures of `diffclip attend`: relevance by text, and signed attention maps by layer and by head."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from diffclip.reporting.figures.style import overlay
+
+FloatArray = NDArray[np.float64]
+SIGNED = matplotlib.colormaps["RdBu_r"]
+STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "font.family": "sans-serif"}
+GAP = 0.4  # between two maps' heads, in maps
+SCALE_QUANTILE = 0.995
+"""Of the sizes of all numbers in a figure: where the colours end, so that one patch does not make all others pale."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One image, and where one model looks in it for each text."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3): the part that the model sees."""
+    relevance: tuple[NDArray[np.floating], ...]
+    """(rows, columns) ≥ 0 for each text."""
+    scores: tuple[float, ...]
+    """The cosine of image and text."""
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """What the class token gives to each patch in one layer, in multiples of the even share 1/N."""
+
+    maps: Mapping[str, FloatArray]
+    """Name ("A1", "A2", "A1 − λA2", or "A") → (heads, rows, columns)."""
+    lam: float | None
+
+
+Layers = Mapping[str, tuple[NDArray[np.uint8], Sequence[LayerMaps]]]
+"""Label of a model → the image that it sees, and its layers from the input on."""
+
+
+def relevance_figure(looked: Mapping[str, Looked], texts: Sequence[str]) -> Figure:
+    """The image and the relevance of each text over it, a model a row; every map is scaled to its own range."""
+    with matplotlib.rc_context(STYLE):
+        columns = 1 + len(texts)
+        figure = Figure(figsize=(2.2 * columns + 0.3, 2.5 * len(looked) + 0.3), layout="constrained")
+        grid = figure.subplots(len(looked), columns, squeeze=False)
+        for row, (axes, (label, one)) in enumerate(zip(grid, looked.items(), strict=True)):
+            _bare(axes[0])
+            axes[0].imshow(one.image)
+            axes[0].set_ylabel(textwrap.fill(label, 28))
+            for column, text in enumerate(texts):
+                place = axes[1 + column]
+                _bare(place)
+                place.imshow(overlay(one.image, one.relevance[column], size=448))
+                place.set_xlabel(f"cosine {_two_places(one.scores[column])}")
+                if row == 0:
+                    place.set_title(textwrap.fill(text, 30))
+    return figure
+
+
+def layer_figure(layers: Layers) -> Figure:
+    """The signed maps of every layer, averaged over heads: layers from left to right, the maps of each model below
+    each other, all on one scale."""
+    blocks = [
+        (label, image, name, [layer.maps.get(name) for layer in of_model], [layer.lam for layer in of_model])
+        for label, (image, of_model) in layers.items()
+        for name in _names(of_model)
+    ]
+    depth = max(len(of_model) for _, of_model in layers.values())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.05 * (depth + 1) + 0.9, 1.12 * len(blocks) + 0.5), layout="constrained")
+        grid = figure.subplots(len(blocks), depth + 1, squeeze=False)
+        means = [m.mean(0) for *_, maps, _ in blocks for m in maps if m is not None]
+        norm = _norm(means)
+        shown = ""
+        for row, (axes, (label, image, name, maps, lams)) in enumerate(zip(grid, blocks, strict=True)):
+            for one in axes:
+                _bare(one)
+            if shown != label:
+                axes[0].imshow(image)
+                axes[0].set_title(textwrap.fill(label, 18))
+                shown = label
+            else:
+                axes[0].set_visible(False)
+            axes[1].set_ylabel(name)
+            for place, m, lam in zip(axes[1:], maps, lams, strict=False):
+                if m is None:
+                    continue
+                place.imshow(m.mean(0), cmap=SIGNED, norm=norm)
+                if row == 0:
+                    place.set_title(f"layer {axes.tolist().index(place)}")
+                if lam is not None and "λ" in name:
+                    place.set_xlabel(f"λ = {_two_places(lam)}")
+        _colour_bar(figure, norm)
+    return figure
+
+
+def head_figure(layers: Layers) -> Figure:
+    """The signed maps of every head of every layer: a layer a row, the heads of each map side by side."""
+    blocks = {label: [(n, len(m)) for n, m in of_model[0].maps.items()] for label, (_, of_model) in layers.items()}
+    widths = {label: sum(count + GAP for _, count in named) - GAP for label, named in blocks.items()}
+    depth = sum(len(of_model) for _, of_model in layers.values())
+    width, height = 0.55 * max(widths.values()) + 1.5, 0.55 * depth + 0.62 * len(layers)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        norm = _norm([m for _, of_model in layers.values() for layer in of_model for m in layer.maps.values()])
+        unit = 0.55 / width, 0.55 / height  # of one map, in parts of the figure
+        top = 1.0
+        for label, (_, of_model) in layers.items():
+            figure.text(0.35 / width, top - 0.22 / height, label, fontsize=9, fontweight="bold")
+            top -= 0.52 / height
+            left = 0.35 / width
+            for block, (name, heads) in enumerate(blocks[label]):
+                figure.text(left, top + 0.08 / height, f"{name}, heads 1 to {heads}" if heads > 1 else name)
+                for row, layer in enumerate(of_model):
+                    for column, m in enumerate(layer.maps[name]):
+                        corner = left + column * unit[0], top - (row + 1) * unit[1]
+                        axes = figure.add_axes((*corner, 0.94 * unit[0], 0.94 * unit[1]))
+                        _bare(axes)
+                        axes.imshow(m, cmap=SIGNED, norm=norm)
+                        if block == 0 and column == 0:
+                            axes.set_ylabel(f"layer {row + 1}", fontsize=7)
+                left += (heads + GAP) * unit[0]
+            top -= len(of_model) * unit[1] + 0.1 / height
+        long = min(2.6 / height, 0.7)
+        _colour_bar(figure, norm, figure.add_axes((1 - 0.85 / width, 0.5 - long / 2, 0.1 / width, long)))
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as its suffix says: png, pdf or svg."""
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def _two_places(number: float) -> str:
+    """With a real minus, and none before zero."""
+    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def _names(layers: Sequence[LayerMaps]) -> list[str]:
+    return list(dict.fromkeys(name for layer in layers for name in layer.maps))
+
+
+def _norm(maps: Sequence[FloatArray]) -> Normalize:
+    """One scale for all, the same to both sides of 0."""
+    sizes = np.concatenate([np.abs(m).ravel() for m in maps])
+    limit = float(np.quantile(sizes, SCALE_QUANTILE)) or 1.0
+    return Normalize(-limit, limit)
+
+
+def _colour_bar(figure: Figure, norm: Normalize, place: Axes | None = None) -> None:
+    where = {"cax": place} if place is not None else {"ax": figure.axes, "shrink": 0.6, "aspect": 30, "pad": 0.01}
+    bar = figure.colorbar(ScalarMappable(norm, SIGNED), extend="both", **where)
+    bar.set_label("class token’s attention, × even share")
+    bar.outline.set_visible(False)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,115 @@
+"""Relevance maps of two models on images, ready to be drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffclip.analysis.attention_maps import relevance
+from diffclip.data.images import BadImage, decode
+from diffclip.data.scenes import SceneSource
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.errors import UserError
+from diffclip.evaluation.tasks.grounding import MaskedSource
+from diffclip.models.clip import CLIP
+from diffclip.models.weights.store import load
+from diffclip.reporting.families import Family, Group, Member
+from diffclip.reporting.figures.style import AttentionPanel, Map, Pixels
+
+
+@dataclass(frozen=True)
+class GroupPanels:
+    """Panels of two models, and what they are called."""
+
+    baseline: str
+    candidate: str
+    panels: tuple[AttentionPanel, ...]
+
+
+def attention_panel(baseline: CLIP, candidate: CLIP, image: bytes | Pixels, queries: Sequence[str]) -> AttentionPanel:
+    """Where both models look in an image, for each query. Shows the part of the image that the models see.
+
+    image: an image file's bytes, or (H, W, 3) uint8. Raises `images.BadImage` for bytes that are no usable image.
+    """
+    pixels = decode(image)
+    maps = [_maps(model, pixels, queries) for model in (baseline, candidate)]
+    seen = EvalTransform(min(pixels.shape[:2]), baseline.config.resize)(pixels)  # (3, S, S) uint8
+    return AttentionPanel(np.ascontiguousarray(seen.permute(1, 2, 0).numpy()), tuple(queries), maps[0], maps[1])
+
+
+def scene_panels(
+    baseline: CLIP, candidate: CLIP, source: MaskedSource, *, count: int = 4, queries: int = 2
+) -> list[AttentionPanel]:
+    """Panels of the first `count` images of a source that name at least `queries` things: not chosen by the outcome."""
+    panels: list[AttentionPanel] = []
+    for index in range(len(source)):
+        if len(panels) == count:
+            break
+        phrases = [phrase for phrase, _ in source.masks(index)]
+        if len(phrases) >= queries:
+            panels.append(attention_panel(baseline, candidate, source[index].image, phrases[:queries]))
+    return panels
+
+
+def pair_of(group: Group) -> tuple[Family, Member, Family, Member] | None:
+    """The baseline and the family after it, each with one trained model at hand, of the same seed where there is one.
+
+    None where the group has no two families with weights.
+    """
+    having = {
+        family.label: {member.seed: member for member in family.members if weights_of(member)}
+        for family in group.families
+    }
+    able = [family for family in group.families if having[family.label]]
+    if len(able) < 2 or able[0] is not group.baseline:
+        return None
+    one, other = (having[family.label] for family in able[:2])
+    shared = next((seed for seed in one if seed in other), None)
+    members = (one[shared], other[shared]) if shared in one and shared in other else (*one.values(), *other.values())
+    return able[0], members[0], able[1], members[-1]
+
+
+def weights_of(member: Member) -> str | None:
+    """What `diffclip.load` takes for a model: its run's directory, or the file that results name."""
+    if member.run is not None:
+        return str(member.run.path) if (member.run.path / "model.safetensors").exists() else None
+    return member.pretrained if Path(member.pretrained).is_file() else None
+
+
+def of_group(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *, scenes: int) -> GroupPanels | None:
+    """Relevance maps of a group's first two models: on images of the user's and, if trained on scenes, on scenes.
+
+    None where the weights of two are not at hand, or there is nothing to look at. Raises UserError for a file that
+    is no image.
+    """
+    pair = pair_of(group)
+    drawn = any(str(_training_data(member)).startswith("scenes") for member in pair[1::2]) if pair else False
+    if pair is None or not (images or (scenes and drawn)):
+        return None
+    baseline, one, candidate, other = pair
+    models = [load(str(weights_of(member)))[0] for member in (one, other)]
+    panels = []
+    for path, queries in images:
+        try:
+            panels.append(attention_panel(models[0], models[1], path.read_bytes(), queries))
+        except (OSError, BadImage) as error:
+            raise UserError(f"{path} is no image that can be read: {error}") from None
+    if drawn and scenes:
+        panels += scene_panels(models[0], models[1], SceneSource("test"), count=scenes)
+    return GroupPanels(baseline.label, candidate.label, tuple(panels))
+
+
+def _training_data(member: Member) -> object:
+    return member.run.recipe.get("data", {}).get("train", {}).get("path") if member.run else None
+
+
+def _maps(model: CLIP, image: Pixels, queries: Sequence[str]) -> tuple[Map, ...]:
+    config, device = model.config, next(model.parameters()).device
+    pixels = EvalTransform(config.image_size, config.resize)(image).to(device)  # (3, S, S) uint8
+    batch = normalise(pixels.expand(len(queries), -1, -1, -1), config.image_mean, config.image_std)
+    tokens = get_tokenizer(config.context_length)(list(queries)).to(device)
+    found: torch.Tensor = relevance(model, batch, tokens).cpu()
+    return tuple(found.numpy())

@@ -1,0 +1,299 @@
+"""What a report holds: the tables and drawings of each group of models, the differences, and what is missing."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from diffclip.analysis.curves import Curve, read_curves
+from diffclip.errors import UserError
+from diffclip.reporting.differences import Compared, compared, metric_name
+from diffclip.reporting.families import Group
+from diffclip.reporting.figures import bars as paper_figures
+from diffclip.reporting.figures import curves as curve_figures
+from diffclip.reporting.figures.bars import Palette
+from diffclip.reporting.scores import Scores
+from diffclip.reporting.tables import layouts as paper_tables
+from diffclip.reporting.tables.fill import Table, fill
+from diffclip.reporting.tables.formats import gain_text, value_text
+from diffclip.reporting.tables.layouts import Layout, slug
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that is drawn when it is asked for, in the style that is set then."""
+
+    name: str
+    """Of its files."""
+    title: str
+    caption: str
+    alternative: str
+    """What it shows, for readers who do not see it."""
+    draw: Callable[[], Figure]
+    table: Table | None = None
+    """The numbers that it shows."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One section of the report."""
+
+    title: str
+    introduction: str = ""
+    tables: tuple[Table, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
+    compared: tuple[Compared, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything but how it is written down."""
+
+    groups: tuple[Group, ...]
+    palette: Palette
+    parts: tuple[Part, ...]
+    missing: tuple[str, ...]
+
+
+def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Report:
+    """Tables and drawings of all results; what the paper has and these do not is listed as missing."""
+    palette = Palette.of([family.label for group in groups for family in group.families])
+    papers = [group for group in groups if paper_tables.uses_paper_data(scores, group)]
+    parts: list[Part] = []
+    missing: list[str] = []
+    if papers or with_paper:
+        parts.append(_paper_part(scores, papers, palette, missing, with_paper))
+    else:
+        missing.append("Tables 1, 2, 4 and 5, Figures 1, 3, 4 and 5: no results on the paper's data sets")
+    for group in groups:
+        parts += _group_parts(scores, group, palette, missing)
+        missing += [
+            f"{group.name}: the run {member.run.path} is not finished"
+            for family in group.families
+            for member in family.members
+            if member.run is not None and not member.run.finished
+        ]
+    return Report(tuple(groups), palette, tuple(parts), tuple(missing))
+
+
+def _paper_part(
+    scores: Scores, groups: Sequence[Group], palette: Palette, missing: list[str], with_paper: bool
+) -> Part:
+    tables = []
+    for layout in paper_tables.paper_layouts():
+        table = _filled(layout, scores, groups, missing, with_paper)
+        if table is not None:
+            tables.append(table)
+        if table is None or not any(not row.paper for block in table.rows for row in block):
+            why = "no model was trained with several seeds" if layout.seeds else "no results"
+            missing.append(f"{layout.title.partition(':')[0]}: {why}")
+    drawings = [drawing for group in groups for drawing in _task_drawings(scores, group, palette, missing, with_paper)]
+    return Part("The paper's tables and figures", "", tuple(tables), tuple(drawings))
+
+
+def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[str]) -> Iterator[Part]:
+    tables = [
+        table
+        for layout in (*paper_tables.other_layouts(scores, group), *paper_tables.grounding_layouts(scores, group))
+        if (table := _filled(layout, scores, [group], missing))
+    ]
+    drawings: list[Drawing] = []
+    if not paper_tables.uses_paper_data(scores, group):
+        drawings = list(_task_drawings(scores, group, palette, missing))
+    if tables or drawings:
+        yield Part(f"Results, {group.name}", "", tuple(tables), tuple(drawings))
+    robust = list(_robustness(scores, group, palette))
+    if robust:
+        yield Part(f"Robustness, {group.name}", "", (), tuple(robust))
+    inside = [*_noise(scores, group, palette), *_lambda(group, palette)]
+    if inside:
+        yield Part(f"Inside the attention, {group.name}", "", (), tuple(inside))
+    training = list(_training(group, palette))
+    if training:
+        yield Part(f"Training, {group.name}", "", (), tuple(training))
+    found = compared(scores, group)
+    if found:
+        yield Part(f"Differences, {group.name}", DIFFERENCES, compared=tuple(found))
+
+
+DIFFERENCES = (
+    "Each number of a model minus that of the first model, in points, with a 95 % interval; “not significant” where it "
+    "contains 0. Over several seeds the interval is paired by seed and covers the seeds and, where their values are "
+    "kept, the test examples. Of a single pair of runs it covers the test examples alone: another seed would change "
+    "the difference, which such an interval does not cover. Of twenty intervals one is expected to miss 0 by chance."
+)
+
+
+TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
+# Of what is measured during training, one number a task.
+EVALUATED = ("/acc1", "/image_retrieval_recall@1", "/text_retrieval_recall@1", "/pair_accuracy")
+
+
+def _filled(
+    layout: Layout, scores: Scores, groups: Sequence[Group], missing: list[str], with_paper: bool = False
+) -> Table | None:
+    table = fill(layout, scores, groups, with_paper=with_paper)
+    if table is not None:
+        missing += table.missing
+    return table
+
+
+def _task_drawings(
+    scores: Scores, group: Group, palette: Palette, missing: list[str], with_paper: bool = False
+) -> Iterator[Drawing]:
+    """Figures 1, 3, 4 and 5 of a group."""
+    name = group.name
+    pair = Group(name, group.families[:2])
+    several = len(group.families) > 2
+    layouts = [
+        (paper_tables.task_layout(scores, group, 1), pair, f"Figure 1, {name}"),
+        (paper_tables.task_layout(scores, group, 5) if several else None, group, f"Figure 5, {name}"),
+        (paper_tables.shift_layout(scores, group), group, f"Figure 3, {name}"),
+        (paper_tables.pattern_layout(scores, group), group, f"Figure 4, {name}"),
+    ]
+    for layout, of, called in layouts:
+        table = _filled(layout, scores, [of], missing, with_paper) if layout else None
+        if table is None:
+            if not (called.startswith("Figure 5") and not several):
+                missing.append(f"{called}: no results")
+            continue
+        radar = layout is not None and layout.name.startswith("figure4")
+        chart = paper_figures.radar if radar else paper_figures.bars
+        yield Drawing(
+            table.layout.name,
+            table.layout.title,
+            _caption(table, radar),
+            in_words(table, name),
+            lambda chart=chart, table=table: chart(table, name, palette),  # type: ignore[misc]
+            table,
+        )
+
+
+def _caption(table: Table, radar: bool) -> str:
+    """What a reader must know to read the chart of a table."""
+    rows = [row for block in table.rows for row in block]
+    measured = [row for row in rows if not row.paper]
+    if radar:
+        texts = ["Mean over seeds."] if any(cell.sd is not None for row in measured for cell in row.cells) else []
+        if len(measured) == 2:
+            texts.append(f"Below each pattern: {' / '.join(row.label for row in measured)}.")
+        return " ".join(texts)
+    texts = []
+    if any(cell.sd is not None for row in measured for cell in row.cells):
+        texts.append("Whiskers: one standard deviation over seeds; dots: the seeds.")
+    if len(measured) <= 2 and any(cell.difference for row in measured for cell in row.cells):
+        texts.append("Second line: the gain, in points; “ns”: not significant.")
+    if any(row.paper for row in rows):
+        texts.append("Hollow, in italics: the paper's own numbers, not measured here.")
+    return " ".join(texts)
+
+
+def in_words(table: Table, group: str) -> str:
+    """The numbers of a chart as a sentence: what it shows to those who do not see it."""
+    rows = [row for block in table.rows for row in block if row.group == group and not row.paper]
+    parts = []
+    for place, column in enumerate(table.layout.columns):
+        numbers = [
+            f"{row.label} {value_text(row.cells[place]) or 'not measured'}"
+            + (f" ({gain_text(row.cells[place])})" if gain_text(row.cells[place]) else "")
+            for row in rows
+        ]
+        parts.append(f"{column.name}: {', '.join(numbers)}")
+    return f"{table.layout.title}. {'; '.join(parts)}."
+
+
+def _bands(group: Group) -> str:
+    """What a caption says of bands, which are drawn where a family has several seeds."""
+    several = any(len(family.members) > 1 for family in group.families)
+    return " Bands: one sd over seeds." if several else ""
+
+
+def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
+    for dataset in paper_tables.data_sets(scores, group, "robustness"):
+        text = f"Top-1 accuracy on {dataset} under attacks of growing strength ε"
+        yield Drawing(
+            f"attacks-{slug(group.name)}-{slug(dataset)}",
+            f"Adversarial robustness on {dataset}, {group.name}",
+            "An image that is wrong without an attack counts as wrong under each." + _bands(group),
+            text,
+            lambda d=dataset: _drawn(curve_figures.attacks(scores, group, d, palette)),  # type: ignore[misc]
+        )
+    for dataset in paper_tables.data_sets(scores, group, "corruptions"):
+        yield Drawing(
+            f"corruptions-{slug(group.name)}-{slug(dataset)}",
+            f"Common corruptions on {dataset}, {group.name}",
+            "Mean over the kinds of corruption." + _bands(group),
+            f"Top-1 accuracy on {dataset} over the severity of corruptions",
+            lambda d=dataset: _drawn(curve_figures.severities(scores, group, d, palette)),  # type: ignore[misc]
+        )
+
+
+def _noise(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
+    for dataset in paper_tables.data_sets(scores, group, "noise"):
+        yield Drawing(
+            f"noise-{slug(group.name)}-{slug(dataset)}",
+            f"Correlation of A1 and A2 by layer on {dataset}, {group.name}",
+            "On the same images clean, cluttered and noisy. Of standard attention, A1 and A2 are neighbouring heads."
+            + _bands(group),
+            f"Correlation of the two attention maps by layer on clean, cluttered and noisy images of {dataset}",
+            lambda d=dataset: _drawn(curve_figures.noise(scores, group, d, palette)),  # type: ignore[misc]
+        )
+
+
+def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
+    having = [family for family in group.families if curve_figures.lambda_curves(family)]
+    several = any(len(curves) > 1 for family in having for curves in curve_figures.lambda_curves(family).values())
+    if having:
+        yield Drawing(
+            f"lambda-layers-{slug(group.name)}",
+            f"λ by layer after training, {group.name}",
+            "How much of the second map each layer subtracts." + (" Lines: mean; dots: seeds." if several else ""),
+            f"λ of each layer after training, of {', '.join(family.label for family in having)}",
+            lambda: _drawn(curve_figures.lambda_by_layer(group, palette)),
+        )
+    for family in having:
+        yield Drawing(
+            f"lambda-time-{slug(group.name)}-{_file(family.label)}",
+            f"λ over training, {family.label}, {group.name}",
+            "Layer 1 is nearest the input." + (" Lines: mean; bands: range over seeds." if several else ""),
+            f"λ of each layer over the steps of training of {family.label}",
+            lambda family=family: _drawn(curve_figures.lambda_over_time(family)),  # type: ignore[misc]
+        )
+
+
+def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
+    found: dict[str, dict[str, list[Curve]]] = {}
+    for family in group.families:
+        for member in family.members:
+            if member.run is None or not member.run.finished or not (member.run.path / "metrics.jsonl").exists():
+                continue
+            for name, curve in read_curves(member.run.path).items():
+                # An evaluation after the last step alone is no curve.
+                if name in TRAINED or (name.endswith(EVALUATED) and len(curve.steps) > 1):
+                    found.setdefault(name, {}).setdefault(family.label, []).append(curve)
+    for name, curves in found.items():
+        title = TRAINED.get(name) or _evaluated(name)
+        yield Drawing(
+            f"{slug(name)}-{slug(group.name)}",
+            f"{title} over training, {group.name}",
+            "Lines: mean; bands: range over seeds." if max(map(len, curves.values())) > 1 else "",
+            f"{title} over the steps of training of {', '.join(curves)}",
+            lambda of=curves, title=title: curve_figures.training_curves(of, palette, ylabel=title),  # type: ignore[misc]
+        )
+
+
+def _evaluated(name: str) -> str:
+    """What is measured during training is logged as "data set/metric"."""
+    dataset, _, metric = name.rpartition("/")
+    return f"{metric_name(metric)[:1].upper()}{metric_name(metric)[1:]} on {dataset}"
+
+
+def _drawn(figure: Figure | None) -> Figure:
+    if figure is None:
+        raise UserError("these results name no metric that this figure shows")
+    return figure
+
+
+def _file(label: str) -> str:
+    """A label as part of a file's name; the paper's signs become words, so that no two labels share a file."""
+    return slug(label.replace("*", " dynamic").replace("†", " vision"))

@@ -1,0 +1,221 @@
+"""`diffclip report`: from results to tables, figures and one page."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import track
+
+from diffclip.errors import UserError
+from diffclip.reporting import differences
+from diffclip.reporting.collect import Collection, collect
+from diffclip.reporting.families import Group, group
+from diffclip.reporting.figures import style as figures
+from diffclip.reporting.page import render as page
+from diffclip.reporting.page.contents import Drawing, Report, build
+from diffclip.reporting.scores import Scores
+from diffclip.reporting.tables import formats
+from diffclip.reporting.tables.fill import Table
+from diffclip.reporting.tables.layouts import slug
+
+if TYPE_CHECKING:
+    from diffclip.reporting.figures.panels import GroupPanels
+
+TABLE_FORMS = {"md": formats.to_markdown, "tex": formats.to_latex, "csv": formats.to_csv}
+DPI = 300
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person chooses, as it is given on the command line."""
+
+    labels: tuple[str, ...] = ()
+    """NAME=PATTERN each."""
+    with_paper: bool = False
+    images: tuple[str, ...] = ()
+    """IMAGE=QUERY;QUERY each: images to show where the models look in."""
+    scenes: int = 2
+    """Of how many test scenes, for models that were trained on scenes."""
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report consists of."""
+
+    page: Path
+    tables: int
+    figures: int
+    missing: tuple[str, ...]
+    """One line each."""
+
+
+def report(
+    inputs: Sequence[Path],
+    out: Path,
+    options: Options = DEFAULTS,
+    *,
+    title: str = "CLIP and DiffCLIP: results",
+    introduction: str | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Written:
+    """Write OUT/report.html, OUT/tables and OUT/figures.
+
+    introduction, facts: what the page says first, and how it was made, instead of what the inputs say. Raises
+    UserError where there is nothing to report, or an option is wrong, before anything is written.
+    """
+    labels = [_label(text) for text in options.labels]
+    images = [_image(text) for text in options.images]
+    collection = collect(inputs)
+    groups = group(collection, labels)
+    made = build(Scores(collection), groups, with_paper=options.with_paper)
+    panels = _panels(groups, images, options.scenes)
+    console = Console()
+    for table in _tables(made):
+        for suffix, form in TABLE_FORMS.items():
+            write(out / "tables" / f"{table.layout.name}.{suffix}", form(table).encode())
+    for part in made.parts:
+        if part.compared:
+            name = f"differences-{slug(part.compared[0].group)}"
+            write(out / "tables" / f"{name}.csv", differences.to_csv(part.compared).encode())
+            write(out / "tables" / f"{name}.md", differences.to_markdown(part.compared).encode())
+    drawings = [*(drawing for part in made.parts for drawing in part.drawings), *_panel_drawings(panels)]
+    for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
+        _save(drawing, out / "figures")
+    text = page.render(
+        made,
+        panels,
+        title=title,
+        introduction=introduction or _introduction(collection, groups),
+        outcome=_outcome(made, groups),
+        facts=facts or _facts(collection, groups, inputs, out, options),
+    )
+    write(out / "report.html", text.encode())
+    return Written(out / "report.html", len(_tables(made)), len(drawings), made.missing)
+
+
+def tell(written: Written) -> None:
+    """Say what is missing, and where the report is."""
+    console, out = Console(), written.page.parent
+    for line in written.missing:
+        console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
+    made = f"{written.tables} tables in {out / 'tables'}, {written.figures} figures in {out / 'figures'}"
+    console.print(made, f"Report: {written.page}", sep="\n", highlight=False, soft_wrap=True)
+
+
+def _panels(
+    groups: Sequence[Group], images: Sequence[tuple[Path, tuple[str, ...]]], scenes: int
+) -> dict[str, GroupPanels]:
+    """Where the models of each group look; this alone needs the models, so what it imports is imported here."""
+    if not images and not scenes:
+        return {}
+    from diffclip.reporting.figures import panels
+
+    found = {one.name: panels.of_group(one, images, scenes=scenes) for one in groups}
+    if images and not any(found.values()):
+        raise UserError("--image: no group has the weights of two models at hand: give their run directories")
+    return {name: of_group for name, of_group in found.items() if of_group}
+
+
+def _panel_drawings(panels: Mapping[str, GroupPanels]) -> list[Drawing]:
+    return [
+        Drawing(
+            f"attention-{slug(name)}",
+            f"Where the models look, {name}",
+            "",
+            "",
+            lambda of=found: figures.attention_figure(of.panels, baseline=of.baseline, candidate=of.candidate),  # type: ignore[misc]
+        )
+        for name, found in panels.items()
+    ]
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, pattern = text.partition("=")
+    if not (name and equals and pattern):
+        raise UserError(f"--label {text}: expected NAME=PATTERN, such as Ours='*_dynamic'")
+    return name, pattern
+
+
+def _image(text: str) -> tuple[Path, tuple[str, ...]]:
+    path, equals, queries = text.rpartition("=")
+    wanted = tuple(query.strip() for query in queries.split(";") if query.strip())
+    if not (path and equals and wanted):
+        raise UserError(f"--image {text}: expected IMAGE=QUERY;QUERY, such as desk.jpg='a mug;a lamp'")
+    if not Path(path).is_file():
+        raise UserError(f"--image {text}: there is no file {path}")
+    return Path(path), wanted
+
+
+def _tables(made: Report) -> list[Table]:
+    shown = [table for part in made.parts for table in part.tables]
+    return shown + [drawing.table for part in made.parts for drawing in part.drawings if drawing.table]
+
+
+def _save(drawing: Drawing, folder: Path) -> None:
+    with figures.style(figures.PRINT):
+        figure = drawing.draw()
+        for suffix in ("png", "pdf"):
+            write(folder / f"{drawing.name}.{suffix}", figures.to_bytes(figure, suffix, dpi=DPI))
+
+
+def _introduction(collection: Collection, groups: Sequence[Group]) -> str:
+    models = sum(len(family.members) for one in groups for family in one.families)
+    names = ", ".join(one.name for one in groups)
+    return f"{len(collection.results)} results of {models} trained models, pretrained on {names}."
+
+
+def _outcome(made: Report, groups: Sequence[Group]) -> list[str]:
+    """A paragraph a group that has something to compare."""
+    rows = [row for part in made.parts for row in part.compared]
+    texts = (differences.summary([row for row in rows if row.group == one.name]) for one in groups)
+    return [text for text in texts if text]
+
+
+def _facts(
+    collection: Collection,
+    groups: Sequence[Group],
+    inputs: Sequence[Path],
+    out: Path,
+    options: Options,
+) -> dict[str, str]:
+    words = ["diffclip", "report", *map(str, inputs), "--out", str(out)]
+    for option, texts in (("--label", options.labels), ("--image", options.images)):
+        words += [word for text in texts for word in (option, text)]
+    words += ["--with-paper"] if options.with_paper else []
+    words += ["--scenes", str(options.scenes)] if options.scenes != DEFAULTS.scenes else []
+    facts = {"command": shlex.join(words)}
+    for one in groups:
+        for family in one.families:
+            seeds = ", ".join(str(member.seed) for member in family.members if member.seed is not None)
+            models = ", ".join(dict.fromkeys(member.model for member in family.members))
+            places = ", ".join(dict.fromkeys(member.pretrained for member in family.members))
+            facts[f"{family.label}, {one.name}"] = "; ".join([models, *([f"seeds {seeds}"] if seeds else []), places])
+    sizes: dict[str, int] = {}
+    for result in collection.results:
+        if result.dataset not in sizes:
+            examples = collection.examples(result.key)
+            if examples is not None:
+                sizes[result.dataset] = len(examples.indices)
+    if sizes:
+        facts["test examples"] = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    facts["results from"] = ", ".join(dict.fromkeys(str(path) for path in collection.origin.values())) or "no file"
+    facts["versions"] = ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "matplotlib"))
+    return facts

@@ -1,0 +1,1 @@
+"""Text for people: names that were meant, lists, durations, numbers in percent."""

@@ -1,0 +1,256 @@
+"""The training loop. There is one: what differs between runs is the recipe, and evaluators are passed in."""
+
+import json
+import logging
+import math
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from diffclip.config import Recipe
+from diffclip.data.loading.loader import Batch, Loader
+from diffclip.distributed import get_world
+from diffclip.errors import Stopped, UserError
+from diffclip.models.clip import CLIP
+from diffclip.models.weights import store as weights
+from diffclip.training import checkpoint
+from diffclip.training.background import BackgroundCheckpoints
+from diffclip.training.checkpoint import Keep
+from diffclip.training.logs import Display, RunLog
+from diffclip.training.monitor import Monitor
+from diffclip.training.parallel import whole
+from diffclip.training.run_directory import claimed
+from diffclip.training.statistics import gradient_norms, not_finite
+from diffclip.training.step import Schedule, TrainState, training_loader, training_source
+
+log = logging.getLogger(__name__)
+
+Evaluator = Callable[[CLIP], Mapping[str, float]]
+
+
+def train(
+    recipe: Recipe, run: Path, *, resume: bool = False, evaluators: Mapping[str, Evaluator] | None = None
+) -> Path:
+    """Train to the end of the recipe; returns the run directory, which `diffclip.load` takes.
+
+    evaluators: name → function of the model whose numbers go to metrics.jsonl as `name/metric`. With `resume`, or
+    restarted by torchrun, the run goes on from its newest good checkpoint, or begins where it has none. Raises
+    UserError where the directory holds another run or is in use, the data cannot be read, a checkpoint cannot be
+    written, or the loss stops being finite; Stopped after Ctrl-C or SIGTERM, once a checkpoint is written.
+
+    Processes that are `distributed.joined` train together: all call this, and the first prints and writes.
+    """
+    world = get_world()
+    source = training_source(recipe)
+    schedule = Schedule.of(recipe, len(source))
+    loader = training_loader(recipe, source)
+    with claimed(run, recipe, resume) if world.is_main else nullcontext(False) as resume:
+        resume = world.broadcast(resume)
+        trainer = TrainState(recipe, schedule)
+        state = (checkpoint.restore(run, trainer.model, trainer.optimizer, trainer.average) if resume else None) or {
+            "step": 0,
+            "seconds": 0.0,
+        }
+        keep = Keep(recipe.training.keep_last, recipe.training.keep_best, recipe.training.best_by)
+        with (
+            closing(RunLog(run, state["step"], state["seconds"])) if world.is_main else nullcontext() as records,
+            BackgroundCheckpoints(run, trainer.model.config, keep) as checkpoints,
+            Display(run.name, schedule.steps, None if world.is_main else Console(quiet=True)) as display,
+            _stop_signal() as stop,
+        ):
+            monitor = Monitor(batch_size=recipe.training.batch_size, warmup_steps=schedule.warmup_steps)
+            for line in records.kept if records else ():
+                monitor.watch(line)
+            _Loop(trainer, loader, run, records, checkpoints, display, evaluators or {}, stop, monitor).go_on(state)
+        _save_model(trainer, run)
+    return run
+
+
+def _save_model(trainer: TrainState, run: Path) -> None:
+    """The trained model, for `diffclip.load`."""
+    with trainer.evaluation_weights():
+        model = trainer.layout.plain()
+        try:
+            if trainer.world.is_main:
+                weights.save(model, run, step=trainer.schedule.steps)
+        except OSError as error:
+            raise UserError(f"cannot write the model to {run}: {error.strerror or error}") from None
+    trainer.world.barrier()
+
+
+@dataclass
+class _Loop:
+    trainer: TrainState
+    loader: Loader
+    run: Path
+    records: RunLog | None  # of the process that writes
+    checkpoints: BackgroundCheckpoints
+    display: Display
+    evaluators: Mapping[str, Evaluator]
+    stop: "StopSignal"
+    monitor: Monitor
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """From the step after that of `state` to the last."""
+        options, steps = self.trainer.recipe.training, self.trainer.schedule.steps
+        world, self.mark = self.trainer.world, _Stretch()
+        self.began = time.monotonic() - state["seconds"]
+        self.display.advance(state["step"])
+        for step, epoch, batch in self._batches(state["step"], state.get("skipped")):
+            self.checkpoints.check()
+            loss, lr = self.trainer.step(step - 1, batch)
+            if not math.isfinite(loss):
+                self._give_up(step, batch, loss)
+            stopped = world.any(self.stop.requested, self.trainer.device)
+            self.mark.images += len(batch.indices) * world.size
+            self.display.advance(step)
+            last = step == steps
+            monitored = last or step % options.monitor_every == 0
+            evaluated = self._evaluates(step)
+            logged = monitored or evaluated or step == 1 or step % options.log_every == 0
+            saved = last or step % options.checkpoint_every == 0 or (evaluated and options.keep_best > 0)
+            saved = saved or stopped
+            metrics: dict[str, float] = {}
+            if logged or saved:
+                norms = gradient_norms(self.trainer.model)
+                if not norms.finite:  # the weights are spoilt by it: this must not become a checkpoint
+                    self._give_up(step, batch, loss)
+                measured: dict[str, Any] = {"grad_norm": norms.total}
+                if monitored:
+                    measured |= norms.record() | self.trainer.statistics(batch)
+                if evaluated:
+                    metrics = self._evaluate(step)
+                if logged:
+                    self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr}, measured | metrics)
+            if saved:
+                seconds = time.monotonic() - self.began
+                tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer, self.trainer.average)
+                record = {"step": step, "seconds": seconds, "metrics": metrics, "skipped": self._skipped()}
+                self.checkpoints.save(tensors, record)
+            if stopped and not last:
+                self.checkpoints.wait()
+                world.barrier()
+                raise Stopped(f"stopped at step {step} of {steps} and saved; go on with the same command and --resume")
+
+    def _evaluates(self, step: int) -> bool:
+        every = round(self.trainer.recipe.training.evaluate_every * self.trainer.schedule.steps_per_epoch)
+        return bool(self.evaluators) and (step == self.trainer.schedule.steps or (every > 0 and step % every == 0))
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        with self.trainer.evaluation_weights():
+            model = self.trainer.layout.plain()
+            model.eval()
+            metrics = {
+                f"{name}/{key}": value for name, run in self.evaluators.items() for key, value in run(model).items()
+            }
+            model.train()
+        wanted = self.trainer.recipe.training.best_by
+        if self.trainer.recipe.training.keep_best and wanted not in metrics:
+            raise UserError(f"training.best_by = {wanted!r} is not measured; give one of {', '.join(metrics)}")
+        shown = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
+        self.display.note(f"step {step}, {(time.monotonic() - self.began) / 60:.1f} min: {shown}")
+        return metrics
+
+    def _record(self, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+        model = self.trainer.model
+        lambdas = {tower: whole(values).tolist() for tower, values in model.lambdas().items()}
+        record: dict[str, Any] = {
+            **first,
+            "logit_scale": model.logit_scale.exp().item(),
+            **{f"lambda_{tower}": values for tower, values in lambdas.items()},
+            **measured,
+        }
+        warnings = self.monitor.watch(record)
+        for warning in warnings if self.records else ():
+            log.warning(warning)
+        if warnings:
+            record["warning"] = " | ".join(warnings)
+        record |= {**self.mark.rates(), "seconds": time.monotonic() - self.began}
+        if self.records:
+            self.records.write(record)
+        self.display.record(record)
+        self.mark.restart()
+
+    def _batches(self, done: int, skipped: Mapping[str, int] | None) -> Iterator[tuple[int, float, Batch]]:
+        """(step counted from 1, epochs done after it, batch) of the steps that are left.
+
+        skipped: images skipped in the epoch of step `done` up to it, by reason, of all processes; None: not known.
+        """
+        step, schedule = done, self.trainer.schedule
+        if skipped is not None and not self.trainer.world.is_main:
+            skipped = {}  # the first process counts them for all
+        while step < schedule.steps:
+            epoch, start = divmod(step, schedule.steps_per_epoch)
+            batches = self.loader.epoch(epoch, start, skipped if start else None)
+            while step < min(schedule.steps, (epoch + 1) * schedule.steps_per_epoch):
+                asked = time.monotonic()
+                batch = next(batches)
+                self.mark.waited += time.monotonic() - asked
+                step += 1
+                yield step, step / schedule.steps_per_epoch, batch
+            if found := self._skipped():
+                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
+                self.display.note(f"epoch {epoch + 1}: skipped images: {reasons}")
+
+    def _skipped(self) -> Counter[str]:
+        """Images skipped in this epoch so far, by reason, of all processes."""
+        return sum(self.trainer.world.all_gather_objects(self.loader.skipped), Counter[str]())
+
+    def _give_up(self, step: int, batch: Batch, loss: float) -> NoReturn:
+        """Say what is not finite, and where; keep the batch's indices."""
+        model = self.trainer.model
+        spoilt = not_finite(model, gradients=math.isfinite(loss))
+        path = self.run / f"not_finite_step_{step:08d}.json"
+        indices = [index for own in self.trainer.world.all_gather_objects(batch.indices.tolist()) for index in own]
+        if self.trainer.world.is_main:
+            path.write_text(json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": indices}))
+        where = f"first in {spoilt[0]} of {len(spoilt)} parameters" if spoilt else "all weights are finite"
+        what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+        raise UserError(
+            f"{what} at step {step} ({where}); nothing of this step was saved, the batch's indices are in {path}; "
+            'lower optimizer.lr or set training.precision = "float32", then --resume from the last checkpoint'
+        )
+
+
+class _Stretch:
+    """Images and seconds since the last record, and how much of the time was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.images, self.waited, self._began = 0, 0.0, time.monotonic()
+
+    def rates(self) -> dict[str, float]:
+        seconds = time.monotonic() - self._began
+        return {"images_per_s": self.images / seconds, "data_wait": self.waited / seconds}
+
+
+class StopSignal:
+    """Becomes `requested` at the first Ctrl-C or SIGTERM; the second one ends the program at once."""
+
+    requested = False
+
+
+@contextmanager
+def _stop_signal() -> Iterator[StopSignal]:
+    stop = StopSignal()
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
