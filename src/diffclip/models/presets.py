@@ -3,13 +3,13 @@
 CLIP and DiffCLIP of one size differ in `vision_attention` and `text_attention`, and in nothing else.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from diffclip.errors import UserError
+from diffclip.text import did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -274,7 +274,9 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     Raises UserError for a name that is no preset, a field that does not exist, or numbers that do not fit.
     """
     if name not in PRESETS:
-        raise UserError(f"there is no model {name!r}{_suggest(name, PRESETS)}; diffclip.list_models() has all names")
+        raise UserError(
+            f"there is no model {name!r}{did_you_mean(name, PRESETS)}; diffclip.list_models() has all names"
+        )
     return override(PRESETS[name], overrides)
 
 
@@ -283,12 +285,7 @@ def override(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     for key in changes:
         if key not in ModelConfig.__dataclass_fields__:
             raise UserError(
-                f"there is no model setting {key!r}{_suggest(key, ModelConfig.__dataclass_fields__)}; "
+                f"there is no model setting {key!r}{did_you_mean(key, ModelConfig.__dataclass_fields__)}; "
                 f"there are {', '.join(ModelConfig.__dataclass_fields__)}"
             )
     return replace(config, **changes)
-
-
-def _suggest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

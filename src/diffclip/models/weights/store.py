@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from diffclip import durable
-from diffclip.data.formats.columns import listed
 from diffclip.data.images import to_rgb
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
@@ -28,6 +27,7 @@ from diffclip.models.weights.files import (
     read_json,
     read_tensors,
 )
+from diffclip.text import listed
 
 
 @dataclass(frozen=True)
