@@ -20,9 +20,9 @@ from diffclip.evaluation.run.suite import DataSet, NamedModel, record
 from diffclip.evaluation.tasks import grounding
 from diffclip.evaluation.tasks.fine_grained import PairImages
 from diffclip.models.weights.store import load
-from diffclip.reporting import pair as tables
-from diffclip.reporting.pair import Comparison, ModelName
+from diffclip.reporting.compare import ModelName, Row, compare_two, headline
 from diffclip.reporting.report import Options, report
+from diffclip.reporting.tables.comparison import two_models
 from diffclip.training import loop as trainer
 from diffclip.training.step import Schedule, TrainState, training_loader, training_source
 
@@ -57,8 +57,8 @@ def run(out: Path, minutes: float, seed: int) -> Path:
         for label, preset in MODELS.items()
     )
     comparison = _compare(clip, diffclip, out / "results.jsonl", console)
-    console.print(tables.to_rich(comparison))
-    console.print(tables.headline(comparison))
+    console.print(two_models(comparison))
+    console.print(headline(comparison))
     recipe = recipes["DiffCLIP"]
     written = report(
         [out],
@@ -86,7 +86,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     return written.page
 
 
-def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> Comparison:
+def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> tuple[Row, ...]:
     """Both models on every test set, with the results in `path`, and on where they look."""
     models = (clip, diffclip)
     raise_failures(run_suite(models, test_data(), path, console))
@@ -94,7 +94,7 @@ def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Consol
         grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK)
         record(path, key, grounded, fingerprint(named.model))
-    return tables.compare(
+    return compare_two(
         path, *(ModelName(label, named.name, named.pretrained) for label, named in zip(MODELS, models, strict=True))
     )
 

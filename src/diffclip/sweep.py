@@ -26,7 +26,8 @@ from diffclip.evaluation.run.named_model import named_model
 from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import Failure
 from diffclip.evaluation.tasks.table import SPECS
-from diffclip.reporting import sweep_table
+from diffclip.reporting.compare import Row, compare_variants
+from diffclip.reporting.tables import comparison
 from diffclip.sweep_config import Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint
 from diffclip.training import loop as trainer
@@ -110,11 +111,11 @@ def command(
         failures += run_suite([model], data, results, console, cache=FeatureCache(out / "features"))
         write_table(sweep, out, resamples=ROUGH)
     table = write_table(sweep, out)
-    console.print(sweep_table.to_rich(table))
-    for row in table.rows:
+    console.print(comparison.sweep(table))
+    for row in table:
         if row.missing:
             numbers = ", ".join(map(str, row.missing))
-            console.print(f"{row.variant} lacks results of {row.group} with seeds {numbers}", highlight=False)
+            console.print(f"{row.model} lacks results of {row.group} with seeds {numbers}", highlight=False)
     console.print(f"Written to {out}: table.md, table.csv, results.jsonl", highlight=False, soft_wrap=True)
     raise_failures(failures)
 
@@ -175,16 +176,16 @@ def train(one: Run) -> None:
         trainer.train(one.recipe, one.folder, resume=True, evaluators=evaluators(data))
 
 
-def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> sweep_table.SweepTable:
+def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Row, ...]:
     """The table of what results.jsonl has, also as OUT/table.md and OUT/table.csv."""
     variants = {variant.name: f"{_weights(out, variant)}*" for variant in sweep.variant}
     groups = {
         group.name: [(name, SPECS[group.task].result, group.resolved_metric) for name in group.data]
         for group in sweep.group
     }
-    table = sweep_table.tabulate(out / "results.jsonl", variants, groups, sweep.baseline, resamples=resamples)
-    _write(out / "table.md", sweep_table.to_markdown(table))
-    _write(out / "table.csv", sweep_table.to_csv(table))
+    table = compare_variants(out / "results.jsonl", variants, groups, sweep.baseline, resamples=resamples)
+    _write(out / "table.md", comparison.sweep_markdown(table))
+    _write(out / "table.csv", comparison.sweep_csv(table))
     return table
 
 

@@ -4,9 +4,10 @@ import statistics
 import pytest
 from made_results import put, put_examples
 
+from diffclip.evaluation.stats.seeds import EXAMPLES, SEEDS
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import group
-from diffclip.reporting.scores import EXAMPLES, SEEDS, Scores, Source, plain
+from diffclip.reporting.scores import Scores, Source, plain
 
 ON = (Source(("cifar10",), "linear_probe", ("mean_per_class_recall", "acc1")),)
 BOTH = (*ON, Source(("dtd",), "linear_probe", ("acc1",)))

@@ -59,6 +59,12 @@ class Collection:
     runs: tuple[RunDirectory, ...]
     _examples: dict[Key, PerExampleScores | None] = field(default_factory=dict, compare=False, repr=False)
 
+    @classmethod
+    def of_file(cls, path: Path) -> "Collection":
+        """The results of one results.jsonl; none where there is no such file."""
+        every = results.read(path)
+        return cls(tuple(every), {result.key: path for result in every}, ())
+
     def examples(self, key: Key) -> PerExampleScores | None:
         """The values of single examples of a result, where they are kept."""
         if key not in self._examples:

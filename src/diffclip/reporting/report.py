@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.progress import track
 
 from diffclip.errors import UserError
-from diffclip.reporting import differences
 from diffclip.reporting.collect import Collection, collect
+from diffclip.reporting.compare import summary
 from diffclip.reporting.families import Group, group
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.page import render as page
 from diffclip.reporting.page.contents import Drawing, Report, build
 from diffclip.reporting.scores import Scores
-from diffclip.reporting.tables import formats
+from diffclip.reporting.tables import comparison, formats
 from diffclip.reporting.tables.fill import Table
 from diffclip.reporting.tables.layouts import slug
 
@@ -84,10 +84,10 @@ def report(
         for suffix, form in TABLE_FORMS.items():
             write(out / "tables" / f"{table.layout.name}.{suffix}", form(table).encode())
     for part in made.parts:
-        if part.compared:
-            name = f"differences-{slug(part.compared[0].group)}"
-            write(out / "tables" / f"{name}.csv", differences.to_csv(part.compared).encode())
-            write(out / "tables" / f"{name}.md", differences.to_markdown(part.compared).encode())
+        if part.differences:
+            name = f"differences-{slug(part.differences[0].group)}"
+            write(out / "tables" / f"{name}.csv", comparison.report_csv(part.differences).encode())
+            write(out / "tables" / f"{name}.md", comparison.report_markdown(part.differences).encode())
     drawings = [*(drawing for part in made.parts for drawing in part.drawings), *_panel_drawings(panels)]
     for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
         _save(drawing, out / "figures")
@@ -184,8 +184,8 @@ def _introduction(collection: Collection, groups: Sequence[Group]) -> str:
 
 def _outcome(made: Report, groups: Sequence[Group]) -> list[str]:
     """A paragraph a group that has something to compare."""
-    rows = [row for part in made.parts for row in part.compared]
-    texts = (differences.summary([row for row in rows if row.group == one.name]) for one in groups)
+    rows = [row for part in made.parts for row in part.differences]
+    texts = (summary([row for row in rows if row.group == one.name]) for one in groups)
     return [text for text in texts if text]
 
 

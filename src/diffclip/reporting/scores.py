@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from diffclip.evaluation.results import PerExampleScores, Result
 from diffclip.evaluation.stats import seeds
-from diffclip.evaluation.stats.bootstrap import Interval
+from diffclip.evaluation.stats.seeds import Difference
 from diffclip.reporting.collect import Collection
 from diffclip.reporting.families import Family, Member
-
-SEEDS, EXAMPLES = "seeds", "test examples"
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Source:
     """Which result a number is taken from."""
 
     datasets: tuple[str, ...]
-    """Names of one data set, as `plain` makes them; the first with a result counts."""
+    """Names of one data set, as results or `plain` have them; the first with a result counts."""
     task: str
     metrics: tuple[str, ...]
     """The first that the result has counts."""
@@ -51,31 +49,17 @@ class Score:
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else self.repeats_sd
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A score minus the baseline's, over the seeds that both have."""
-
-    mean: float
-    interval: Interval | None
-    """None where nothing can be said: single runs without the values of their test examples."""
-    over: str
-    """What the interval is over: SEEDS (and test examples, where those are known), EXAMPLES, or nothing."""
-
-    @property
-    def significant(self) -> bool | None:
-        """Whether the 95 % interval leaves out 0; None where there is no interval."""
-        return None if self.interval is None else self.interval.significant
-
-
 class Scores:
     """The results of a collection, found by data set, task and member."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, collection: Collection, *, resamples: int = 10_000) -> None:
         self.collection = collection
+        self._resamples = resamples
         self._differences: dict[tuple[object, ...], Difference | None] = {}
         self._found: dict[tuple[str, str, str, str], Result] = {}
-        for result in collection.results:
-            self._found[plain(result.dataset), result.task, result.model, result.pretrained] = result
+        for rename in (plain, str):  # of two data sets with one plain name, each also has its own
+            for result in collection.results:
+                self._found[rename(result.dataset), result.task, result.model, result.pretrained] = result
 
     def result(self, member: Member, source: Source) -> tuple[Result, str] | None:
         """The result of a source and the metric of it that counts."""
@@ -93,7 +77,7 @@ class Scores:
             values = [self._value(member, source) for source in sources]
             numbers = [value for value in values if value is not None]
             if numbers and len(numbers) == len(values):
-                by_seed[member.seed] = statistics.fmean(numbers)
+                by_seed[member.seed] = float(np.mean(numbers))
         return Score(by_seed, self._repeats_sd(family, sources) if len(by_seed) == 1 else None) if by_seed else None
 
     def _repeats_sd(self, family: Family, sources: Sources) -> float | None:
@@ -119,17 +103,15 @@ class Scores:
         if len(one.by_seed) == len(other.by_seed) == 1:
             pairs = [(next(iter(one.by_seed)), next(iter(other.by_seed)))]
         if not pairs:
-            return Difference(other.mean - one.mean, None, "")
+            return Difference(other.mean - one.mean, None, (), None, None, False)
         members = [(baseline.by_seed[first], family.by_seed[second]) for first, second in pairs]
         matrices = self._example_differences(members, sources)
-        found = seeds.paired(
+        return seeds.paired(
             {place: one.by_seed[first] for place, (first, _) in enumerate(pairs)},
             {place: other.by_seed[second] for place, (_, second) in enumerate(pairs)},
             examples=matrices,
+            resamples=self._resamples,
         )
-        if len(pairs) > 1:
-            return Difference(found.mean, found.interval, SEEDS)
-        return Difference(found.mean, found.interval if matrices else None, EXAMPLES if matrices else "")
 
     def _example_differences(
         self, members: Sequence[tuple[Member, Member]], sources: Sources

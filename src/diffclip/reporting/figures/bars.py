@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from diffclip.reporting.figures import style as figures
-from diffclip.reporting.pair import percent
 from diffclip.reporting.tables.fill import Cell, Row, Table
 from diffclip.reporting.tables.formats import gain_text
+from diffclip.text import percent
 
 COLUMN = 3.4
 """Inches: the width of a paper's column."""

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from diffclip.analysis.curves import Curve, read_curves
 from diffclip.errors import UserError
-from diffclip.reporting.differences import Compared, compared, metric_name
+from diffclip.reporting.compare import Row, compare_families
 from diffclip.reporting.families import Group
 from diffclip.reporting.figures import bars as paper_figures
 from diffclip.reporting.figures import curves as curve_figures
@@ -17,6 +17,7 @@ from diffclip.reporting.tables import layouts as paper_tables
 from diffclip.reporting.tables.fill import Table, fill
 from diffclip.reporting.tables.formats import gain_text, value_text
 from diffclip.reporting.tables.layouts import Layout, slug
+from diffclip.reporting.titles import metric_title
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Part:
     introduction: str = ""
     tables: tuple[Table, ...] = ()
     drawings: tuple[Drawing, ...] = ()
-    compared: tuple[Compared, ...] = ()
+    differences: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,8 @@ def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[s
     training = list(_training(group, palette))
     if training:
         yield Part(f"Training, {group.name}", "", (), tuple(training))
-    found = compared(scores, group)
-    if found:
-        yield Part(f"Differences, {group.name}", DIFFERENCES, compared=tuple(found))
+    if differences := compare_families(scores, group):
+        yield Part(f"Differences, {group.name}", DIFFERENCES, differences=differences)
 
 
 DIFFERENCES = (
@@ -285,7 +285,7 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
 def _evaluated(name: str) -> str:
     """What is measured during training is logged as "data set/metric"."""
     dataset, _, metric = name.rpartition("/")
-    return f"{metric_name(metric)[:1].upper()}{metric_name(metric)[1:]} on {dataset}"
+    return f"{metric_title(metric)[:1].upper()}{metric_title(metric)[1:]} on {dataset}"
 
 
 def _drawn(figure: Figure | None) -> Figure:

@@ -10,14 +10,15 @@ from importlib.resources import files
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from diffclip.reporting import differences
-from diffclip.reporting.differences import Compared
+from diffclip.reporting.compare import Row as Comparison
+from diffclip.reporting.compare import interval_text, score_text
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.page.contents import Drawing, Part, Report
-from diffclip.reporting.pair import percent
 from diffclip.reporting.tables.fill import Cell, Row, Table
-from diffclip.reporting.tables.formats import model_text, value_text
+from diffclip.reporting.tables.formats import model_text
 from diffclip.reporting.tables.layouts import slug
+from diffclip.reporting.titles import metric_title, task_title
+from diffclip.text import percent
 
 if TYPE_CHECKING:  # panels imports models, which a report without them does not need
     from diffclip.reporting.figures.panels import GroupPanels
@@ -74,7 +75,7 @@ def _part(part: Part) -> str:
     tables = "".join(_table(table) for table in part.tables)
     drawings = "".join(map(_drawing, part.drawings))
     grid = f'<div class="grid">{drawings}</div>\n' if drawings else ""
-    return text + tables + grid + (_compared(part.compared) if part.compared else "")
+    return text + tables + grid + (_compared(part.differences) if part.differences else "")
 
 
 def _table(table: Table) -> str:
@@ -140,24 +141,24 @@ def _drawing(drawing: Drawing) -> str:
     return f"<figure>\n<h3>{escape(drawing.title)}</h3>\n{named}\n{note}{numbers}</figure>\n"
 
 
-def _compared(rows: Sequence[Compared]) -> str:
+def _compared(rows: Sequence[Comparison]) -> str:
     head = ("", "model", rows[0].baseline, "model's", "difference", "95 % interval", "verdict", "chance")
     titles = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     bodies = []
     for (dataset, task), found in groupby(rows, key=lambda row: (row.dataset, row.task)):
-        name = f"{escape(dataset)} <small>{escape(differences.task_name(task))}</small>"
+        name = f"{escape(dataset)} <small>{escape(task_title(task))}</small>"
         lines = [f'<tr class="block"><th scope="rowgroup" colspan="2">{name}</th><td colspan="6"></td></tr>']
         last = ""
         for row in found:
-            metric = differences.metric_name(row.metric)
+            metric = metric_title(row.metric)
             shown = f'<span class="again">{escape(metric)}</span>' if metric == last else escape(metric)
             kind = "" if not row.difference.significant else "up" if row.difference.mean > 0 else "down"
             cells = [
                 row.model,
-                value_text(Cell(row.baseline_score)),
-                value_text(Cell(row.score)),
+                score_text(row.baseline_score),
+                score_text(row.score),
                 percent(row.difference.mean, signed=True),
-                differences.interval_text(row.difference),
+                interval_text(row.difference),
                 row.verdict,
                 percent(row.chance),
             ]

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from diffclip.evaluation.stats.seeds import SEEDS, Difference
 from diffclip.reporting.families import Family, Group
-from diffclip.reporting.scores import SEEDS, Difference, Score, Scores
+from diffclip.reporting.scores import Score, Scores
 from diffclip.reporting.tables import paper_numbers
 from diffclip.reporting.tables.layouts import Block, Layout
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from diffclip.reporting.families import Group
 from diffclip.reporting.scores import Scores, Source, Sources, plain
+from diffclip.reporting.titles import GROUNDING_COLUMNS, ZERO_SHOT
 
 PROBE, FEW_SHOT = "linear_probe", "few_shot"
-ZERO_SHOT, RETRIEVAL = "zeroshot_classification", "zeroshot_retrieval"
+RETRIEVAL = "zeroshot_retrieval"
 # Caltech-101, Pets, Flowers and Aircraft are scored by the mean over classes in the paper's protocol.
 BY_CLASS = ("mean_per_class_recall", "acc1")
 TOP1 = ("acc1",)
@@ -39,15 +40,6 @@ SHIFTS = {
 MMVP = ("mmvpvlm", "mmvp")
 FINE_GRAINED, PAIRS = "fine_grained", "pair_accuracy"
 GROUNDING = "grounding"
-GROUNDED = {
-    "pointing_game": "Pointing game",
-    "energy_in_mask": "Energy in the mask",
-    "average_precision": "Average precision",
-    "average_precision_of_other_query": "The same, another query's map",
-    "pointing_game_by_occlusion": "Pointing game, by occlusion",
-    "energy_in_mask_by_occlusion": "Energy in the mask, by occlusion",
-    "average_precision_by_occlusion": "Average precision, by occlusion",
-}
 SIX = ("Linear probing", "Few-shot", "Image retrieval", "Text retrieval", "Zero-shot", "Zero-shot OOD")
 # Data sets that small models are tried on as well: alone they do not make a comparison with the paper.
 SMALL = {"cifar10"}
@@ -220,7 +212,7 @@ def grounding_layouts(scores: Scores, group: Group) -> list[Layout]:
     layouts = []
     for dataset in data_sets(scores, group, GROUNDING):
         known = {m for r in scores.of(group.families) if (r.dataset, r.task) == (dataset, GROUNDING) for m in r.metrics}
-        measured = {metric: label for metric, label in GROUNDED.items() if metric in known}
+        measured = {metric: label for metric, label in GROUNDING_COLUMNS.items() if metric in known}
         columns = tuple(map(Column, measured.values()))
         sources = tuple((Source((plain(dataset),), GROUNDING, (metric,)),) for metric in measured)
         title = f"Relevance and masks on {dataset} (%)"
