@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from diffclip.analysis.attention_maps import relevance
+from diffclip.analysis.look import inputs, visible
+from diffclip.analysis.relevance import relevance
 from diffclip.data.images import BadImage, decode
 from diffclip.data.scenes import SceneSource
-from diffclip.data.tokenizer import get_tokenizer
-from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.tasks.grounding import MaskedSource
 from diffclip.models.clip import CLIP
@@ -36,8 +32,8 @@ def attention_panel(baseline: CLIP, candidate: CLIP, image: bytes | Pixels, quer
     """
     pixels = decode(image)
     maps = [_maps(model, pixels, queries) for model in (baseline, candidate)]
-    seen = EvalTransform(min(pixels.shape[:2]), baseline.config.resize)(pixels)  # (3, S, S) uint8
-    return AttentionPanel(np.ascontiguousarray(seen.permute(1, 2, 0).numpy()), tuple(queries), maps[0], maps[1])
+    image = visible(baseline, pixels, min(pixels.shape[:2]))
+    return AttentionPanel(image, tuple(queries), maps[0], maps[1])
 
 
 def scene_panels(
@@ -107,9 +103,5 @@ def _training_data(member: Member) -> object:
 
 
 def _maps(model: CLIP, image: Pixels, queries: Sequence[str]) -> tuple[Map, ...]:
-    config, device = model.config, next(model.parameters()).device
-    pixels = EvalTransform(config.image_size, config.resize)(image).to(device)  # (3, S, S) uint8
-    batch = normalise(pixels.expand(len(queries), -1, -1, -1), config.image_mean, config.image_std)
-    tokens = get_tokenizer(config.context_length)(list(queries)).to(device)
-    found: torch.Tensor = relevance(model, batch, tokens).cpu()
-    return tuple(found.numpy())
+    pixels, tokens = inputs(model, image, queries)
+    return tuple(relevance(model, pixels.expand(len(queries), -1, -1, -1), tokens).cpu().numpy())
