@@ -13,7 +13,7 @@ from diffclip.evaluation import results
 from diffclip.evaluation.stats.seeds import EXAMPLES, Difference, Spread, split_seed, spread
 from diffclip.reporting.collect import Collection
 from diffclip.reporting.families import Family, Group, Member
-from diffclip.reporting.scores import Score, Scores, Source, plain
+from diffclip.reporting.scores import Score, Scores, Source
 from diffclip.reporting.titles import QUALITY, ZERO_SHOT, metric_title, task_title
 from diffclip.text import percent
 
@@ -100,7 +100,7 @@ def _rows(
     """A row for each metric and family after the first. A metric that repeats acc1 exactly is left out."""
     baseline = families[0]
     for dataset, task, metric in metrics:
-        source = _source(dataset, task, metric)
+        source = Source.of(dataset, task, metric)
         for family in families[1:]:
             if metric == "mean_per_class_recall" and _repeats_acc1(scores, (baseline, family), source):
                 continue
@@ -116,10 +116,6 @@ def _rows(
                 metric,
                 _chance(scores, chance_of, source),
             )
-
-
-def _source(dataset: str, task: str, metric: str) -> Source:
-    return Source((dataset, plain(dataset)), task, (metric,))
 
 
 def _spread(score: Score | None) -> Spread | None:
@@ -167,7 +163,7 @@ def compare_variants(
     trained = {name: Family(name, "", tuple(members.get(stem, ()))) for name, stem in weights.items()}
     rows = []
     for group, metrics in groups.items():
-        sources = tuple(_source(*metric) for metric in metrics)
+        sources = tuple(Source.of(*metric) for metric in metrics)
         by_seed = {
             name: score.by_seed if (score := scores.score(family, sources)) else {} for name, family in trained.items()
         }

@@ -62,7 +62,7 @@ class Group:
         return self.families[0]
 
 
-def group(collection: Collection, labels: Sequence[tuple[str, str]] = ()) -> tuple[Group, ...]:
+def find_groups(collection: Collection, labels: Sequence[tuple[str, str]] = ()) -> tuple[Group, ...]:
     """Sort every model of a collection into groups and families.
 
     labels: (NAME, PATTERN) pairs; a model whose `model` or `pretrained` a shell pattern matches is called NAME,

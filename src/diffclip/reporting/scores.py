@@ -20,10 +20,15 @@ class Source:
     """Which result a number is taken from."""
 
     datasets: tuple[str, ...]
-    """Names of one data set, as results or `plain` have them; the first with a result counts."""
+    """Names of one data set, as results or `plain_name` have them; the first with a result counts."""
     task: str
     metrics: tuple[str, ...]
     """The first that the result has counts."""
+
+    @classmethod
+    def of(cls, dataset: str, task: str, *metrics: str) -> "Source":
+        """Of a data set as results call it, under its plain name too: other results may write it otherwise."""
+        return cls((dataset, plain_name(dataset)), task, metrics)
 
 
 Sources = tuple[Source, ...]
@@ -57,7 +62,7 @@ class Scores:
         self._resamples = resamples
         self._differences: dict[tuple[object, ...], Difference | None] = {}
         self._found: dict[tuple[str, str, str, str], Result] = {}
-        for rename in (plain, str):  # of two data sets with one plain name, each also has its own
+        for rename in (plain_name, str):  # of two data sets with one plain name, each also has its own
             for result in collection.results:
                 self._found[rename(result.dataset), result.task, result.model, result.pretrained] = result
 
@@ -143,7 +148,7 @@ class Scores:
         return (r for r in self.collection.results if (r.model, r.pretrained) in names)
 
 
-def plain(dataset: str) -> str:
+def plain_name(dataset: str) -> str:
     """A data set's name without what differs between programs: `wds/vtab/caltech101`, `caltech-101`."""
     name = re.sub(r"[-_ ]", "", dataset.lower())
     return re.sub(r"^(wds/)?(vtab/)?", "", name)

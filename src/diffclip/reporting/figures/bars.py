@@ -1,6 +1,6 @@
-"""The paper's figures, drawn from filled tables: bars (Figures 1, 3 and 5) and the radar (Figure 4).
+"""The paper's figures, drawn from tables: bars (Figures 1, 3 and 5) and the radar (Figure 4).
 
-Each function makes a figure in the style that is set around it (`styled`), 3.4 inches wide, the column of a paper.
+Each function makes a figure in the style that is set around it (`style.style`), 3.4 inches wide, the column of a paper.
 """
 
 import textwrap

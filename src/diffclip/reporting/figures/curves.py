@@ -18,7 +18,7 @@ from diffclip.analysis.lambda_curves import by_layer
 from diffclip.reporting.families import Family, Group
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.figures.bars import COLUMN, Palette
-from diffclip.reporting.scores import Score, Scores, Source, plain
+from diffclip.reporting.scores import Score, Scores, Source, plain_name
 
 ATTACKED = re.compile(r"acc1/(\w+)/eps_([\d.]+)")
 CORRUPTED = re.compile(r"acc1/(\w+)/(\d+)")
@@ -80,7 +80,7 @@ def severities(scores: Scores, group: Group, dataset: str, palette: Palette) -> 
         points = _points(scores, family, dataset, "corruptions", {0.0: "acc1/clean"})
         for level in sorted({level for of_kind in kinds.values() for level in of_kind}):
             metrics = [of_kind[level] for of_kind in kinds.values() if level in of_kind]
-            sources = tuple(Source((plain(dataset),), "corruptions", (metric,)) for metric in metrics)
+            sources = tuple(Source.of(dataset, "corruptions", metric) for metric in metrics)
             score = scores.score(family, sources)
             if score is not None:
                 points[level] = score
@@ -247,7 +247,7 @@ def _matches(scores: Scores, group: Group, dataset: str, task: str, pattern: re.
     names = dict.fromkeys(
         metric
         for result in scores.of(group.families)
-        if result.task == task and plain(result.dataset) == plain(dataset)
+        if result.task == task and plain_name(result.dataset) == plain_name(dataset)
         for metric in result.metrics
     )
     return [match for match in map(pattern.fullmatch, names) if match]
@@ -265,5 +265,5 @@ def _points(
     scores: Scores, family: Family, dataset: str, task: str, metrics: Mapping[float, str]
 ) -> dict[float, Score]:
     """x → score, of the metric at each x that the family has."""
-    found = {x: scores.score(family, (Source((plain(dataset),), task, (name,)),)) for x, name in metrics.items()}
+    found = {x: scores.score(family, (Source.of(dataset, task, name),)) for x, name in metrics.items()}
     return {x: score for x, score in found.items() if score is not None}

@@ -75,7 +75,7 @@ def weights_of(member: Member) -> str | None:
     return member.pretrained if Path(member.pretrained).is_file() else None
 
 
-def of_group(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *, scenes: int) -> GroupPanels | None:
+def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *, scenes: int) -> GroupPanels | None:
     """Relevance maps of a group's first two models: on images of the user's and, if trained on scenes, on scenes.
 
     None where the weights of two are not at hand, or there is nothing to look at. Raises UserError for a file that

@@ -16,7 +16,7 @@ class Cell:
 
     score: Score | None = None
     difference: Difference | None = None
-    stated: paper_numbers.Stated | None = None
+    stated: paper_numbers.PaperNumber | None = None
     """The paper's number instead of a measured one."""
     best: bool = False
 

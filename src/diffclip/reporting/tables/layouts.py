@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from diffclip.reporting.families import Group
-from diffclip.reporting.scores import Scores, Source, Sources, plain
+from diffclip.reporting.scores import Scores, Source, Sources, plain_name
 from diffclip.reporting.titles import GROUNDING_COLUMNS, ZERO_SHOT
 
 PROBE, FEW_SHOT = "linear_probe", "few_shot"
@@ -77,16 +77,21 @@ class Layout:
     title: str
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
-    note: str = ""
     seeds: bool = False
     """Whether the table is about the spread over seeds: then it has no gains, and only rows with several."""
 
 
 def paper_layouts() -> list[Layout]:
-    """Tables 1, 2, 4 and 5. (Table 3 is of a language model; see `diffclip eval --tasks pope`.)"""
+    """Tables 1, 2, 4 and 5. (Table 3 is of a language model: see `diffclip pope`.)"""
     nine = (*(Column(label) for label in NINE), Column("Avg."))
     probe, few_shot = (
         _with_average([Source(names, task, metrics) for names, metrics in NINE.values()]) for task in (PROBE, FEW_SHOT)
+    )
+    captioned = (Column(label, f"{way.title()} retrieval") for way in RECALL for label in (*CAPTIONED, "Avg."))
+    recall = (
+        sources
+        for metrics in RECALL.values()
+        for sources in _with_average([Source(names, RETRIEVAL, metrics) for names in CAPTIONED.values()])
     )
     return [
         Layout(
@@ -98,22 +103,8 @@ def paper_layouts() -> list[Layout]:
         Layout(
             "table2",
             "Table 2: zero-shot retrieval (recall@5, %) and zero-shot ImageNet (accuracy, %)",
-            (
-                *(Column(label, "Image retrieval") for label in (*CAPTIONED, "Avg.")),
-                *(Column(label, "Text retrieval") for label in (*CAPTIONED, "Avg.")),
-                Column("ImageNet", "Zero-shot"),
-            ),
-            (
-                Block(
-                    "",
-                    (
-                        *_with_average([Source(names, RETRIEVAL, RECALL["image"]) for names in CAPTIONED.values()]),
-                        *_with_average([Source(names, RETRIEVAL, RECALL["text"]) for names in CAPTIONED.values()]),
-                        (Source(IMAGENET, ZERO_SHOT, TOP1),),
-                    ),
-                    "retrieval",
-                ),
-            ),
+            (*captioned, Column("ImageNet", "Zero-shot")),
+            (Block("", (*recall, (Source(IMAGENET, ZERO_SHOT, TOP1),)), "retrieval"),),
         ),
         Layout(
             "table4",
@@ -143,7 +134,7 @@ def shift_layout(scores: Scores, group: Group) -> Layout | None:
     if not found:
         return None
     reference, shifted = next(iter(found.items()))
-    names = {name: (plain(name),) for name in (reference, *shifted)}
+    names = {name: (name, plain_name(name)) for name in (reference, *shifted)}
     title = f"Zero-shot on {reference} and its shifts (accuracy, %), as Figure 3"
     return _shifts(f"figure3-{slug(group.name)}", title, names)
 
@@ -160,12 +151,15 @@ def pattern_layout(scores: Scores, group: Group) -> Layout | None:
     results = [result for result in scores.of(group.families) if result.task == FINE_GRAINED]
     if not results:
         return None
-    mmvp = next((result for result in results if plain(result.dataset) in MMVP), None)
+    mmvp = next((result for result in results if plain_name(result.dataset) in MMVP), None)
     dataset = (mmvp or results[0]).dataset
     prefix = f"{PAIRS}/"
     patterns = [m for r in results if r.dataset == dataset for m in r.metrics if m.startswith(prefix)]
     patterns = list(dict.fromkeys(patterns))
-    sources = [(Source(MMVP if mmvp else (plain(dataset),), FINE_GRAINED, (metric,)),) for metric in (*patterns, PAIRS)]
+    sources = [
+        (Source(MMVP if mmvp else (dataset, plain_name(dataset)), FINE_GRAINED, (metric,)),)
+        for metric in (*patterns, PAIRS)
+    ]
     labels = [pattern.removeprefix(prefix).replace("_", " ").capitalize() for pattern in patterns]
     columns = (*map(Column, labels), Column("Avg."))
     if mmvp:
@@ -186,14 +180,13 @@ def task_layout(scores: Scores, group: Group, number: int) -> Layout | None:
         averages += [recall[3], recall[7], recall[8]]
     else:
         averages = [
-            tuple(Source((plain(name),), task, TOP1) for name in data_sets(scores, group, task))
-            for task in (PROBE, FEW_SHOT)
+            tuple(Source.of(name, task, *TOP1) for name in data_sets(scores, group, task)) for task in (PROBE, FEW_SHOT)
         ]
         captioned = data_sets(scores, group, RETRIEVAL)
-        averages += [tuple(Source((plain(n),), RETRIEVAL, metrics) for n in captioned) for metrics in RECALL.values()]
+        averages += [tuple(Source.of(n, RETRIEVAL, *metrics) for n in captioned) for metrics in RECALL.values()]
         zero_shot = data_sets(scores, group, ZERO_SHOT)
         reference = next(iter(shifts_of(zero_shot)), zero_shot[0] if zero_shot else "")
-        averages.append((Source((plain(reference),), ZERO_SHOT, TOP1),) if reference else ())
+        averages.append((Source.of(reference, ZERO_SHOT, *TOP1),) if reference else ())
     shifts = shift_layout(scores, group)
     averages.append(shifts.blocks[0].sources[-1] if shifts else ())
     title = f"Figure {number}: six groups of tasks, {group.name} (%)"
@@ -214,7 +207,7 @@ def grounding_layouts(scores: Scores, group: Group) -> list[Layout]:
         known = {m for r in scores.of(group.families) if (r.dataset, r.task) == (dataset, GROUNDING) for m in r.metrics}
         measured = {metric: label for metric, label in GROUNDING_COLUMNS.items() if metric in known}
         columns = tuple(map(Column, measured.values()))
-        sources = tuple((Source((plain(dataset),), GROUNDING, (metric,)),) for metric in measured)
+        sources = tuple((Source.of(dataset, GROUNDING, metric),) for metric in measured)
         title = f"Relevance and masks on {dataset} (%)"
         layouts.append(Layout(f"grounding-{slug(group.name)}-{slug(dataset)}", title, columns, (Block("", sources),)))
     return layouts
@@ -240,7 +233,7 @@ def paper_data_sets() -> set[str]:
 def uses_paper_data(scores: Scores, group: Group) -> bool:
     """Whether a group was measured on a data set that speaks of the paper's comparison."""
     telling = paper_data_sets() - SMALL
-    return any(plain(result.dataset) in telling for result in scores.of(group.families))
+    return any(plain_name(result.dataset) in telling for result in scores.of(group.families))
 
 
 def other_layouts(scores: Scores, group: Group) -> list[Layout]:
@@ -249,7 +242,7 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
     skip = paper_data_sets() if uses_paper_data(scores, group) else set()
 
     def on(task: str) -> list[str]:
-        return list(dict.fromkeys(r.dataset for r in mine if r.task == task and plain(r.dataset) not in skip))
+        return list(dict.fromkeys(r.dataset for r in mine if r.task == task and plain_name(r.dataset) not in skip))
 
     shifted = {name for found in shifts_of(on(ZERO_SHOT)).values() for name in found}
     classified = {PROBE: on(PROBE), FEW_SHOT: on(FEW_SHOT), ZERO_SHOT: [d for d in on(ZERO_SHOT) if d not in shifted]}
@@ -259,7 +252,7 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
 
     def block(task: str, measured: Sequence[str]) -> Block:
         """A data set on which nobody was measured leaves its column empty, and out of the average."""
-        each = {name: Source((plain(name),), task, TOP1) for name in measured}
+        each = {name: Source.of(name, task, *TOP1) for name in measured}
         columns: list[Sources] = [(each[name],) if name in each else () for name in names]
         average = [tuple(each.values()) if len(each) > 1 else ()] if len(names) > 1 else []
         return Block(titles[task], (*columns, *average))
@@ -271,24 +264,13 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
         layouts.append(Layout(f"table1-{slug(group.name)}", title, columns, blocks))
     captioned = on(RETRIEVAL)
     if captioned:
-        average = ("Avg.",) if len(captioned) > 1 else ()
-        layouts.append(
-            Layout(
-                f"table2-{slug(group.name)}",
-                f"Zero-shot retrieval on {group.name} (recall@5, %), as Table 2",
-                tuple(Column(n, f"{way.title()} retrieval") for way in RECALL for n in (*captioned, *average)),
-                (
-                    Block(
-                        "",
-                        tuple(
-                            sources
-                            for metrics in RECALL.values()
-                            for sources in _with_average([Source((plain(n),), RETRIEVAL, metrics) for n in captioned])
-                        ),
-                    ),
-                ),
-            )
+        image, text = (
+            _with_average([Source.of(name, RETRIEVAL, *metrics) for name in captioned]) for metrics in RECALL.values()
         )
+        labels = (*captioned, "Avg.") if len(captioned) > 1 else captioned
+        columns = tuple(Column(label, f"{way.title()} retrieval") for way in RECALL for label in labels)
+        title = f"Zero-shot retrieval on {group.name} (recall@5, %), as Table 2"
+        layouts.append(Layout(f"table2-{slug(group.name)}", title, columns, (Block("", (*image, *text)),)))
     return layouts
 
 
