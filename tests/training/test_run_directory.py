@@ -7,7 +7,7 @@ import sys
 import pytest
 from killed import recipe
 
-from diffclip.config import load_recipe
+from diffclip.config import load_recipe, to_toml
 from diffclip.errors import UserError
 from diffclip.training.run_directory import claimed
 
@@ -21,7 +21,7 @@ sys.stdin.read()
 
 
 def claim(run, one=None, resume=False):
-    with claimed(run, one or recipe(0), resume) as resumes:
+    with claimed(run, to_toml(one or recipe(0)), resume) as resumes:
         return resumes
 
 
