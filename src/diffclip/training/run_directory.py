@@ -1,4 +1,4 @@
-"""The directory of a run: claimed by one process at a time, for one recipe."""
+"""The directory of a run: claim_directory by one process at a time, for one recipe."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ RECIPE, LOCK = "recipe.toml", ".lock"
 
 
 @contextmanager
-def claimed(run: Path, recipe: str, resume: bool) -> Iterator[bool]:
+def claim_directory(run: Path, recipe: str, resume: bool) -> Iterator[bool]:
     """Make the run directory and keep other processes out of it; yields whether to go on from its checkpoints.
 
     recipe: as TOML. The directory keeps it.

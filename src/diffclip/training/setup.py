@@ -21,7 +21,7 @@ from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
 from diffclip.training.loop import Evaluator, run_loop
-from diffclip.training.run_directory import claimed
+from diffclip.training.run_directory import claim_directory
 from diffclip.training.step import Schedule, TrainState
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def train(
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     loader = training_loader(recipe, source)
-    with claimed(run, record, resume) if world.is_main else nullcontext(False) as resume:
+    with claim_directory(run, record, resume) if world.is_main else nullcontext(False) as resume:
         resume = world.broadcast(resume)
         state = new_state(recipe, schedule)
         run_loop(state, loader, run, recipe.training, resume=resume, evaluators=evaluators or {})
