@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import tomli
 from pydantic import Field, TypeAdapter, ValidationError
 
-from diffclip.config import STRICT, Count, Recipe, describe, read_toml, validate
-from diffclip.errors import UserError
+from diffclip.config import STRICT, Count, Recipe, read_toml, validate
+from diffclip.errors import UserError, describe
 from diffclip.evaluation.datasets.dataset import Task
 
 Name = Annotated[str, Field(min_length=1)]
