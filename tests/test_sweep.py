@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from diffclip import sweep as sweeps
 from diffclip.cli import main
+from diffclip.commands.sweep import run as run_sweep
 from diffclip.config import load_recipe, read_toml, to_toml
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results
@@ -83,7 +84,7 @@ def write(folder, sweep=SWEEP, base=BASE):
 
 def run(path, out, **options):
     defaults = {"base": None, "seeds": (), "variants": (), "root": None, "settings": (), "dry_run": False}
-    sweeps.command([path], out, **(defaults | options))
+    run_sweep([path], out, **(defaults | options))
 
 
 @pytest.fixture(scope="module")
