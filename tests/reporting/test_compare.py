@@ -178,7 +178,7 @@ def test_a_report_s_tables_keep_names_apart_from_their_own_signs():
 
 
 def test_variants_are_compared_over_the_seeds_that_both_have(path):
-    scores = {"base": {0: 0.5, 1: 0.6, 2: 0.7}, "better": {1: 0.8, 2: 0.9, 3: 0.1}, "alone": {7: 0.9}}
+    scores = {"base": {0: 0.5, 1: 0.6, 2: 0.7}, "better": {2: 0.9, 1: 0.8, 3: 0.1}, "alone": {7: 0.9}}
     for variant, by_seed in scores.items():
         for seed, value in by_seed.items():
             for metric in ("acc1", "acc5") if (variant, seed) != ("better", 3) else ("acc1",):
@@ -205,3 +205,17 @@ def test_a_sweep_of_one_seed_gives_no_interval_and_no_verdict(path):
     weights = {variant: f"out/{variant}/seed_*" for variant in ("base", "better")}
     rows = compare_variants(path, weights, {"group": [("set", ZERO_SHOT, "acc1")]}, "base")
     assert "| group | better | 100.0 | 1 | +100.0 |  | one seed |" in comparison.sweep_markdown(rows)
+
+
+def test_the_order_of_the_results_changes_no_interval(path):
+    generator = np.random.default_rng(0)
+    right = {(v, s): generator.random(40) < 0.5 for v in ("base", "better") for s in range(3)}
+    intervals = []
+    for order in (right, sorted(right, key=lambda run: -run[1])):
+        path.unlink(missing_ok=True)
+        for variant, seed in order:
+            put(path, ModelName("", "clip", f"out/{variant}/seed_{seed}"), "set", {"acc1": right[variant, seed]})
+        weights = {variant: f"out/{variant}/seed_*" for variant in ("base", "better")}
+        *_, row = compare_variants(path, weights, {"group": [("set", ZERO_SHOT, "acc1")]}, "base")
+        intervals.append(row.difference.bootstrap)
+    assert intervals[0] == intervals[1]

@@ -100,12 +100,12 @@ def arrays(looks: Iterable[Look]) -> dict[str, NDArray[np.generic]]:
     tower's, and the same below `model_1/text_1/` the text tower's. Standard attention has `a1` alone.
     """
     by_name: dict[str, NDArray[np.generic]] = {}
-    for number, one in enumerate(looks, start=1):
+    for number, of_model in enumerate(looks, start=1):
         model = f"model_{number}"
-        by_name[f"{model}/image"] = one.image
-        by_name[f"{model}/relevance"] = np.stack(one.relevance)
-        towers = {model: one.image_layers}
-        towers |= {f"{model}/text_{n}": layers for n, layers in enumerate(one.text_layers, start=1)}
+        by_name[f"{model}/image"] = of_model.image
+        by_name[f"{model}/relevance"] = np.stack(of_model.relevance)
+        towers = {model: of_model.image_layers}
+        towers |= {f"{model}/text_{n}": layers for n, layers in enumerate(of_model.text_layers, start=1)}
         for prefix, layers in towers.items():
             for place, layer in enumerate(layers, start=1):
                 tensors = {"a1": layer.a1}

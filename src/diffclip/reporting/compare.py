@@ -155,26 +155,26 @@ def compare_variants(
     mean over its metrics. A seed counts where it has all of them, and for a difference where both variants have it.
     """
     scores = Scores(Collection.of_file(path), resamples=resamples)
-    named = dict.fromkeys((result.model, result.pretrained) for result in scores.collection.results)
-    members: dict[str, list[Member]] = {}
-    for model, pretrained in named:
+    members: dict[str, list[Member]] = {stem: [] for stem in weights.values()}
+    for model, pretrained in dict.fromkeys((result.model, result.pretrained) for result in scores.collection.results):
         stem, seed = split_seed(pretrained)
-        members.setdefault(stem, []).append(Member(model, pretrained, "", seed))
-    trained = {name: Family(name, "", tuple(members.get(stem, ()))) for name, stem in weights.items()}
+        if stem in members and seed is not None:
+            members[stem].append(Member(model, pretrained, "", seed))
+    by_name = {
+        name: Family(name, "", tuple(sorted(members[stem], key=lambda member: member.seed or 0)))
+        for name, stem in weights.items()
+    }
     rows = []
     for group, metrics in groups.items():
         sources = tuple(Source.of(*metric) for metric in metrics)
-        by_seed = {
-            name: score.by_seed if (score := scores.score(family, sources)) else {} for name, family in trained.items()
-        }
+        measured = {name: scores.score(family, sources) for name, family in by_name.items()}
+        by_seed = {name: score.by_seed if score else {} for name, score in measured.items()}
         spreads = {name: spread(list(values.values())) if values else None for name, values in by_seed.items()}
-        for name, family in trained.items():
+        for name, family in by_name.items():
             difference = None
             if name != baseline and by_seed[name].keys() & by_seed[baseline].keys():
-                difference = scores.difference(trained[baseline], family, sources)
-            missing = tuple(
-                sorted(m.seed for m in family.members if m.seed is not None and m.seed not in by_seed[name])
-            )
+                difference = scores.difference(by_name[baseline], family, sources)
+            missing = tuple(seed for seed in family.by_seed if seed is not None and seed not in by_seed[name])
             rows.append(Row(group, baseline, name, spreads[baseline], spreads[name], difference, missing=missing))
     return tuple(rows)
 

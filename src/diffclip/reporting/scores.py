@@ -87,33 +87,33 @@ class Scores:
 
     def _repeats_sd(self, family: Family, sources: Sources) -> float | None:
         """What few-shot, repeated with other episodes, says beside its one number."""
-        found = [self.result(member, sources[0]) for member in family.members] if len(sources) == 1 else []
-        return next((each[0].metrics.get(f"{each[1]}_sd") for each in found if each), None)
+        results = [self.result(member, sources[0]) for member in family.members] if len(sources) == 1 else []
+        return next((found[0].metrics.get(f"{found[1]}_sd") for found in results if found), None)
 
     def difference(self, baseline: Family, family: Family, sources: Sources) -> Difference | None:
         """Paired by seed, over the seeds that both have; None where one of the two has no score.
 
         Two lone runs are a pair, whatever their seeds: then the interval is over the test examples alone.
         """
-        names = tuple(tuple((m.model, m.pretrained) for m in each.members) for each in (baseline, family))
+        names = tuple(tuple((m.model, m.pretrained) for m in of.members) for of in (baseline, family))
         if (names, sources) not in self._differences:  # a bootstrap takes long, and tables share their numbers
             self._differences[names, sources] = self._difference(baseline, family, sources)
         return self._differences[names, sources]
 
     def _difference(self, baseline: Family, family: Family, sources: Sources) -> Difference | None:
-        one, other = self.score(baseline, sources), self.score(family, sources)
-        if one is None or other is None:
+        first, second = self.score(baseline, sources), self.score(family, sources)
+        if first is None or second is None:
             return None
-        pairs = [(seed, seed) for seed in one.by_seed if seed in other.by_seed]
-        if len(one.by_seed) == len(other.by_seed) == 1:
-            pairs = [(next(iter(one.by_seed)), next(iter(other.by_seed)))]
+        pairs = [(seed, seed) for seed in first.by_seed if seed in second.by_seed]
+        if len(first.by_seed) == len(second.by_seed) == 1:
+            pairs = [(next(iter(first.by_seed)), next(iter(second.by_seed)))]
         if not pairs:
-            return Difference(other.mean - one.mean, None, (), None, None, False)
-        members = [(baseline.by_seed[first], family.by_seed[second]) for first, second in pairs]
+            return Difference(second.mean - first.mean, None, (), None, None, False)
+        members = [(baseline.by_seed[a], family.by_seed[b]) for a, b in pairs]
         matrices = self._example_differences(members, sources)
         return seeds.paired(
-            {place: one.by_seed[first] for place, (first, _) in enumerate(pairs)},
-            {place: other.by_seed[second] for place, (_, second) in enumerate(pairs)},
+            {place: first.by_seed[seed] for place, (seed, _) in enumerate(pairs)},
+            {place: second.by_seed[seed] for place, (_, seed) in enumerate(pairs)},
             examples=matrices,
             resamples=self._resamples,
         )
@@ -124,11 +124,11 @@ class Scores:
         """What each test example adds to the difference, by source; empty where one source cannot tell."""
         matrices = []
         for source in sources:
-            found = [[self.result(member, source) for member in pair] for pair in members]
-            metrics = {each[1] for pair in found for each in pair if each is not None}
+            results = [[self.result(member, source) for member in pair] for pair in members]
+            metrics = {found[1] for pair in results for found in pair if found is not None}
             if len(metrics) != 1:
                 return []
-            pairs = [tuple(self._examples(each) for each in pair) for pair in found]
+            pairs = [tuple(map(self._examples, pair)) for pair in results]
             matrix = seeds.example_differences([(first, second) for first, second in pairs], metrics.pop())
             if matrix is None:
                 return []

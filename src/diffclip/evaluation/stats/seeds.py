@@ -107,16 +107,16 @@ def paired(
     common = tuple(sorted(baseline.keys() & candidate.keys()))
     if not common:
         raise ValueError(f"no common seed: {sorted(baseline)} and {sorted(candidate)}")
-    differences = np.array([candidate[one] - baseline[one] for one in common])
-    found = spread(differences.tolist())
+    differences = np.array([candidate[s] - baseline[s] for s in common])
+    over_seeds = spread(differences.tolist())
     matrices = examples or [differences[:, None]]
     low, high = np.quantile(_resampled(matrices, resamples, np.random.default_rng(seed)), [0.025, 0.975])
     t = None
-    if found.sd is not None:
-        half = float(scipy.stats.t.ppf(0.975, len(common) - 1)) * found.sd / math.sqrt(len(common))
-        t = Interval(found.mean, found.mean - half, found.mean + half)
-    interval = Interval(found.mean, float(low), float(high))
-    return Difference(found.mean, found.sd, common, interval, t, bool(examples))
+    if over_seeds.sd is not None:
+        half = float(scipy.stats.t.ppf(0.975, len(common) - 1)) * over_seeds.sd / math.sqrt(len(common))
+        t = Interval(over_seeds.mean, over_seeds.mean - half, over_seeds.mean + half)
+    interval = Interval(over_seeds.mean, float(low), float(high))
+    return Difference(over_seeds.mean, over_seeds.sd, common, interval, t, bool(examples))
 
 
 def _resampled(
@@ -157,9 +157,9 @@ def example_differences(
     Examples without a part in the metric are left out. None where examples are missing, or not the same ones in all.
     """
     every = [examples for pair in pairs for examples in pair]
-    known = [one for one in every if one is not None and metric in one.values]
-    if not known or len(known) < len(every) or any(not one.indices.equal(known[0].indices) for one in known):
+    known = [scores for scores in every if scores is not None and metric in scores.values]
+    if not known or len(known) < len(every) or any(not scores.indices.equal(known[0].indices) for scores in known):
         return None
-    table = np.stack([one.values[metric].double().numpy() for one in known])  # (2 · seeds, N)
+    table = np.stack([scores.values[metric].double().numpy() for scores in known])  # (2 · seeds, N)
     table = table[:, ~np.isnan(table).any(axis=0)]
     return table[1::2] - table[::2] if table.shape[1] else None

@@ -29,12 +29,12 @@ def relevance_figure(looks: Mapping[str, Look], texts: Sequence[str]) -> Figure:
         figure = Figure(figsize=(2.2 * columns + 0.3, 2.5 * len(looks) + 0.3), layout="constrained")
         grid = figure.subplots(len(looks), columns, squeeze=False)
         for row, (axes, (label, look)) in enumerate(zip(grid, looks.items(), strict=True)):
-            _bare(axes[0])
+            _hide_axes(axes[0])
             axes[0].imshow(look.image)
             axes[0].set_ylabel(textwrap.fill(label, 28))
             for column, text in enumerate(texts):
                 place = axes[1 + column]
-                _bare(place)
+                _hide_axes(place)
                 place.imshow(overlay(look.image, look.relevance[column], size=448))
                 place.set_xlabel(f"cosine {_two_places(look.scores[column])}")
                 if row == 0:
@@ -59,7 +59,7 @@ def layer_figure(looks: Mapping[str, Look]) -> Figure:
         shown = ""
         for row, (axes, (label, image, name, maps)) in enumerate(zip(grid, blocks, strict=True)):
             for place in axes:
-                _bare(place)
+                _hide_axes(place)
             if shown != label:
                 axes[0].imshow(image)
                 axes[0].set_title(textwrap.fill(label, 18))
@@ -101,7 +101,7 @@ def head_figure(looks: Mapping[str, Look]) -> Figure:
                     for column, m in enumerate(layer.maps[name]):
                         corner = left + column * unit[0], top - (row + 1) * unit[1]
                         axes = figure.add_axes((*corner, 0.94 * unit[0], 0.94 * unit[1]))
-                        _bare(axes)
+                        _hide_axes(axes)
                         axes.imshow(m, cmap=SIGNED, norm=norm)
                         if block == 0 and column == 0:
                             axes.set_ylabel(f"layer {row + 1}", fontsize=7)
@@ -131,7 +131,7 @@ def _colour_bar(figure: Figure, norm: Normalize, place: Axes | None = None) -> N
     bar.outline.set_visible(False)
 
 
-def _bare(axes: Axes) -> None:
+def _hide_axes(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

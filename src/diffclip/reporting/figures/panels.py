@@ -62,9 +62,10 @@ def pair_of(group: Group) -> tuple[Family, Member, Family, Member] | None:
     able = [family for family in group.families if having[family.label]]
     if len(able) < 2 or able[0] is not group.baseline:
         return None
-    one, other = (having[family.label] for family in able[:2])
-    shared = next((seed for seed in one if seed in other), None)
-    members = (one[shared], other[shared]) if shared in one and shared in other else (*one.values(), *other.values())
+    first, second = (having[family.label] for family in able[:2])
+    seed = next((seed for seed in first if seed in second), None)
+    both = seed in first and seed in second
+    members = (first[seed], second[seed]) if both else (*first.values(), *second.values())
     return able[0], members[0], able[1], members[-1]
 
 
@@ -85,8 +86,8 @@ def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *
     drawn = any(str(_training_data(member)).startswith("scenes") for member in pair[1::2]) if pair else False
     if pair is None or not (images or (scenes and drawn)):
         return None
-    baseline, one, candidate, other = pair
-    models = [load(str(weights_of(member)))[0] for member in (one, other)]
+    baseline, first, candidate, second = pair
+    models = [load(str(weights_of(member)))[0] for member in (first, second)]
     panels = []
     for path, queries in images:
         try:

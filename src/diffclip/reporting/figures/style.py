@@ -124,7 +124,7 @@ def overlay(image: Pixels, relevance: Map, *, size: int = 256) -> Pixels:
     return pixels
 
 
-def thinned(curve: Curve, points: int = POINTS) -> Curve:
+def thin(curve: Curve, points: int = POINTS) -> Curve:
     """A curve of at most about `points` points, each the mean of its stretch."""
     stretch = -(-len(curve.steps) // points)
     starts = np.arange(0, len(curve.steps), stretch)

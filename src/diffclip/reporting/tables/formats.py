@@ -1,4 +1,4 @@
-"""A filled table as Markdown, LaTeX and CSV. Numbers are percent to one decimal; the CSV has them in full."""
+"""A table as Markdown, LaTeX and CSV. Numbers are percent to one decimal; the CSV has them in full."""
 
 import csv
 import io

@@ -126,21 +126,21 @@ def paper_layouts() -> list[Layout]:
 def shift_layout(scores: Scores, group: Group) -> Layout | None:
     """Figure 3: zero-shot accuracy on a data set, on its shifted versions, and the mean over those."""
     if uses_paper_data(scores, group):
-        names = {"ImageNet": IMAGENET, **{f"ImageNet-{name}": found for name, found in SHIFTS.items()}}
+        names = {"ImageNet": IMAGENET, **{f"ImageNet-{name}": spellings for name, spellings in SHIFTS.items()}}
         title = f"Figure 3: zero-shot ImageNet and its shifts, {group.name} (accuracy, %)"
         layout = _shifts(f"figure3-{slug(group.name)}", title, names)
         return replace(layout, blocks=(replace(layout.blocks[0], paper="shifts"),))
-    found = shifts_of(data_sets(scores, group, ZERO_SHOT))
-    if not found:
+    shifts = shifts_of(data_sets(scores, group, ZERO_SHOT))
+    if not shifts:
         return None
-    reference, shifted = next(iter(found.items()))
+    reference, shifted = next(iter(shifts.items()))
     names = {name: (name, plain_name(name)) for name in (reference, *shifted)}
     title = f"Zero-shot on {reference} and its shifts (accuracy, %), as Figure 3"
     return _shifts(f"figure3-{slug(group.name)}", title, names)
 
 
 def _shifts(name: str, title: str, names: Mapping[str, tuple[str, ...]]) -> Layout:
-    reference, *shifted = ((Source(found, ZERO_SHOT, TOP1),) for found in names.values())
+    reference, *shifted = ((Source(spellings, ZERO_SHOT, TOP1),) for spellings in names.values())
     average = tuple(source for sources in shifted for source in sources)
     columns = (*(Column(label) for label in names), Column("Avg. of shifts"))
     return Layout(name, title, columns, (Block("", (reference, *shifted, average)),))
@@ -197,7 +197,7 @@ def task_layout(scores: Scores, group: Group, number: int) -> Layout | None:
         return None
     columns = tuple(Column("ImageNet" if paper and label == SIX[4] else label) for label, _ in kept)
     name = f"figure{number}-{slug(group.name)}"
-    return Layout(name, title, columns, (Block("", tuple(found for _, found in kept), "tasks" if paper else ""),))
+    return Layout(name, title, columns, (Block("", tuple(sources for _, sources in kept), "tasks" if paper else ""),))
 
 
 def grounding_layouts(scores: Scores, group: Group) -> list[Layout]:
@@ -227,7 +227,7 @@ def _with_average(sources: Sequence[Source]) -> tuple[Sources, ...]:
 def paper_data_sets() -> set[str]:
     """Plain names of every data set in the paper's tables and in its Figure 3."""
     names = [names for names, _ in NINE.values()]
-    return {name for found in (*names, *CAPTIONED.values(), IMAGENET, *SHIFTS.values()) for name in found}
+    return {name for spellings in (*names, *CAPTIONED.values(), IMAGENET, *SHIFTS.values()) for name in spellings}
 
 
 def uses_paper_data(scores: Scores, group: Group) -> bool:
@@ -244,9 +244,9 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
     def on(task: str) -> list[str]:
         return list(dict.fromkeys(r.dataset for r in mine if r.task == task and plain_name(r.dataset) not in skip))
 
-    shifted = {name for found in shifts_of(on(ZERO_SHOT)).values() for name in found}
+    shifted = {name for shifts in shifts_of(on(ZERO_SHOT)).values() for name in shifts}
     classified = {PROBE: on(PROBE), FEW_SHOT: on(FEW_SHOT), ZERO_SHOT: [d for d in on(ZERO_SHOT) if d not in shifted]}
-    names = list(dict.fromkeys(name for found in classified.values() for name in found))
+    names = list(dict.fromkeys(name for names in classified.values() for name in names))
     titles = {PROBE: "Linear probing", FEW_SHOT: "Few-shot", ZERO_SHOT: "Zero-shot"}
     layouts = []
 
@@ -259,7 +259,7 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
 
     columns = tuple(Column(n) for n in names) + ((Column("Avg."),) if len(names) > 1 else ())
     if names:
-        blocks = tuple(block(task, found) for task, found in classified.items() if found)
+        blocks = tuple(block(task, measured) for task, measured in classified.items() if measured)
         title = f"Classification on {group.name} (accuracy, %), as Table 1"
         layouts.append(Layout(f"table1-{slug(group.name)}", title, columns, blocks))
     captioned = on(RETRIEVAL)
@@ -276,8 +276,8 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
 
 def shifts_of(names: Sequence[str]) -> dict[str, list[str]]:
     """Data set → its shifted versions: those whose names continue its own, as scenes/test_v2 does scenes/test."""
-    found = {name: [other for other in names if other.startswith((f"{name}_", f"{name}-"))] for name in names}
-    return {name: shifts for name, shifts in found.items() if shifts}
+    by_name = {name: [other for other in names if other.startswith((f"{name}_", f"{name}-"))] for name in names}
+    return {name: shifts for name, shifts in by_name.items() if shifts}
 
 
 def slug(name: str) -> str:

@@ -40,7 +40,9 @@ def rows(name: str, group: str) -> dict[str, dict[str, PaperNumber]]:
     if name == "tasks":
         return _tasks(group)
     if name == "shifts":
-        return {model: {"ImageNet": found["Zero-shot ImageNet"]} for model, found in rows("retrieval", group).items()}
+        return {
+            model: {"ImageNet": numbers["Zero-shot ImageNet"]} for model, numbers in rows("retrieval", group).items()
+        }
     table = _part(name).get(group, {})
     if name == "mmvp":
         return {model: {"Avg.": PaperNumber(mean / 100)} for model, mean in table.items()}
@@ -63,7 +65,7 @@ def rows(name: str, group: str) -> dict[str, dict[str, PaperNumber]]:
 
 def _tasks(group: str) -> dict[str, dict[str, PaperNumber]]:
     """The averages of Tables 1 and 2, and of the variants the gains that the text states, added to CLIP's numbers."""
-    found: dict[str, dict[str, PaperNumber]] = {}
+    by_model: dict[str, dict[str, PaperNumber]] = {}
     places = {
         "Linear probing": ("linear_probe", "Avg."),
         "Few-shot": ("few_shot", "Avg."),
@@ -73,14 +75,14 @@ def _tasks(group: str) -> dict[str, dict[str, PaperNumber]]:
     }
     for column, (name, place) in places.items():
         for model, numbers in rows(name, group).items():
-            found.setdefault(model, {})[column] = numbers[place]
+            by_model.setdefault(model, {})[column] = numbers[place]
     for model, gains in load()["variants"].get(group, {}).items():
-        baseline = {column: stated.mean for column, stated in found["CLIP"].items()}
-        found.setdefault(model, {})
+        baseline = {column: stated.mean for column, stated in by_model["CLIP"].items()}
+        by_model.setdefault(model, {})
         for column, gain in gains.items():
             start = baseline.get(column)
-            found[model][column] = PaperNumber(None if start is None else start + gain / 100, None, gain / 100)
-    return found
+            by_model[model][column] = PaperNumber(None if start is None else start + gain / 100, None, gain / 100)
+    return by_model
 
 
 def _part(name: str) -> dict[str, Any]:
