@@ -100,6 +100,18 @@ def test_missing_cells_stay_empty(path):
     assert lines == [["top-1", "accuracy", "50.0", "5.0"], ["top-1", "accuracy", "50.0", "100.0", "+50.0", "5.0"]]
 
 
+def test_what_is_no_score_is_no_row_and_two_models_show_no_deviation(path):
+    for name in (CLIP, DIFFCLIP):
+        metrics = {"acc1": 0.5, "std": 0.25, "acc1_sd": 0.1}
+        results.append(
+            path, Result(dataset="set", model=name.model, pretrained=name.pretrained, task="few_shot", metrics=metrics)
+        )
+    (row,) = compare_two(path, CLIP, DIFFCLIP)
+    assert (row.metric, row.score.sd) == ("acc1", 0.1)
+    (line,) = (line for line in printed([row]) if "top-1" in line)
+    assert line.split() == ["top-1", "accuracy", "50.0", "50.0", "0.0"]
+
+
 def test_two_data_sets_whose_names_are_nearly_alike_are_two(path):
     for name in (CLIP, DIFFCLIP):
         put(path, name, "caltech-101", {"acc1": [1, 0]})
