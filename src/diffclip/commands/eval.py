@@ -45,11 +45,11 @@ def evaluate(
 
     Args:
         models: Run directories, .safetensors files, released checkpoints or hub ids.
-        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one of
-            the paper's; or `paper`, for all of these.
+        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one that
+            `diffclip data list` shows; or `paper`, for all that the paper evaluates on.
         out: Where results.jsonl is written.
-        tasks: What is measured, on each data set that can serve it; by default what the paper measures on data sets
-            that are given by name alone, and zero_shot on others.
+        tasks: What is measured, on each data set that can serve it; by default what the paper, or its authors,
+            measure on data sets that are given by name alone, and zero_shot on others.
         root: The folder of the data sets that are given by name alone; by default $DIFFCLIP_DATA, or data.
         cache: Where image features are kept; by default OUT/features.
         force: Compute again what results.jsonl has already. Features are not: theirs cannot be out of date.

@@ -35,7 +35,7 @@ def data_sets(
     """What `--data` names, and what of it is not there.
 
     Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. Without
-    tasks, data sets that are given by name alone have those that the paper has for them, others zero_shot. Raises
+    tasks, data sets that are given by name alone have those of the registry, others zero_shot. Raises
     UserError for a name that nothing knows, and for a path that holds no data set.
     """
     found, missing = [], []
@@ -44,10 +44,10 @@ def data_sets(
             found.append(data_set(text, tasks or ("zero_shot",), all_classes=all_classes))
             continue
         for name in papers() if text == ALL else (text,):
-            if name not in registry() or "pope" in registry()[name].tasks:
+            if name not in by_name():
                 raise UserError(
-                    f"--data {name}: expected NAME=PATH, such as scenes=scenes:test, or {ALL}, or one of the paper's "
-                    f"data sets: {', '.join(papers())}"
+                    f"--data {name}: expected NAME=PATH, such as scenes=scenes:test, or {ALL}, or one of the data "
+                    f"sets known by name: {', '.join(by_name())}"
                 )
             wanted = registry()[name]
             if locate(wanted, root) is None:
@@ -58,9 +58,14 @@ def data_sets(
     return found, missing
 
 
-def papers() -> list[str]:
-    """Names of the data sets that `paper` stands for."""
+def by_name() -> list[str]:
+    """The data sets that can be given by their names alone."""
     return [entry.name for entry in registry().values() if "pope" not in entry.tasks]
+
+
+def papers() -> list[str]:
+    """Those that `paper` stands for."""
+    return [name for name in by_name() if registry()[name].paper]
 
 
 def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> DataSet:
