@@ -19,6 +19,7 @@ from diffclip.evaluation.task import TASKS, Metric, Task, get_task
 from diffclip.models.clip import create_model
 
 TINY = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
+TINY |= {"text_width": 16, "text_depth": 1, "text_heads": 2}
 
 
 def run_python(program):
@@ -51,6 +52,14 @@ def test_every_task_says_what_its_readers_need(name):
     assert [other for other in TASKS if get_task(other).result == found.result] == [name]
 
 
+def test_settings_enter_fingerprints_as_they_always_did():
+    """A result on disk counts as known only while these stay."""
+    names = ("linear_probe", "few_shot", "robustness", "corruptions", "grounding", "noise", "zero_shot", "fine_grained")
+    found = [Settings(seed=4).values_of(get_task(name).settings) for name in names]
+    assert found == [("tower", None), ("tower", 4), *[(500, 4)] * 4, (), ()]
+    assert Settings(repeats=3).values_of(get_task("few_shot").settings) == ("tower", 0, 3)
+
+
 def test_titles():
     title = task.metric_title
     assert title("zeroshot_classification", "acc1") == "top-1 accuracy"
@@ -67,14 +76,16 @@ def test_titles():
 
 def test_what_is_compared_speaks_of_quality():
     yes = [
-        ("zeroshot_classification", "acc5"), ("zeroshot_retrieval", "text_retrieval_recall@10"), ("linear_probe", "acc1"),
+        ("zeroshot_classification", "acc5"), ("zeroshot_retrieval", "text_retrieval_recall@10"),
+        ("linear_probe", "acc1"),
         ("fine_grained", "pair_accuracy"), ("fine_grained", "pair_accuracy/text"), ("corruptions", "relative_acc1"),
         ("corruptions", "mce"), ("grounding", "average_precision_by_occlusion"), ("winoground", "text_score/both"),
         ("sugarcrepe", "accuracy/swap_att"),
     ]  # fmt: skip
     no = [
         ("linear_probe", "C"), ("few_shot", "std"), ("corruptions", "acc1/fog"), ("corruptions", "acc1/fog/3"),
-        ("robustness", "acc1/fgsm/eps_1"), ("noise", "a1_entropy_clean"), ("pope", "f1"), ("fine_grained", "pair_accuracy/a/b"),
+        ("robustness", "acc1/fgsm/eps_1"), ("noise", "a1_entropy_clean"), ("pope", "f1"),
+        ("fine_grained", "pair_accuracy/a/b"),
     ]  # fmt: skip
     assert all(task.is_compared(*names) for names in yes)
     assert not any(task.is_compared(*names) for names in no)

@@ -45,8 +45,8 @@ def evaluate(
 
     Args:
         models: Run directories, .safetensors files, released checkpoints or hub ids.
-        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one that
-            `diffclip data list` shows; or `paper`, for all that the paper evaluates on.
+        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one
+            that `diffclip data list` shows; or `paper`, for all that the paper evaluates on.
         out: Where results.jsonl is written.
         tasks: What is measured, on each data set that can serve it; by default what the paper, or its authors,
             measure on data sets that are given by name alone, and zero_shot on others.
