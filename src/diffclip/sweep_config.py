@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tomli
 from pydantic import Field, TypeAdapter, ValidationError
 
-from diffclip.config import STRICT, Count, Recipe, describe, read_toml, validate
-from diffclip.errors import UserError
+from diffclip.config import STRICT, Count, Recipe, read_toml, validate
+from diffclip.errors import UserError, describe
 from diffclip.evaluation.run.hooks import check_evaluations
 from diffclip.evaluation.task import TASKS, get_task
 

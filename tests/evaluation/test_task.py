@@ -130,9 +130,7 @@ def toy(monkeypatch):
 
 def test_a_new_task_takes_one_file_and_one_line(toy, tmp_path, capsys):
     torch.manual_seed(0)
-    model = NamedModel(
-        "tiny", "runs/a", create_model("clip_vit_t16", text_width=16, text_depth=1, text_heads=2, **TINY)
-    )
+    model = NamedModel("tiny", "runs/a", create_model("clip_vit_t16", **TINY))
     data = [DataSet("scenes", SceneSource("test", 32, 6), ("zero_shot", "brightness"))]
     path = tmp_path / "results.jsonl"
     assert run_suite([model], data, path, Console(width=200), Settings(sample=4)) == []

@@ -19,10 +19,9 @@ from diffclip.data.images import BadImage
 from diffclip.data.loading import loader as loading
 from diffclip.data.sources import open_source
 from diffclip.errors import Stopped, UserError
-from diffclip.training import checkpoint, step
-from diffclip.training import loop as trainer
-from diffclip.training.loop import train
+from diffclip.training import checkpoint, loop, setup, step
 from diffclip.training.loss import LOSSES
+from diffclip.training.setup import train
 from diffclip.training.step import Schedule
 
 pytestmark = pytest.mark.usefixtures("two_threads")  # the same bits, although threads share the sums
@@ -116,7 +115,7 @@ class Damaged:
     def __init__(self, count):
         self._scenes = open_source("scenes:train?size=16&length=64")
         self.name, self.classnames, self.templates = "damaged", None, None
-        loader = step.training_loader(recipe(), self._scenes)
+        loader = setup.training_loader(recipe(), self._scenes)
         self._bad = torch.cat([batch.indices for batch in loader.epoch(0)])[:count].tolist()
 
     def __len__(self):
@@ -129,7 +128,7 @@ class Damaged:
 
 
 def test_a_resumed_run_counts_what_was_skipped_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "training_source", lambda recipe: Damaged(9))
+    monkeypatch.setattr(setup, "training_source", lambda recipe: Damaged(9))
     monkeypatch.setattr(loading, "JUDGED_FROM", 60)  # the seventh of eight batches
     with pytest.raises(UserError, match=r"damaged: .* could not be used, more than 10%: truncated") as whole:
         train(recipe(), tmp_path / "whole")
@@ -216,13 +215,13 @@ def test_labelled_batches_give_the_gradients_of_encoding_every_caption(finished)
     shared = recipe()
     shared = dataclasses.replace(shared, loss=dataclasses.replace(shared.loss, shared_captions=True))
     schedule = Schedule.of(shared, 64)
-    batch = next(step.training_loader(shared, step.training_source(shared)).epoch(0))
+    batch = next(setup.training_loader(shared, setup.training_source(shared)).epoch(0))
     batch = dataclasses.replace(
         batch, tokens=batch.tokens[[0, 0, 2, 3, 2, 5, 6, 7]], groups=torch.tensor([0, 0, 2, 3, 2, 5, 6, 7])
     )
     gradients = []
     for distinct in (True, False):
-        one = step.TrainState(shared, schedule)
+        one = setup.new_state(shared, schedule)
         one.optimizer.step = lambda: None
         if not distinct:
             unique = torch.unique
@@ -239,7 +238,7 @@ def test_labelled_batches_give_the_gradients_of_encoding_every_caption(finished)
 
 def test_the_second_signal_is_the_systems_own():
     before = signal.getsignal(signal.SIGINT)  # ignored where the suite runs in a shell's background
-    with trainer._stop_signal() as stop:
+    with loop._stop_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         assert stop.requested
@@ -248,11 +247,11 @@ def test_the_second_signal_is_the_systems_own():
 
 
 def test_a_step_keeps_the_temperature_in_its_range_and_changes_the_weights():
-    one = step.TrainState(recipe(), Schedule.of(recipe(), 64))
-    source = step.training_source(one.recipe)
+    one = setup.new_state(recipe(), Schedule.of(recipe(), 64))
+    source = setup.training_source(recipe())
     before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
     one.model.logit_scale.data.fill_(10.0)
-    one.step(0, next(step.training_loader(one.recipe, source).epoch(0)))
+    one.step(0, next(setup.training_loader(recipe(), source).epoch(0)))
     assert one.model.logit_scale.item() == pytest.approx(4.6052, abs=1e-4)
     moved = [name for name, p in one.model.named_parameters() if not torch.equal(p, before[name])]
     assert len(moved) == len(before)
