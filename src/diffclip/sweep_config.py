@@ -59,7 +59,7 @@ class Group:
     data: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Names of data sets: of `[data]`, or of the registry that `diffclip data list` shows."""
     metric: str = ""
-    """As in results.jsonl; by default the task's: accuracy, pairs right, the pointing game. Retrieval has none."""
+    """As in results.jsonl; by default the task's headline. Retrieval, robustness, corruptions and noise have none."""
 
     @property
     def resolved_metric(self) -> str:
