@@ -15,7 +15,7 @@ from diffclip.evaluation.datasets.named import data_set
 from diffclip.evaluation.datasets.opening import default_root, locate
 from diffclip.evaluation.run.hooks import evaluation_data, evaluators
 from diffclip.evaluation.run.suite import Failure
-from diffclip.evaluation.tasks.table import SPECS
+from diffclip.evaluation.task import get_task
 from diffclip.reporting.compare import Row, compare_variants
 from diffclip.reporting.tables import comparison
 from diffclip.sweep_config import Sweep, Variant, recipe_of
@@ -121,7 +121,7 @@ def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Ro
     """The table of what results.jsonl has, also as OUT/table.md and OUT/table.csv. Raises UserError."""
     weights = {variant.name: f"{_weights(out, variant)}*" for variant in sweep.variant}
     groups = {
-        group.name: [(name, SPECS[group.task].result, group.resolved_metric) for name in group.data]
+        group.name: [(name, get_task(group.task).result, group.resolved_metric) for name in group.data]
         for group in sweep.group
     }
     rows = compare_variants(out / "results.jsonl", weights, groups, sweep.baseline, resamples=resamples)
