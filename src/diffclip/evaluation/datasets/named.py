@@ -53,8 +53,7 @@ def data_sets(
             if locate(wanted, root) is None:
                 missing.append(Failure(name, f"not in {root} (--root); get it with: {how_to_get(wanted, root)}"))
             else:
-                own = tasks or wanted.tasks
-                present.append(data_set(f"{name}={root}", own, all_classes=all_classes))
+                present.append(_from_registry(wanted, root, tasks or wanted.tasks, all_classes))
     return present, missing
 
 
@@ -71,9 +70,9 @@ def papers() -> list[str]:
 def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> DataSet:
     """NAME=PATH as a data set whose splits are found but not opened yet.
 
-    A name of the registry has the splits and the protocol that the registry says, and PATH is the data set's folder
-    or one above it. Under any other name splits go by the names of the folder's folders and files; without a test
-    split, the validation split is what models are tested on. all_classes: ImageNet-A and -R among all of ImageNet's
+    A name of the registry has the splits and the protocol that the registry says; PATH is then the data set's folder
+    or the folder above. Under any other name splits go by the names of the folder's folders and files. Without a test
+    split, models are tested on the validation split. all_classes: ImageNet-A and -R among all of ImageNet's
     classes. Raises UserError for another form.
     """
     name, equals, path = text.partition("=")

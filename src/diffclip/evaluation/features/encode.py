@@ -191,8 +191,8 @@ def text_features(
 ) -> Tensor:
     """Encode texts: (N, embed_dim) float32, normalised, on the CPU, in their order.
 
-    Each distinct text is encoded once, so equal texts have equal features to the last bit, and texts of as many
-    tokens share a batch, which the text tower cuts at its longest. on_progress is given how many of the distinct
+    Each distinct text is encoded once, so equal texts have equal features to the last bit. Texts of as many tokens
+    share a batch, which the text tower cuts at its longest. on_progress is given how many of the distinct
     texts are done, and how many there are. Processes that train together share the work, as in image_features.
     Raises UserError for features that are not finite.
     """

@@ -1,8 +1,8 @@
 """Zero-shot accuracy and error on images with common corruptions: noise, blur, weather, compression (ImageNet-C).
 
 As there, an image is resized and cropped first and corrupted at the size that the model sees. The corrupted image
-depends on the seed, the image's place in the source, the kind and the severity alone, so that all models of one size
-see the same. How the numbers can mislead is in docs/robustness.md.
+depends on the seed, the image's place in the source, the kind and the severity alone: all models of one size see the
+same. How the numbers can mislead is in docs/robustness.md.
 """
 
 import zlib
