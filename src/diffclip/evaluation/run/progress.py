@@ -16,6 +16,7 @@ from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.run.plan import Job, JobList
 from diffclip.evaluation.run.suite import Outcome, ValidationHook, evaluate
 from diffclip.evaluation.task import Task
+from diffclip.text import duration
 
 FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
 """Seconds of encoding until a log gets the time left, and between that and the next time."""
@@ -157,14 +158,6 @@ class Rate:
     def remaining(self, total: float) -> float | None:
         """Seconds for what is left of `total`; None before anything is done."""
         return (total - self._done) * self._seconds / self._work if self._work else None
-
-
-def duration(seconds: float) -> str:
-    """As a person would say it: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def describe(plan: JobList) -> list[str]:
