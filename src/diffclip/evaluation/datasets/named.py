@@ -13,7 +13,7 @@ from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.benchmarks import benchmark_in
 from diffclip.evaluation.datasets.dataset import DataSet, Opener
 from diffclip.evaluation.datasets.names import imagenet_classnames, imagenet_subset
-from diffclip.evaluation.datasets.opening import how_to_get, locate
+from diffclip.evaluation.datasets.opening import default_root, how_to_get, locate
 from diffclip.evaluation.datasets.pairs import PairImages
 from diffclip.evaluation.results import Failure
 
@@ -30,13 +30,13 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 
 
 def data_sets(
-    texts: Sequence[str], tasks: Sequence[str] | None, root: Path, *, all_classes: bool = False
+    texts: Sequence[str], tasks: Sequence[str] | None, root: str | Path | None, *, all_classes: bool = False
 ) -> tuple[list[DataSet], list[Failure]]:
     """What `--data` names, and what of it is not there.
 
-    Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. Without
-    tasks, data sets that are given by name alone have those of the registry, others zero_shot. Raises
-    UserError for a name that nothing knows, and for a path that holds no data set.
+    Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. root:
+    as for `opening.default_root`. Without tasks, data sets that are given by name alone have those of the registry,
+    others zero_shot. Raises UserError for a name that nothing knows, and for a path that holds no data set.
     """
     present, missing = [], []
     for text in texts:
@@ -49,11 +49,11 @@ def data_sets(
                     f"--data {name}: expected NAME=PATH, such as scenes=scenes:test, or {ALL}, or one of the data "
                     f"sets known by name: {', '.join(by_name())}"
                 )
-            wanted = registry()[name]
-            if locate(wanted, root) is None:
-                missing.append(Failure(name, f"not in {root} (--root); get it with: {how_to_get(wanted, root)}"))
+            wanted, folder = registry()[name], default_root(root)
+            if locate(wanted, folder) is None:
+                missing.append(Failure(name, f"not in {folder} (--root); get it with: {how_to_get(wanted, folder)}"))
             else:
-                present.append(_from_registry(wanted, root, tasks or wanted.tasks, all_classes))
+                present.append(_from_registry(wanted, folder, tasks or wanted.tasks, all_classes))
     return present, missing
 
 

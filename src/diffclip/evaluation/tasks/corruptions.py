@@ -19,9 +19,8 @@ from diffclip.errors import UserError
 from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt
 from diffclip.evaluation.corruption.strengths import SEVERITIES
 from diffclip.evaluation.features.context import EvalContext
-from diffclip.evaluation.features.encode import Decoded, DecodedImage, DecodedImages, Tokenize
+from diffclip.evaluation.features.encode import Decoded, DecodedImage, DecodedImages, Tokenize, class_embeddings
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
-from diffclip.evaluation.features.prompts import class_embeddings
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
 from diffclip.evaluation.tasks import zero_shot

@@ -21,9 +21,8 @@ from diffclip.data.sources import TEMPLATES, Source
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.features.context import EvalContext
-from diffclip.evaluation.features.encode import DecodedImages, Tokenize, check_finite
+from diffclip.evaluation.features.encode import DecodedImages, Tokenize, check_finite, class_embeddings
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
-from diffclip.evaluation.features.prompts import class_embeddings
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
 from diffclip.models.clip import CLIP, evaluation_mode
