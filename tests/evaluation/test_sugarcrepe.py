@@ -73,6 +73,7 @@ def test_every_example_is_scored_with_its_own_captions_also_after_one_that_is_un
     assert 0 < sum(by_hand.values()) < 13
     hits = torch.stack([found.values[f"accuracy/{kind}"] for kind in COUNTS]).nansum(0)
     assert hits.tolist() == list(by_hand.values())
+    assert [int((~found.values[f"accuracy/{kind}"].isnan()).sum()) for kind in COUNTS] == [2, 1, 2, 2, 2, 2, 2]
 
 
 def write_sugarcrepe(folder, counts=None, place="val2017"):
