@@ -20,7 +20,8 @@ from rounds import in_turn, medians, ratio, write_json
 
 from diffclip.config import Recipe
 from diffclip.sweep_config import load_sweep, recipe_of
-from diffclip.training.step import Schedule, TrainState, training_loader, training_source
+from diffclip.training.setup import new_state, training_loader, training_source
+from diffclip.training.step import Schedule
 
 SWEEP = files("diffclip") / "recipes/sweeps/cheaper.toml"
 
@@ -52,7 +53,7 @@ def main() -> None:
     for name, one in recipes(arguments.data).items():
         source = training_source(one)
         schedule = Schedule.of(one, len(source))
-        trainer, loader = TrainState(one, schedule), training_loader(one, source)
+        trainer, loader = new_state(one, schedule), training_loader(one, source)
         stages = [stage(one, schedule, step) for step in range(schedule.steps)]
         runs[name] = {f"{name}: {kind}": count for kind, count in Counter(stages).items()}
         for kind in dict.fromkeys(stages):

@@ -19,6 +19,7 @@ from rounds import in_turn, measured_apart, peak_mib, ratio, write_json
 
 from diffclip.config import Model, Recipe, Training
 from diffclip.data.loading.loader import Batch
+from diffclip.training.setup import new_state
 from diffclip.training.step import Schedule, TrainState
 
 END, LENGTH = 49407, 12
@@ -35,7 +36,7 @@ def new_trainer(size: int, micro_batch: int) -> TrainState:
     recipe = Recipe(
         model=Model(preset="diffclip_vit_quickstart"), training=Training(batch_size=size, micro_batch=micro_batch)
     )
-    return TrainState(recipe, Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
+    return new_state(recipe, Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
 
 
 def peak(size: int, micro_batch: int) -> float:

@@ -14,8 +14,9 @@ from rounds import in_turn, medians, ratio, write_json
 
 from diffclip.config import Training, validate
 from diffclip.data.loading.loader import Batch
+from diffclip.training.setup import new_state
 from diffclip.training.statistics import gradient_norms
-from diffclip.training.step import Schedule, TrainState
+from diffclip.training.step import Schedule
 
 END_OF_TEXT = 49407
 CAPTION = 16  # tokens
@@ -30,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     size = options.batch_size
     recipe = validate({"model": {"preset": options.model}, "training": {"batch_size": size}}, where="benchmark")
-    trainer = TrainState(recipe, Schedule(1000, 1000, 0))
+    trainer = new_state(recipe, Schedule(1000, 1000, 0))
     image = trainer.model.config.image_size
     tokens = torch.randint(1, END_OF_TEXT, (size, CAPTION))
     tokens[:, -1] = END_OF_TEXT

@@ -20,7 +20,8 @@ from diffclip.config import Recipe, validate
 from diffclip.data.loading.loader import Batch
 from diffclip.plan import flops
 from diffclip.training.dry_run import activation_growth, state_bytes
-from diffclip.training.step import Schedule, TrainState
+from diffclip.training.setup import new_state
+from diffclip.training.step import Schedule
 
 ROWS = (
     ("diffclip_vit_quickstart", 64, 0),
@@ -50,7 +51,7 @@ def peak(one: Recipe) -> float:
     """MiB of two steps, the first of which makes the moments."""
     batch = batch_of(one)
     idle = peak_mib()
-    trainer = TrainState(one, Schedule(10, 10, 1))
+    trainer = new_state(one, Schedule(10, 10, 1))
     for step in range(2):
         trainer.step(step, batch)
     return peak_mib() - idle
@@ -58,7 +59,7 @@ def peak(one: Recipe) -> float:
 
 def estimated(one: Recipe) -> tuple[float, float]:
     """MiB of weights, gradients and moments, and of activations."""
-    state = state_bytes(one, TrainState(one, Schedule(10, 10, 1)).model)
+    state = state_bytes(one, new_state(one, Schedule(10, 10, 1)).model)
     growth, fixed = activation_growth(one)
     at_a_time = one.training.micro_batch or one.training.batch_size
     return state / MIB, (growth * at_a_time + fixed) / MIB
@@ -66,7 +67,7 @@ def estimated(one: Recipe) -> tuple[float, float]:
 
 def rate(one: Recipe, steps: int = 3) -> float:
     """Operations a second of the training step, without what is computed again."""
-    trainer, batch = TrainState(one, Schedule(10, 10, 1)), batch_of(one)
+    trainer, batch = new_state(one, Schedule(10, 10, 1)), batch_of(one)
     trainer.step(0, batch)
     seconds = []
     for step in range(steps):

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffclip.config import load_recipe
 from diffclip.data.loading.loader import Batch
 from diffclip.models.maps import record_attention
-from diffclip.training.step import Schedule, TrainState, training_loader, training_source
+from diffclip.training.setup import new_state, training_loader, training_source
+from diffclip.training.step import Schedule, TrainState
 
 MODELS = ("clip_vit_quickstart", "diffclip_vit_quickstart")
 SQUARES = (1024, 2048, 4096)
@@ -43,9 +44,7 @@ def main() -> None:
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     trainers = {
-        preset: TrainState(
-            dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset)), schedule
-        )
+        preset: new_state(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset)), schedule)
         for preset in MODELS
     }
     drawn = training_loader(recipe, source).epoch(0)

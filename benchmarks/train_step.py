@@ -27,6 +27,7 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import normalise
 from diffclip.models.presets import OPENAI_MEAN, OPENAI_STD
 from diffclip.training.optimizer import adamw
+from diffclip.training.setup import new_state
 from diffclip.training.step import Schedule, TrainState, autocast_dtype
 
 END, CONTEXT = 49407, 77
@@ -66,9 +67,12 @@ class Batches:
         return Batch(pixels=pixels, tokens=tokens[:, :longest], groups=-1 - every, indices=every)
 
 
+def recipe_of(preset: str, precision: str) -> Recipe:
+    return Recipe(model=Model(preset=preset), training=Training(batch_size=16, precision=precision))
+
+
 def ours(preset: str, precision: str) -> TrainState:
-    recipe = Recipe(model=Model(preset=preset), training=Training(batch_size=16, precision=precision))
-    return TrainState(recipe, Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
+    return new_state(recipe_of(preset, precision), Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
 
 
 def diffclip_step(preset: str, precision: str) -> Step:
@@ -83,7 +87,7 @@ def timm_step(precision: str) -> Step:
         for depth, block in enumerate(tower.blocks):
             width, heads = block.attn.qkv.in_features, block.attn.num_heads
             block.attn = DiffAttention(width, heads // 2, qkv_bias=True, depth=depth)
-    trainer.optimizer = adamw(trainer.model, trainer.recipe.optimizer)
+    trainer.optimizer = adamw(trainer.model, recipe_of("diffclip_vit_b16", precision).optimizer)
     return lambda batch: trainer.step(0, batch)
 
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import tomli
 import tomli_w
 from PIL import Image
-from small_models import PICTURES
 
 from diffclip import cli
 from diffclip.data.scenes import SceneSource
+from small_models import PICTURES
 
 ROOT = Path(__file__).parents[1]
 TRAINING = {"batch_size": 8, "epochs": 1, "precision": "float32", "log_every": 1, "monitor_every": 2}

@@ -22,7 +22,7 @@ def lines_of(page):
     found, fenced, indented, before = [], False, False, ""
     for number, text in enumerate(page.read_text().splitlines(), 1):
         fence = text.lstrip().startswith("```")
-        indented = text.startswith("    ") and (indented or not before.strip()) or (indented and not text.strip())
+        indented = (text.startswith("    ") and (indented or not before.strip())) or (indented and not text.strip())
         found.append(Line(number, text, fenced or fence or indented))
         fenced, before = fenced != fence, text
     return found

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from docs_stand_ins import stand_ins
-from pages import PAGES, code_blocks
 
 from diffclip import cli
 from diffclip.data.scenes import FineGrainedSource
+from docs_stand_ins import stand_ins
+from pages import PAGES, code_blocks
 
 MEASUREMENTS = "commands that printed the numbers of the page: minutes to hours, on data that are not there"
 NOT_RUN_PAGES = {
@@ -164,9 +164,12 @@ def test_the_examples_of_a_page_run(page, here, monkeypatch, capsys):
                 DONE.add(tuple(arguments))
                 make_room(arguments)
                 try:
-                    import time,sys; t0=time.process_time()
+                    import time
+                    import sys
+
+                    t0 = time.process_time()
                     cli.main(arguments)
-                    print("\nTIMED", round(time.process_time()-t0,2), *arguments, file=sys.__stderr__)
+                    print("\nTIMED", round(time.process_time() - t0, 2), *arguments, file=sys.__stderr__)
                 except SystemExit as ended:
                     shown = capsys.readouterr()
                     raise AssertionError(

@@ -23,7 +23,7 @@ from diffclip.evaluation.stats import seeds
 from diffclip.reporting import sweep_table
 from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint, step
-from diffclip.training import loop as trainer
+from diffclip.training import setup as trainer
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "sweeps"
 COMPLETE = sorted(path for path in FOLDER.glob("*.toml") if not path.name.startswith("on_"))

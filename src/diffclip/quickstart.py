@@ -23,8 +23,9 @@ from diffclip.models.weights.store import load
 from diffclip.reporting import pair as tables
 from diffclip.reporting.pair import Comparison, ModelName
 from diffclip.reporting.report import Options, report
-from diffclip.training import loop as trainer
-from diffclip.training.step import Schedule, TrainState, training_loader, training_source
+from diffclip.training import setup as trainer
+from diffclip.training.setup import new_state, training_loader, training_source
+from diffclip.training.step import Schedule
 
 # Baseline first: label, preset.
 MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}
@@ -134,7 +135,7 @@ def _fitted(recipe: Recipe, minutes: float, console: Console) -> Recipe:
     seconds = 0.0  # of one step of both
     for preset in MODELS.values():
         one = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset))
-        candidate = TrainState(one, schedule)
+        candidate = new_state(one, schedule)
         batches = training_loader(one, source).epoch(0)
         candidate.step(0, next(batches))  # the first step also allocates
         began = time.monotonic()

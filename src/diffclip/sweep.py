@@ -29,10 +29,11 @@ from diffclip.evaluation.tasks.table import SPECS
 from diffclip.reporting import sweep_table
 from diffclip.sweep_config import Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint
-from diffclip.training import loop as trainer
+from diffclip.training import setup as trainer
 from diffclip.training.dry_run import training_examples
 from diffclip.training.run_directory import RECIPE, holds
-from diffclip.training.step import Schedule, TrainState, training_loader, training_source
+from diffclip.training.setup import new_state, training_loader, training_source
+from diffclip.training.step import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ def _seconds_per_step(one: Run) -> float | None:
         return None
     images = min(TIMED_IMAGES, one.recipe.training.batch_size)
     small = replace(one.recipe, training=replace(one.recipe.training, batch_size=images))
-    candidate = TrainState(small, Schedule.of(small, len(source)))
+    candidate = new_state(small, Schedule.of(small, len(source)))
     batches = training_loader(small, source).epoch(0)
     candidate.step(0, next(batches))  # the first step also allocates
     began = time.monotonic()

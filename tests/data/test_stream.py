@@ -23,7 +23,7 @@ from diffclip.data.sources import open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform
 from diffclip.errors import UserError
-from diffclip.training.step import training_loader, training_source
+from diffclip.training.setup import training_loader, training_source
 
 SHARDS, EACH = 3, 20
 

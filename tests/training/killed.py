@@ -24,7 +24,7 @@ from safetensors.torch import save
 from diffclip import durable
 from diffclip.config import validate
 from diffclip.training import logs, step
-from diffclip.training.loop import train
+from diffclip.training.setup import train
 
 KINDS = ("step", "metrics", "tensorboard", "weights", "files", "background")
 STEPS = 8

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_step import SMALL, batch, gradients, trainer
+from test_step import SMALL, batch, gradients, recipe_with, trainer
 
 from diffclip.config import Recipe, load_recipe, to_toml, validate
 from diffclip.data.loading.loader import Batch, Loader
@@ -13,7 +13,8 @@ from diffclip.data.transforms import ByEpoch, TrainTransform
 from diffclip.errors import UserError
 from diffclip.models.clip import create_model
 from diffclip.models.weights.store import load, save
-from diffclip.training.step import Schedule, TrainState
+from diffclip.training.setup import new_state
+from diffclip.training.step import Schedule
 
 PLAIN = {name: value for name, value in SMALL.items() if name != "patch_dropout"}
 
@@ -27,7 +28,7 @@ def sigmoid_trainer(**training):
         },
         where="test",
     )
-    return TrainState(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
+    return new_state(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
 
 
 def test_all_of_it_is_off_by_default():
@@ -134,6 +135,6 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
 
 
 def test_they_survive_toml(tmp_path):
-    recipe = trainer(image_sizes=[[0, 16], [1, 32]], undropped_epochs=0.5).recipe
+    recipe = recipe_with(image_sizes=[[0, 16], [1, 32]], undropped_epochs=0.5)
     (tmp_path / "r.toml").write_text(to_toml(recipe))
     assert load_recipe(tmp_path / "r.toml") == recipe

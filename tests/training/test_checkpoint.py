@@ -17,14 +17,15 @@ from diffclip.errors import UserError
 from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep
-from diffclip.training.step import Schedule, TrainState, training_loader, training_source
+from diffclip.training.setup import new_state, training_loader, training_source
+from diffclip.training.step import Schedule
 
 
 @pytest.fixture(scope="module")
 def trainer():
     """After one step, so that the optimizer has moments."""
-    one = TrainState(recipe(0), Schedule(4, 8, 0))
-    one.step(0, next(training_loader(one.recipe, training_source(one.recipe)).epoch(0)))
+    one = new_state(recipe(0), Schedule(4, 8, 0))
+    one.step(0, next(training_loader(recipe(0), training_source(recipe(0))).epoch(0)))
     return one
 
 
@@ -43,7 +44,7 @@ def names(run):
 
 def restored(run):
     """(state, trainer) of what a new process would go on with."""
-    fresh = TrainState(recipe(0), Schedule(4, 8, 0))
+    fresh = new_state(recipe(0), Schedule(4, 8, 0))
     return checkpoint.restore(run, fresh.model, fresh.optimizer), fresh
 
 

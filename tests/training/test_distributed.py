@@ -118,6 +118,6 @@ def test_more_processes_than_gpus_is_one_line(monkeypatch):
 
 def test_alone_nothing_is_sent():
     alone, rows = World(), torch.ones(3, 2)
-    assert alone.main
-    assert alone.gather(rows) is rows is alone.sum_of_rows(rows)
-    assert alone.gather_objects("a") == ["a"]
+    assert alone.is_main
+    assert alone.all_gather(rows) is rows is alone.reduce_scatter(rows)
+    assert alone.all_gather_objects("a") == ["a"]

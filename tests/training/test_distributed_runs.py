@@ -30,8 +30,8 @@ from diffclip.evaluation.run.plan import NamedModel
 from diffclip.evaluation.run.suite import DataSet, Settings, measure
 from diffclip.training import checkpoint, step
 from diffclip.training.logs import WALL_CLOCK
-from diffclip.training.loop import train
 from diffclip.training.parallel import whole
+from diffclip.training.setup import new_state, train
 from diffclip.training.step import Schedule, TrainState
 
 
@@ -88,13 +88,13 @@ def cached(folder):
             return super().__getitem__(index)
 
     with pytest.raises(UserError, match="the disk is gone"):
-        list(features.encode(model, Broken("test", 16, 100), [range(100)], 32, 0, together=get_world()))
+        list(features.encode(model, Broken("test", 16, 100), [range(100)], 32, 0, world=get_world()))
     features._encoded = encoded
 
 
 def restored(folder):
     """What two processes wrote, in the shards of four."""
-    one = TrainState(recipe(layout="fsdp"), Schedule.of(recipe(), 64))
+    one = new_state(recipe(layout="fsdp"), Schedule.of(recipe(), 64))
     assert checkpoint.restore(folder / "shards", one.model, one.optimizer, one.average)["step"] == 16
     found = checkpoint.tensors_of(one.model, one.optimizer, one.average)
     written = checkpoint.read(checkpoint.found(folder / "shards")[-1])[1]
@@ -152,7 +152,7 @@ def test_evaluation_while_it_trains_has_the_numbers_of_one_process(folder, kind)
 
 def test_shards_are_gone_on_with_alone(folder, alone, tmp_path):
     """Two processes wrote them, one reads them."""
-    one = TrainState(recipe(), Schedule.of(recipe(), 64))
+    one = new_state(recipe(), Schedule.of(recipe(), 64))
     state = checkpoint.restore(folder / "shards", one.model, one.optimizer, one.average)
     assert state["step"] == 16
     final = load_file(folder / "shards" / "model.safetensors")

@@ -12,10 +12,10 @@ from test_trainer import lines, recipe
 import diffclip
 from diffclip.config import load_recipe, validate
 from diffclip.errors import Stopped, UserError
-from diffclip.training import checkpoint, step
+from diffclip.training import checkpoint, setup, step
 from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import WALL_CLOCK
-from diffclip.training.loop import train
+from diffclip.training.setup import train
 
 DECAY = 0.6
 
@@ -23,7 +23,7 @@ DECAY = 0.6
 def run_recorded(folder, monkeypatch, **training):
     """A run and its weights after every step, the first being those it starts with."""
     weights = []
-    real, made = step.TrainState.step, step.new_model
+    real, made = step.TrainState.step, setup.new_model
 
     def keep(model):
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
@@ -33,13 +33,13 @@ def run_recorded(folder, monkeypatch, **training):
         keep(self.model)
         return found
 
-    def first(recipe):
-        model = made(recipe)
+    def first(*arguments, **options):
+        model = made(*arguments, **options)
         keep(model)
         return model
 
     monkeypatch.setattr(step.TrainState, "step", recorded)
-    monkeypatch.setattr(step, "new_model", first)
+    monkeypatch.setattr(setup, "new_model", first)
     train(recipe(**training), folder, evaluators={"data": lambda model: {"norm": float(norm(model))}})
     monkeypatch.undo()
     return weights

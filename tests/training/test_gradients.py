@@ -8,12 +8,13 @@ import torch
 from diffclip.config import validate
 from diffclip.data.loading.loader import Batch
 from diffclip.data.transforms import normalise
+from diffclip.distributed import World
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
-from diffclip.training import gradients
+from diffclip.training import loss as losses
 from diffclip.training.dry_run import saved_bytes
-from diffclip.training.gradients import Pairing, feature_gradients
-from diffclip.training.loss import LOSSES, contrastive
-from diffclip.training.step import Schedule, TrainState
+from diffclip.training.loss import LOSSES, Pairing, backward_by_rows, contrastive, gather, scatter_gradients
+from diffclip.training.setup import new_state
+from diffclip.training.step import Schedule
 from small_models import TRAINED
 
 SIZE, END = 11, 49407
@@ -30,7 +31,7 @@ def trainer(kind="diffclip", shared=False, loss="contrastive", **training):
         },
         where="test",
     )
-    one = TrainState(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
+    one = new_state(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
     one.optimizer.step = lambda: None
     one.model.clamp_logit_scale = lambda: None
     return one
@@ -52,8 +53,8 @@ def expected(one, made, step):
     model, config = one.model, one.model.config
     model.visual.patch_drop.noise = patch_noise((5, step, 0, 3), 0, len(made.pixels), 16)
     out = model(image=normalise(made.pixels, config.image_mean, config.image_std), text=made.tokens)
-    groups = made.groups if one.recipe.loss.shared_captions else None
-    loss = LOSSES[one.recipe.loss.kind](out, groups, slice(None))
+    groups = made.groups if one.shared_captions else None
+    loss = LOSSES[one.loss_kind](out, groups, slice(None))
     model.visual.patch_drop.noise = None
     found = torch.autograd.grad(loss, list(model.parameters()))
     return loss.item(), dict(zip(dict(model.named_parameters()), found, strict=True))
@@ -89,13 +90,13 @@ def test_activations_are_those_of_one_part():
         one = trainer(micro_batch=micro_batch)
         largest = []
 
-        def encode(part, one=one, largest=largest, encode=one._encode):
+        def encode(part, one=one, largest=largest, encode=one.encode):
             with saved_bytes() as saved:
                 outputs = encode(part)
             largest.append(saved.total)
             return outputs
 
-        one._encode = encode
+        one.encode = encode
         one.step(0, batch())
         kept.append(max(largest))
     owned = sum(p.nbytes for p in one.model.parameters() if p.ndim > 1)
@@ -110,20 +111,27 @@ def test_a_loss_that_is_not_finite_leaves_no_gradient(monkeypatch):
     assert all(parameter.grad is None for parameter in one.model.parameters())
 
 
+def feature_gradients(outputs, loss_of):
+    pairing = Pairing(groups=GROUPS)
+    gathered = gather(outputs, pairing, World())
+    value = backward_by_rows(loss_of, gathered, World())
+    return value, dict(zip(outputs, scatter_gradients(gathered, outputs, pairing, World()), strict=True))
+
+
 def test_logits_in_blocks(monkeypatch):
     """Rows at a time, the last block being smaller."""
     generator = torch.Generator().manual_seed(0)
     image, text = torch.nn.functional.normalize(torch.randn(2, SIZE, 8, generator=generator), dim=-1)
     outputs = {"image_features": image, "text_features": text, "logit_scale": torch.tensor(9.0)}
-    value, whole = feature_gradients(outputs, Pairing(groups=GROUPS), contrastive)
-    monkeypatch.setattr(gradients, "LOGITS", 4 * SIZE)
+    value, whole = feature_gradients(outputs, contrastive)
+    monkeypatch.setattr(losses, "LOGITS", 4 * SIZE)
     sizes = []
 
     def watched(outputs, groups, rows):
         sizes.append(rows.stop - rows.start)
         return contrastive(outputs, groups, rows)
 
-    again, blocks = feature_gradients(outputs, Pairing(groups=GROUPS), watched)
+    again, blocks = feature_gradients(outputs, watched)
     assert sizes == [4, 4, 3]
     assert again == pytest.approx(value, rel=1e-6)
     for name, gradient in whole.items():

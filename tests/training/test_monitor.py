@@ -9,9 +9,9 @@ import torch
 from test_trainer import lines, recipe
 
 from diffclip.errors import UserError
-from diffclip.training import checkpoint, step
-from diffclip.training.loop import train
+from diffclip.training import checkpoint, setup, step
 from diffclip.training.monitor import Monitor
+from diffclip.training.setup import train
 
 
 def watched(*records, batch_size=2048, warmup_steps=0):
@@ -82,15 +82,15 @@ def warnings(records):
 
 
 def changed_at_the_start(monkeypatch, change):
-    made = step.new_model
+    made = setup.new_model
 
-    def changed(recipe):
-        model = made(recipe)
+    def changed(*arguments, **options):
+        model = made(*arguments, **options)
         with torch.no_grad():
             change(model)
         return model
 
-    monkeypatch.setattr(step, "new_model", changed)
+    monkeypatch.setattr(setup, "new_model", changed)
 
 
 def test_a_healthy_run_shows_none(tmp_path, caplog):

@@ -1,7 +1,5 @@
 """The step's options change what it costs, not what it computes."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -9,22 +7,26 @@ from diffclip.config import validate
 from diffclip.data.loading.loader import Batch
 from diffclip.models.clip import CLIP
 from diffclip.training.dry_run import saved_bytes
-from diffclip.training.step import Schedule, TrainState
+from diffclip.training.setup import new_state
+from diffclip.training.step import Schedule
 from small_models import TRAINED
 
 SMALL = TRAINED | {"vision_depth": 3}
 END = 49407
 
 
-def trainer(kind="diffclip", model=SMALL, **training):
-    recipe = validate(
+def recipe_with(kind="diffclip", model=SMALL, **training):
+    return validate(
         {
             "model": {"preset": f"{kind}_vit_quickstart", "overrides": model},
             "training": {"batch_size": 6, "precision": "float32"} | training,
         },
         where="test",
     )
-    return TrainState(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
+
+
+def trainer(kind="diffclip", model=SMALL, **training):
+    return new_state(recipe_with(kind, model, **training), Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
 
 
 def batch(number, size=6):
@@ -107,6 +109,4 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
 
 def test_a_recipe_without_either_compiles_nothing(monkeypatch):
     monkeypatch.setattr(CLIP, "compile", lambda *_, **__: pytest.fail("compiled"))
-    one = trainer()
-    assert not one.model.visual.grad_checkpointing
-    assert dataclasses.asdict(one.recipe.training)["compile"] is False
+    assert not trainer().model.visual.grad_checkpointing

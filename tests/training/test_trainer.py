@@ -18,11 +18,11 @@ from diffclip.config import validate
 from diffclip.data.images import BadImage
 from diffclip.data.loading import loader as loading
 from diffclip.data.sources import open_source
+from diffclip.data.transforms import normalise
 from diffclip.errors import Stopped, UserError
-from diffclip.training import checkpoint, step
-from diffclip.training import loop as trainer
-from diffclip.training.loop import train
+from diffclip.training import checkpoint, loop, setup, step
 from diffclip.training.loss import LOSSES, contrastive_loss
+from diffclip.training.setup import train
 from diffclip.training.step import Schedule
 from small_models import RUN
 
@@ -104,7 +104,7 @@ class Damaged:
     def __init__(self, count):
         self._scenes = open_source("scenes:train?size=16&length=64")
         self.name, self.classnames, self.templates = "damaged", None, None
-        loader = step.training_loader(recipe(), self._scenes)
+        loader = setup.training_loader(recipe(), self._scenes)
         self._bad = torch.cat([batch.indices for batch in loader.epoch(0)])[:count].tolist()
 
     def __len__(self):
@@ -117,7 +117,7 @@ class Damaged:
 
 
 def test_a_resumed_run_counts_what_was_skipped_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "training_source", lambda recipe: Damaged(9))
+    monkeypatch.setattr(setup, "training_source", lambda recipe: Damaged(9))
     monkeypatch.setattr(loading, "JUDGED_FROM", 60)  # the seventh of eight batches
     with pytest.raises(UserError, match=r"damaged: .* could not be used, more than 10%: truncated") as whole:
         train(recipe(), tmp_path / "whole")
@@ -207,15 +207,15 @@ def test_labelled_batches_give_the_gradients_of_encoding_every_caption():
         loss=dataclasses.replace(plain.loss, shared_captions=True),
         model=dataclasses.replace(plain.model, overrides=RUN | {"patch_dropout": 0.0}),
     )
-    batch = next(step.training_loader(shared, step.training_source(shared)).epoch(0))
+    batch = next(setup.training_loader(shared, setup.training_source(shared)).epoch(0))
     batch = dataclasses.replace(
         batch, tokens=batch.tokens[[0, 0, 2, 3, 2, 5, 6, 7]], groups=torch.tensor([0, 0, 2, 3, 2, 5, 6, 7])
     )
-    stepped = step.TrainState(shared, Schedule.of(shared, 64))
-    by_hand = step.TrainState(shared, Schedule.of(shared, 64))
+    stepped = setup.new_state(shared, Schedule.of(shared, 64))
+    by_hand = setup.new_state(shared, Schedule.of(shared, 64))
     stepped.step(0, batch)
-    with by_hand.autocast():
-        outputs = by_hand.model(image=by_hand.pixels(batch.pixels), text=batch.tokens)
+    pixels = normalise(batch.pixels, by_hand.model.config.image_mean, by_hand.model.config.image_std)
+    outputs = by_hand.model(image=pixels, text=batch.tokens)
     contrastive_loss(**outputs, groups=batch.groups).backward()
     for (name, p), expected in zip(stepped.model.named_parameters(), by_hand.model.parameters(), strict=True):
         torch.testing.assert_close(p.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
@@ -223,7 +223,7 @@ def test_labelled_batches_give_the_gradients_of_encoding_every_caption():
 
 def test_the_second_signal_is_the_systems_own():
     before = signal.getsignal(signal.SIGINT)  # ignored where the suite runs in a shell's background
-    with trainer._stop_signal() as stop:
+    with loop._stop_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         assert stop.requested
@@ -232,11 +232,11 @@ def test_the_second_signal_is_the_systems_own():
 
 
 def test_a_step_keeps_the_temperature_in_its_range_and_changes_the_weights():
-    one = step.TrainState(recipe(), Schedule.of(recipe(), 64))
-    source = step.training_source(one.recipe)
+    one = setup.new_state(recipe(), Schedule.of(recipe(), 64))
+    source = setup.training_source(recipe())
     before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
     one.model.logit_scale.data.fill_(10.0)
-    one.step(0, next(step.training_loader(one.recipe, source).epoch(0)))
+    one.step(0, next(setup.training_loader(recipe(), source).epoch(0)))
     assert one.model.logit_scale.item() == pytest.approx(4.6052, abs=1e-4)
     moved = [name for name, p in one.model.named_parameters() if not torch.equal(p, before[name])]
     assert len(moved) == len(before)

@@ -50,12 +50,12 @@ def run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
     from diffclip.evaluation.run.hooks import evaluation_data, evaluators
     from diffclip.evaluation.run.named_model import named_model
     from diffclip.evaluation.run.progress import raise_failures, run_suite
-    from diffclip.training import loop
+    from diffclip.training import setup
 
     path, cache = directory / "results.jsonl", None
     with joined() as world:
         data = [evaluation_data(recipe, evaluation) for evaluation in recipe.evaluation]
-        loop.train(recipe, directory, resume=resume, evaluators=evaluators(data))
+        setup.train(recipe, directory, resume=resume, evaluators=evaluators(data))
         if data and world.size > 1:
             cache = FeatureCache(directory / "features")
             encode_distributed([named_model(str(directory))], data, path, Settings(), cache, world)

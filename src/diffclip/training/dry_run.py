@@ -14,10 +14,10 @@ from diffclip.data.sources import open_source
 from diffclip.distributed import default_device
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, count_parameters
-from diffclip.training.gradients import LOGITS
-from diffclip.training.loss import contrastive_loss
+from diffclip.training.loss import LOGITS, contrastive_loss
 from diffclip.training.optimizer import learning_rate, moment_bytes
-from diffclip.training.step import Schedule, autocast_dtype, compare_count
+from diffclip.training.setup import compare_count
+from diffclip.training.step import Schedule, autocast_dtype
 
 GIB = 2**30
 

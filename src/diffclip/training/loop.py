@@ -1,4 +1,4 @@
-"""The training loop. There is one: what differs between runs is the recipe, and evaluators are passed in."""
+"""The training loop: when to log, evaluate, save and stop. There is one, and evaluators are passed in."""
 
 import json
 import logging
@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from diffclip.config import Recipe
+from diffclip.config import Training
 from diffclip.data.loading.loader import Batch, Loader
-from diffclip.distributed import get_world
 from diffclip.errors import Stopped, UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.weights import store as weights
@@ -27,70 +26,64 @@ from diffclip.training.checkpoint import Keep
 from diffclip.training.logs import Display, RunLog
 from diffclip.training.monitor import Monitor
 from diffclip.training.parallel import whole
-from diffclip.training.run_directory import claimed
 from diffclip.training.statistics import gradient_norms, not_finite
-from diffclip.training.step import Schedule, TrainState, training_loader, training_source
+from diffclip.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
 
 
-def train(
-    recipe: Recipe, run: Path, *, resume: bool = False, evaluators: Mapping[str, Evaluator] | None = None
-) -> Path:
-    """Train to the end of the recipe; returns the run directory, which `diffclip.load` takes.
+def run_loop(
+    state: TrainState,
+    loader: Loader,
+    run: Path,
+    options: Training,
+    *,
+    resume: bool,
+    evaluators: Mapping[str, Evaluator],
+) -> None:
+    """Steps from the newest good checkpoint of `run`, with `resume`, or from the first, to the last; then the model.
 
-    evaluators: name → function of the model whose numbers go to metrics.jsonl as `name/metric`. With `resume`, or
-    restarted by torchrun, the run goes on from its newest good checkpoint, or begins where it has none. Raises
-    UserError where the directory holds another run or is in use, the data cannot be read, a checkpoint cannot be
-    written, or the loss stops being finite; Stopped after Ctrl-C or SIGTERM, once a checkpoint is written.
-
-    Processes that are `distributed.joined` train together: all call this, and the first prints and writes.
+    Raises UserError and Stopped as `setup.train` does.
     """
-    world = get_world()
-    source = training_source(recipe)
-    schedule = Schedule.of(recipe, len(source))
-    loader = training_loader(recipe, source)
-    with claimed(run, recipe, resume) if world.is_main else nullcontext(False) as resume:
-        resume = world.broadcast(resume)
-        trainer = TrainState(recipe, schedule)
-        state = (checkpoint.restore(run, trainer.model, trainer.optimizer, trainer.average) if resume else None) or {
-            "step": 0,
-            "seconds": 0.0,
-        }
-        keep = Keep(recipe.training.keep_last, recipe.training.keep_best, recipe.training.best_by)
-        with (
-            closing(RunLog(run, state["step"], state["seconds"])) if world.is_main else nullcontext() as records,
-            BackgroundCheckpoints(run, trainer.model.config, keep) as checkpoints,
-            Display(run.name, schedule.steps, None if world.is_main else Console(quiet=True)) as display,
-            _stop_signal() as stop,
-        ):
-            monitor = Monitor(batch_size=recipe.training.batch_size, warmup_steps=schedule.warmup_steps)
-            for line in records.kept if records else ():
-                monitor.watch(line)
-            _Loop(trainer, loader, run, records, checkpoints, display, evaluators or {}, stop, monitor).go_on(state)
-        _save_model(trainer, run)
-    return run
+    world = state.world
+    progress = (checkpoint.restore(run, state.model, state.optimizer, state.average) if resume else None) or {
+        "step": 0,
+        "seconds": 0.0,
+    }
+    keep = Keep(options.keep_last, options.keep_best, options.best_by)
+    with (
+        closing(RunLog(run, progress["step"], progress["seconds"])) if world.is_main else nullcontext() as records,
+        BackgroundCheckpoints(run, state.model.config, keep) as checkpoints,
+        Display(run.name, state.schedule.steps, None if world.is_main else Console(quiet=True)) as display,
+        _stop_signal() as stop,
+    ):
+        monitor = Monitor(batch_size=options.batch_size, warmup_steps=state.schedule.warmup_steps)
+        for line in records.kept if records else ():
+            monitor.watch(line)
+        _Loop(state, loader, run, options, records, checkpoints, display, evaluators, stop, monitor).go_on(progress)
+    _save_model(state, run)
 
 
-def _save_model(trainer: TrainState, run: Path) -> None:
+def _save_model(state: TrainState, run: Path) -> None:
     """The trained model, for `diffclip.load`."""
-    with trainer.evaluation_weights():
-        model = trainer.layout.plain()
+    with state.evaluation_weights():
+        model = state.layout.plain()
         try:
-            if trainer.world.is_main:
-                weights.save(model, run, step=trainer.schedule.steps)
+            if state.world.is_main:
+                weights.save(model, run, step=state.schedule.steps)
         except OSError as error:
             raise UserError(f"cannot write the model to {run}: {error.strerror or error}") from None
-    trainer.world.barrier()
+    state.world.barrier()
 
 
 @dataclass
 class _Loop:
-    trainer: TrainState
+    state: TrainState
     loader: Loader
     run: Path
+    options: Training
     records: RunLog | None  # of the process that writes
     checkpoints: BackgroundCheckpoints
     display: Display
@@ -98,18 +91,18 @@ class _Loop:
     stop: "StopSignal"
     monitor: Monitor
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
-        """From the step after that of `state` to the last."""
-        options, steps = self.trainer.recipe.training, self.trainer.schedule.steps
-        world, self.mark = self.trainer.world, _Stretch()
-        self.began = time.monotonic() - state["seconds"]
-        self.display.advance(state["step"])
-        for step, epoch, batch in self._batches(state["step"], state.get("skipped")):
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """From the step after that of `progress` to the last."""
+        options, steps = self.options, self.state.schedule.steps
+        world, self.mark = self.state.world, _Stretch()
+        self.began = time.monotonic() - progress["seconds"]
+        self.display.advance(progress["step"])
+        for step, epoch, batch in self._batches(progress["step"], progress.get("skipped")):
             self.checkpoints.check()
-            loss, lr = self.trainer.step(step - 1, batch)
+            loss, lr = self.state.step(step - 1, batch)
             if not math.isfinite(loss):
                 self._give_up(step, batch, loss)
-            stopped = world.any(self.stop.requested, self.trainer.device)
+            stopped = world.any(self.stop.requested, self.state.device)
             self.mark.images += len(batch.indices) * world.size
             self.display.advance(step)
             last = step == steps
@@ -120,19 +113,19 @@ class _Loop:
             saved = saved or stopped
             metrics: dict[str, float] = {}
             if logged or saved:
-                norms = gradient_norms(self.trainer.model)
+                norms = gradient_norms(self.state.model)
                 if not norms.finite:  # the weights are spoilt by it: this must not become a checkpoint
                     self._give_up(step, batch, loss)
                 measured: dict[str, Any] = {"grad_norm": norms.total}
                 if monitored:
-                    measured |= norms.record() | self.trainer.statistics(batch)
+                    measured |= norms.record() | self.state.statistics(batch)
                 if evaluated:
                     metrics = self._evaluate(step)
                 if logged:
                     self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr}, measured | metrics)
             if saved:
                 seconds = time.monotonic() - self.began
-                tensors = checkpoint.tensors_of(self.trainer.model, self.trainer.optimizer, self.trainer.average)
+                tensors = checkpoint.tensors_of(self.state.model, self.state.optimizer, self.state.average)
                 record = {"step": step, "seconds": seconds, "metrics": metrics, "skipped": self._skipped()}
                 self.checkpoints.save(tensors, record)
             if stopped and not last:
@@ -141,26 +134,26 @@ class _Loop:
                 raise Stopped(f"stopped at step {step} of {steps} and saved; go on with the same command and --resume")
 
     def _evaluates(self, step: int) -> bool:
-        every = round(self.trainer.recipe.training.evaluate_every * self.trainer.schedule.steps_per_epoch)
-        return bool(self.evaluators) and (step == self.trainer.schedule.steps or (every > 0 and step % every == 0))
+        every = round(self.options.evaluate_every * self.state.schedule.steps_per_epoch)
+        return bool(self.evaluators) and (step == self.state.schedule.steps or (every > 0 and step % every == 0))
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        with self.trainer.evaluation_weights():
-            model = self.trainer.layout.plain()
+        with self.state.evaluation_weights():
+            model = self.state.layout.plain()
             model.eval()
             metrics = {
                 f"{name}/{key}": value for name, run in self.evaluators.items() for key, value in run(model).items()
             }
             model.train()
-        wanted = self.trainer.recipe.training.best_by
-        if self.trainer.recipe.training.keep_best and wanted not in metrics:
+        wanted = self.options.best_by
+        if self.options.keep_best and wanted not in metrics:
             raise UserError(f"training.best_by = {wanted!r} is not measured; give one of {', '.join(metrics)}")
         shown = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
         self.display.note(f"step {step}, {(time.monotonic() - self.began) / 60:.1f} min: {shown}")
         return metrics
 
     def _record(self, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-        model = self.trainer.model
+        model = self.state.model
         lambdas = {tower: whole(values).tolist() for tower, values in model.lambdas().items()}
         record: dict[str, Any] = {
             **first,
@@ -184,8 +177,8 @@ class _Loop:
 
         skipped: images skipped in the epoch of step `done` up to it, by reason, of all processes; None: not known.
         """
-        step, schedule = done, self.trainer.schedule
-        if skipped is not None and not self.trainer.world.is_main:
+        step, schedule = done, self.state.schedule
+        if skipped is not None and not self.state.world.is_main:
             skipped = {}  # the first process counts them for all
         while step < schedule.steps:
             epoch, start = divmod(step, schedule.steps_per_epoch)
@@ -202,15 +195,15 @@ class _Loop:
 
     def _skipped(self) -> Counter[str]:
         """Images skipped in this epoch so far, by reason, of all processes."""
-        return sum(self.trainer.world.all_gather_objects(self.loader.skipped), Counter[str]())
+        return sum(self.state.world.all_gather_objects(self.loader.skipped), Counter[str]())
 
     def _give_up(self, step: int, batch: Batch, loss: float) -> NoReturn:
         """Say what is not finite, and where; keep the batch's indices."""
-        model = self.trainer.model
+        model = self.state.model
         spoilt = not_finite(model, gradients=math.isfinite(loss))
         path = self.run / f"not_finite_step_{step:08d}.json"
-        indices = [index for own in self.trainer.world.all_gather_objects(batch.indices.tolist()) for index in own]
-        if self.trainer.world.is_main:
+        indices = [index for own in self.state.world.all_gather_objects(batch.indices.tolist()) for index in own]
+        if self.state.world.is_main:
             path.write_text(json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": indices}))
         where = f"first in {spoilt[0]} of {len(spoilt)} parameters" if spoilt else "all weights are finite"
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"

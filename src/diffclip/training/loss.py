@@ -1,11 +1,23 @@
-"""The contrastive loss of CLIP (Radford et al. 2021), in float32 whatever the features are."""
+"""The losses, in float32 whatever the features are, and their gradients in the features of a batch on several ranks.
+
+Each rank computes the loss of its own rows among the features of all: gather → backward_by_rows → scatter_gradients.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from diffclip.distributed import World
+
+# Logits that exist at a time: rows × columns, 8 MiB in float32.
+LOGITS = 2**21
+
+Outputs = dict[str, Tensor]
+"""CLIP.forward's: "image_features" and "text_features" (·, embed_dim), normalised, and scalars."""
 
 
 class Loss(Protocol):
@@ -44,6 +56,70 @@ def sigmoid(outputs: Mapping[str, Tensor], groups: Tensor | None, rows: slice) -
 
 
 LOSSES: Mapping[str, Loss] = {"contrastive": contrastive, "sigmoid": sigmoid}
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which captions belong to the images of a batch of B."""
+
+    place: Tensor | None = None
+    """(B,) int64: the caption of each image among those encoded; None where there are B, in order."""
+    groups: Tensor | None = None
+    """(B,) int64: equal for equal captions; None where every caption stands for itself."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The outputs of all ranks, a caption for each image, as leaves of a graph of their own."""
+
+    outputs: Outputs
+    groups: Tensor | None
+
+
+def gather(outputs: Outputs, pairing: Pairing, world: World) -> Gathered:
+    """This rank's outputs (b, embed_dim) → those of all ranks (B, embed_dim); scalars stay as they are."""
+    leaves = {}
+    for name, output in outputs.items():
+        rows = output.detach()
+        if name == "text_features" and pairing.place is not None:
+            rows = rows[pairing.place]  # captions that were encoded once → one for each image
+        leaves[name] = (rows if rows.ndim == 0 else world.all_gather(rows)).requires_grad_()
+    return Gathered(leaves, None if pairing.groups is None else world.all_gather(pairing.groups))
+
+
+def backward_by_rows(loss_of: Loss, gathered: Gathered, world: World) -> float:
+    """The loss of the whole batch. The gradient of this rank's share is added to the `grad` of each gathered output.
+
+    It goes over this rank's rows, as many at a time as keep the logits, with a column for each of the B, small.
+    """
+    every = len(gathered.outputs["image_features"])
+    size = every // world.size
+    first, height = world.rank * size, max(1, LOGITS // every)
+    shares = []
+    with torch.enable_grad():
+        for row in range(first, first + size, height):
+            rows = slice(row, min(first + size, row + height))
+            share = loss_of(gathered.outputs, gathered.groups, rows) * ((rows.stop - rows.start) / size)
+            share.backward()  # type: ignore[no-untyped-call]
+            shares.append(share.detach())
+    return float(world.mean(torch.stack(shares).sum()))
+
+
+def scatter_gradients(gathered: Gathered, outputs: Outputs, pairing: Pairing, world: World) -> list[Tensor]:
+    """`world.size` times the loss's gradient in each of this rank's outputs, in their shapes: the inverse of `gather`.
+
+    A rank's features get, by a reduce-scatter, what the rows of every rank lose by them. The mean over ranks, which the
+    layout takes of the weights' gradients, makes them those of the whole batch.
+    """
+    gradients = []
+    for (name, leaf), output in zip(gathered.outputs.items(), outputs.values(), strict=True):
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        if leaf.ndim:
+            gradient = world.reduce_scatter(gradient)
+        if name == "text_features" and pairing.place is not None:
+            gradient = torch.zeros_like(output).index_add_(0, pairing.place, gradient)  # a caption's, over its images
+        gradients.append(gradient)
+    return gradients
 
 
 def sigmoid_loss(

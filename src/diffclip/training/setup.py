@@ -1,0 +1,114 @@
+"""From a recipe to a training run. The recipe is unpacked here: every part gets its own options."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+
+from diffclip.config import Model, Recipe
+from diffclip.data.formats.stream import Stream, is_stream, open_stream
+from diffclip.data.loading.loader import Loader
+from diffclip.data.loading.stream_loader import StreamLoader
+from diffclip.data.sources import Source, open_source
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import ByEpoch, TrainTransform
+from diffclip.distributed import default_device, get_world
+from diffclip.errors import UserError
+from diffclip.models.clip import CLIP, create_model
+from diffclip.training.loop import Evaluator, run_loop
+from diffclip.training.run_directory import claimed
+from diffclip.training.step import Schedule, TrainState
+
+log = logging.getLogger(__name__)
+
+# Where SigLIP's bias starts (Zhai et al. 2023): at first almost no pair is taken for a right one.
+SIGMOID_BIAS = -10.0
+
+
+def train(
+    recipe: Recipe, run: Path, *, resume: bool = False, evaluators: Mapping[str, Evaluator] | None = None
+) -> Path:
+    """Train to the end of the recipe; returns the run directory, which `diffclip.load` takes.
+
+    evaluators: name → function of the model whose numbers go to metrics.jsonl as `name/metric`. With `resume`, or
+    restarted by torchrun, the run goes on from its newest good checkpoint, or begins where it has none. Raises
+    UserError where the directory holds another run or is in use, the data cannot be read, a checkpoint cannot be
+    written, or the loss stops being finite; Stopped after Ctrl-C or SIGTERM, once a checkpoint is written.
+
+    All ranks of a world that `distributed.joined` has made call this; rank 0 prints and writes.
+    """
+    world = get_world()
+    source = training_source(recipe)
+    schedule = Schedule.of(recipe, len(source))
+    loader = training_loader(recipe, source)
+    with claimed(run, recipe, resume) if world.is_main else nullcontext(False) as resume:
+        resume = world.broadcast(resume)
+        run_loop(new_state(recipe, schedule), loader, run, recipe.training, resume=resume, evaluators=evaluators or {})
+    return run
+
+
+def training_source(recipe: Recipe) -> Source:
+    """The training data of a recipe. Raises UserError where it names none or they cannot be opened."""
+    if not recipe.data.train.path:
+        raise UserError("the recipe names no training data: set data.train.path, or give --data.train.path PATH")
+    if is_stream(recipe.data.train.path):
+        return open_stream(examples=recipe.data.examples, **vars(recipe.data.train))
+    source = open_source(**vars(recipe.data.train))
+    compare_count(recipe, len(source))
+    return source
+
+
+def compare_count(recipe: Recipe, count: int) -> None:
+    """Warn where the training data have another number of examples than the recipe states."""
+    if recipe.data.examples not in (0, count):
+        _warn_of_count(recipe.data.train.path, count, recipe.data.examples)
+
+
+@cache  # a sweep, a quickstart or a table of plans opens the same data again and again: it is said once
+def _warn_of_count(path: str, count: int, expected: int) -> None:
+    log.warning(f"{path} has {count:,} examples, the recipe expects {expected:,}")
+
+
+def training_loader(recipe: Recipe, source: Source) -> Loader:
+    """Its batches, augmented as the recipe says; of each, the rows of this rank."""
+    model, world = recipe.model.resolve(), get_world()
+    world.rows_per_rank(recipe.training.batch_size)
+    stages = tuple(
+        (epoch, TrainTransform(size, recipe.data.scale, recipe.data.ratio, recipe.data.flip))
+        for epoch, size in recipe.training.image_sizes or ((0, model.image_size),)
+    )
+    loader = StreamLoader if isinstance(source, Stream) else Loader
+    return loader(
+        source,
+        ByEpoch(stages),
+        get_tokenizer(model.context_length),
+        recipe.training.batch_size,
+        part=(world.rank, world.size),
+        seed=recipe.seed,
+        num_workers=recipe.data.workers,
+        max_skipped=recipe.data.max_skipped,
+        total=partial(world.total, device=default_device()),
+    )
+
+
+def new_model(options: Model, *, sigmoid: bool, seed: int) -> CLIP:
+    """A model as it is before the first step. sigmoid: whether the loss learns a bias."""
+    torch.manual_seed(seed)
+    bias = {"logit_bias": SIGMOID_BIAS} if sigmoid else {}
+    return create_model(options.preset, **bias | options.overrides)
+
+
+def new_state(recipe: Recipe, schedule: Schedule) -> TrainState:
+    """What training starts from: the model with fresh weights, and its optimizer."""
+    model = new_model(recipe.model, sigmoid=recipe.loss.kind == "sigmoid", seed=recipe.seed)
+    return TrainState(
+        model,
+        schedule,
+        optimizer=recipe.optimizer,
+        loss=recipe.loss,
+        training=recipe.training,
+        seed=recipe.seed,
+    )
