@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffclip.config import METRICS, Recipe, load_recipe, same_run, to_toml, validate
+from diffclip.config import Recipe, load_recipe, same_run, to_toml, validate
 from diffclip.errors import UserError
+from diffclip.evaluation.run.hooks import check_evaluations
+from diffclip.evaluation.task import during_training
 from diffclip.evaluation.tasks import retrieval, zero_shot
-from diffclip.evaluation.tasks.table import RETRIEVAL_KS
 
 # Sweeps are read by another module, see test_sweep.py.
 RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.toml") if p.parent.name != "sweeps")
@@ -100,9 +101,18 @@ BEST = {"keep_best": 1, "best_by": "few/acc1", "evaluate_every": 1.0}
 )
 def test_the_best_by_what_has_to_be_said(training, message):
     evaluation = [{"name": "few", "tasks": ["zero_shot"]}]
-    validate({"training": BEST, "evaluation": evaluation}, where="test")
+    check_evaluations(validate({"training": BEST, "evaluation": evaluation}, where="test"))
     with pytest.raises(UserError, match=message):
-        validate({"training": BEST | training, "evaluation": evaluation}, where="test")
+        check_evaluations(validate({"training": BEST | training, "evaluation": evaluation}, where="test"))
+
+
+def test_a_recipe_evaluates_by_what_the_test_split_alone_tells():
+    recipe = validate(
+        {"evaluation": [{"name": "few"}, {"name": "more", "tasks": ["retrieval", "noise"]}]}, where="test"
+    )
+    expected = "here: evaluation.1.tasks.1: input should be 'zero_shot' or 'retrieval', found 'noise'"
+    with pytest.raises(UserError, match=expected):
+        check_evaluations(recipe, "here")
 
 
 def test_recipes_that_compute_the_same():
@@ -116,6 +126,6 @@ def test_recipes_that_compute_the_same():
 def test_the_metrics_are_those_that_tasks_measure():
     labels = torch.tensor([0, 1, 2, 3, 4])
     zero = zero_shot.scores(torch.eye(5), labels, torch.eye(5))
-    assert set(METRICS["zero_shot"]) == set(zero)
-    found = retrieval.scores(torch.eye(12), torch.eye(12), torch.arange(12), RETRIEVAL_KS)
-    assert set(METRICS["retrieval"]) == set(found)
+    assert set(during_training()["zero_shot"]) == set(zero)
+    found = retrieval.scores(torch.eye(12), torch.eye(12), torch.arange(12), retrieval.KS)
+    assert set(during_training()["retrieval"]) == set(found)

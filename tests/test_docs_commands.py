@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ OTHERS = {
 NOT_RUN = {
     r"^quickstart": "test_quickstart.py runs it",
     r"hammh0a/": "a released model, to be downloaded",
-    r"(https|s3|pipe):": "a stream from elsewhere: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
+    r"(https|s3|pipe):": "streams: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
     r"imagenet1k=": "ImageNet in several processes: tests/training/test_distributed_runs.py, with other data",
 }
 # What is replaced in an argument, in this order.
@@ -89,9 +90,7 @@ def calls(block, folder):
     log.write_bytes(b"")
     for program in ("diffclip", "torchrun", *OTHERS):
         stub = bin_folder / program
-        stub.write_text(
-            f'#!/bin/bash\nprintf "%s\\0" {program} "$@" >> {shlex.quote(str(log))}\nprintf "\\n\\0" >> {shlex.quote(str(log))}\n'
-        )
+        stub.write_text(f"#!/bin/bash\nprintf '%s\\0' {program} \"$@\" $'\\n' >> {shlex.quote(str(log))}\n")
         stub.chmod(0o755)
     done = subprocess.run(
         ["/bin/bash", "-c", block],
@@ -135,7 +134,7 @@ def made_small(arguments):
 def make_room(arguments):
     """Delete the run that a training command would refuse to write over; pages may use the same name."""
     if arguments[0] == "train" and "--resume" not in arguments:
-        given = dict(zip(arguments, arguments[1:], strict=False)).get("--out")
+        given = dict(pairwise(arguments)).get("--out")
         shutil.rmtree(given or Path("runs") / Path(arguments[1]).stem, ignore_errors=True)
 
 
@@ -165,11 +164,9 @@ def test_the_examples_of_a_page_run(page, here, monkeypatch, capsys):
                 make_room(arguments)
                 try:
                     import time
-                    import sys
 
                     t0 = time.process_time()
                     cli.main(arguments)
-                    print("\nTIMED", round(time.process_time() - t0, 2), *arguments, file=sys.__stderr__)
                 except SystemExit as ended:
                     shown = capsys.readouterr()
                     raise AssertionError(

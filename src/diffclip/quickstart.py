@@ -14,11 +14,11 @@ from diffclip.config import Recipe, load_recipe
 from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
 from diffclip.distributed import default_device
 from diffclip.errors import Stopped, UserError
+from diffclip.evaluation.datasets.pairs import PairImages
 from diffclip.evaluation.results import fingerprint
 from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, record
 from diffclip.evaluation.tasks import grounding
-from diffclip.evaluation.tasks.fine_grained import PairImages
 from diffclip.models.weights.store import load
 from diffclip.reporting import pair as tables
 from diffclip.reporting.pair import Comparison, ModelName
@@ -93,7 +93,7 @@ def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Consol
     raise_failures(run_suite(models, test_data(), path, console))
     for named in models:
         grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
-        key = ("scenes/test", named.name, named.pretrained, grounding.TASK)
+        key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)
         record(path, key, grounded, fingerprint(named.model))
     return tables.compare(
         path, *(ModelName(label, named.name, named.pretrained) for label, named in zip(MODELS, models, strict=True))

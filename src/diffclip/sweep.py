@@ -25,7 +25,7 @@ from diffclip.evaluation.run.hooks import evaluation_data, evaluators
 from diffclip.evaluation.run.named_model import named_model
 from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import Failure
-from diffclip.evaluation.tasks.table import SPECS
+from diffclip.evaluation.task import get_task
 from diffclip.reporting import sweep_table
 from diffclip.sweep_config import Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint
@@ -180,7 +180,7 @@ def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> sweep_ta
     """The table of what results.jsonl has, also as OUT/table.md and OUT/table.csv."""
     variants = {variant.name: f"{_weights(out, variant)}*" for variant in sweep.variant}
     groups = {
-        group.name: [(name, SPECS[group.task].result, group.resolved_metric) for name in group.data]
+        group.name: [(name, get_task(group.task).result, group.resolved_metric) for name in group.data]
         for group in sweep.group
     }
     table = sweep_table.tabulate(out / "results.jsonl", variants, groups, sweep.baseline, resamples=resamples)

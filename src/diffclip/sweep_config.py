@@ -8,25 +8,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli
 from pydantic import Field, TypeAdapter, ValidationError
 
 from diffclip.config import STRICT, Count, Recipe, describe, read_toml, validate
 from diffclip.errors import UserError
-from diffclip.evaluation.datasets.dataset import Task
+from diffclip.evaluation.run.hooks import check_evaluations
+from diffclip.evaluation.task import TASKS, get_task
 
 Name = Annotated[str, Field(min_length=1)]
 
-# The metric of each task that stands for it in a table.
-METRICS: Mapping[str, str] = {
-    "zero_shot": "acc1",
-    "linear_probe": "acc1",
-    "few_shot": "acc1",
-    "fine_grained": "pair_accuracy",
-    "grounding": "pointing_game",
-}
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[tuple(TASKS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,7 @@ class Group:
     __pydantic_config__ = STRICT
 
     name: Name
-    task: Task
+    task: TaskName
     data: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Names of data sets: of `[data]`, or of the registry that `diffclip data list` shows."""
     metric: str = ""
@@ -66,7 +63,7 @@ class Group:
 
     @property
     def resolved_metric(self) -> str:
-        return self.metric or METRICS[self.task]
+        return self.metric or get_task(self.task).headline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +84,9 @@ class Sweep:
     """Name → path, as `diffclip eval --data` takes them. A name that is not here is one of the registry's."""
     group: Annotated[tuple[Group, ...], Field(min_length=1)]
 
-    def tasks(self) -> dict[str, tuple[Task, ...]]:
+    def tasks(self) -> dict[str, tuple[str, ...]]:
         """Data set → the tasks that any group asks of it."""
-        asked: dict[str, dict[Task, None]] = {}
+        asked: dict[str, dict[str, None]] = {}
         for group in self.group:
             for name in group.data:
                 asked.setdefault(name, {})[group.task] = None
@@ -108,7 +105,7 @@ def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[s
     """
     table: dict[str, Any] = {}
     for path in paths:
-        table = merged(table, _extended(Path(path), ()))
+        table = merge_tables(table, _read_with_parents(Path(path), ()))
     if base is not None:
         table["base"] = str(base.resolve())
     where = " with ".join(map(str, paths))
@@ -118,10 +115,10 @@ def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[s
         raise UserError(f"{where}: {describe(error)}") from None
     _check(sweep, where)
     baseline = sweep.baseline or sweep.variant[0].name
-    return replace(sweep, baseline=baseline, set=merged(sweep.set, settings or {}))
+    return replace(sweep, baseline=baseline, set=merge_tables(sweep.set, settings or {}))
 
 
-def _extended(path: Path, above: Sequence[Path]) -> dict[str, Any]:
+def _read_with_parents(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     """The tables of a file over those of the file which it extends; `base` becomes an absolute path."""
     table = read_toml(path, "sweep")
     if isinstance(table.get("base"), str):
@@ -133,7 +130,7 @@ def _extended(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     if not isinstance(parent, str) or here in above:
         problem = "extends itself" if isinstance(parent, str) else f"extends: expected a file's name, found {parent!r}"
         raise UserError(f"{path}: {problem}")
-    return merged(_extended(path.parent / parent, (*above, here)), table)
+    return merge_tables(_read_with_parents(path.parent / parent, (*above, here)), table)
 
 
 def _check(sweep: Sweep, path: str) -> None:
@@ -146,7 +143,7 @@ def _check(sweep: Sweep, path: str) -> None:
     if sweep.baseline and sweep.baseline not in names:
         raise UserError(f"{path}: baseline = {sweep.baseline!r} is no variant; there are {', '.join(names)}")
     for group in sweep.group:
-        if not group.metric and group.task not in METRICS:
+        if not group.metric and not get_task(group.task).headline:
             raise UserError(f"{path}: group {group.name!r}: give a metric of {group.task}, as results.jsonl calls it")
 
 
@@ -154,16 +151,19 @@ def recipe_of(sweep: Sweep, variant: Variant, seed: int) -> Recipe:
     """The training recipe of one run. Raises UserError where it is not a valid one."""
     table = read_toml(sweep.base, "recipe")
     for changes in (sweep.set, variant.set, {"seed": seed}):
-        table = merged(table, changes)
-    return validate(table, where=f"{sweep.base} with what {variant.name} sets")
+        table = merge_tables(table, changes)
+    where = f"{sweep.base} with what {variant.name} sets"
+    recipe = validate(table, where)
+    check_evaluations(recipe, where)
+    return recipe
 
 
-def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_tables(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`table` with `changes` in it, table by table; anything but a table is replaced."""
     result = dict(table)
     for key, value in changes.items():
         old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[key] = merge_tables(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
@@ -180,5 +180,5 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
             parsed = value
         for part in reversed(key.split(".")):
             parsed = {part: parsed}
-        found = merged(found, parsed)
+        found = merge_tables(found, parsed)
     return found

@@ -9,14 +9,13 @@ from pictures import pictures
 from rich.console import Console
 
 from diffclip import cli
-from diffclip.commands import eval as eval_command
 from diffclip.evaluation import results
-from diffclip.evaluation.datasets.dataset import Task
 from diffclip.evaluation.datasets.named import data_set, papers
 from diffclip.evaluation.run import plan, progress
 from diffclip.evaluation.run.plan import Job, JobList, NamedModel
 from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import DataSet
+from diffclip.evaluation.task import TASKS, get_task
 from diffclip.models.weights.store import save
 from small_models import small_model
 
@@ -86,12 +85,12 @@ def test_every_task_on_scenes_out_of_the_box(capsys, tmp_path, models, monkeypat
         capsys,
         models[1],
         *("--data", "scenes=scenes:test?length=60&size=32", "--out", tmp_path, "--sample", "4"),
-        *("--tasks", *Task.__args__),
+        *("--tasks", *TASKS),
     )
     assert message is None
     assert not [line for line in lines if "cannot serve" in line]
     found = {result.task: result for result in results.read(tmp_path / "results.jsonl")}
-    assert len(found) == len(Task.__args__)
+    assert len(found) == len(TASKS)
     for result in found.values():
         kept = results.load_examples(tmp_path / "results.jsonl", result.key)
         scores = {name: value for name, value in result.metrics.items() if name not in results.NOT_SCORES}
@@ -104,13 +103,9 @@ def test_a_stopped_evaluation_says_how_to_go_on(capsys, tmp_path, models, monkey
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffclip.evaluation.run.context.image_features", interrupted)
+    monkeypatch.setattr("diffclip.evaluation.features.context.image_features", interrupted)
     _, status = run(capsys, models[0], "--data", f"mine={pictures(tmp_path / 'x')}", "--out", tmp_path / "out")
     assert status == 130
-
-
-def test_the_tasks_of_the_command_line_are_those_of_the_suite():
-    assert set(eval_command.Task.__args__) == set(Task.__args__)
 
 
 def test_a_wrong_form_is_told_at_once(capsys, tmp_path, models):
@@ -194,14 +189,14 @@ def test_a_log_is_told_the_time_left(monkeypatch):
     data = DataSet("mine", lambda: None, ())
     texts = {"zero_shot": 400, "robustness": 0}
     job = Job(model, data, "", {}, {}, ("zero_shot", "robustness"), {"test": 800}, {"test": 1000}, 2, texts)
-    passes = progress.SPECS["robustness"].passes
+    passes = get_task("robustness").passes
     prompts = 400 * plan.text_work(model.model) / plan.image_work(model.model)
     reporter = progress.Reporter(Console(file=screen, width=100))
-    reporter.planned(JobList([job]))
-    reporter.encoding(job, "test")
-    reporter.encoded(job, "test", 200)  # from the cache
+    reporter.on_plan(JobList([job]))
+    reporter.on_split(job, "test")
+    reporter.on_images(job, "test", 200)  # from the cache
     clock[0] = 10.0
-    reporter.encoded(job, "test", 300)
+    reporter.on_images(job, "test", 300)
     left = 700 + prompts + 2 * passes
     assert screen.getvalue().splitlines()[-1] == (
         f"  300 of 1,000 images; about {progress.duration(left / 10)} left in all"

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from diffclip.errors import UserError
+from diffclip.evaluation.datasets.mmvp import MMVPSource
+from diffclip.evaluation.datasets.pairs import FilePair, PairImages
 from diffclip.evaluation.features.encode import ImageFeatures
 from diffclip.evaluation.tasks import fine_grained
-from diffclip.evaluation.tasks.fine_grained import FilePair, MMVPSource, PairImages
 
 
 def unit(*shape, seed=0):

@@ -201,7 +201,7 @@ def test_other_mistakes(tmp_path, labels):
 def test_the_two_versions_are_told_apart(tmp_path):
     asked = [pope.Question(str(i), "x", True) for i in range(3000)]
     with pytest.raises(UserError, match="had 2,910 questions before October 2023 and has 3,000 since"):
-        pope.matched(asked, [pope.Answer(str(i), "Yes") for i in range(2910)], "answers")
+        pope.match_answers(asked, [pope.Answer(str(i), "Yes") for i in range(2910)], "answers")
     assert pope.dataset_name("random", 3000) == "pope_random"
     assert pope.dataset_name("random", 2910) == "pope_random_2910"
 

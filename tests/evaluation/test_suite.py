@@ -15,14 +15,15 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.features import labelled
+from diffclip.evaluation.datasets.dataset import offers
+from diffclip.evaluation.datasets.pairs import FilePair, PairImages
 from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import image_features, text_features
+from diffclip.evaluation.features.pixels import sample_indices
 from diffclip.evaluation.run import suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, Settings
+from diffclip.evaluation.task import TASKS, missing
 from diffclip.evaluation.tasks import few_shot, linear_probe
-from diffclip.evaluation.tasks.fine_grained import FilePair, PairImages
-from diffclip.evaluation.tasks.table import served
 from small_models import small_model as tiny
 
 NAMES = ("red", "green", "blue", "white", "black", "grey")
@@ -224,10 +225,10 @@ class Plans(suite.ValidationHook):
     def __init__(self):
         self.encoding_of = []
 
-    def planned(self, plan):
+    def on_plan(self, plan):
         self.plan = plan
 
-    def encoding(self, job, split):
+    def on_split(self, job, split):
         self.encoding_of.append((job.model.pretrained, job.data.name, split))
 
 
@@ -293,15 +294,17 @@ def test_measure_refuses_what_the_data_cannot_serve():
         suite.measure(tiny(), DataSet("squares", Squares(captions=False), ("retrieval",)))
 
 
-def test_served():
-    def of(source):
-        return served(DataSet("any", source, ()))
+def test_which_tasks_a_data_set_can_serve():
+    def served(source, **others):
+        return set(TASKS) - set(missing(TASKS, offers(DataSet("any", source, (), others))))
 
     labels = {"zero_shot", "robustness", "corruptions", "noise"}
-    assert set(of(Squares())) == labels | {"retrieval"}
-    assert set(of(Squares(captions=False, bad=(0, 1)))) == labels
-    assert of(Squares(bad=range(20))) == ()
-    assert of(PairImages(Pairs())) == ("fine_grained",)
+    assert served(Squares()) == labels | {"retrieval"}
+    assert served(Squares(captions=False, bad=(0, 1))) == labels
+    assert served(Squares(), train=missing_file) == labels | {"retrieval", "linear_probe", "few_shot"}
+    assert served(PairImages(Pairs())) == {"fine_grained"}
+    assert served(PairImages(Pairs(), "swaps")) == {"winoground"}
+    assert offers(DataSet("any", Squares(bad=range(20)), ())) == set()
 
 
 def test_a_crash_between_line_and_examples_leaves_no_stale_result(tmp_path, monkeypatch):
@@ -424,6 +427,6 @@ def test_noise_is_measured_on_drawn_images_whose_places_are_told(tmp_path):
         [NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", settings=Settings(sample=12, seed=1)
     )
     kept = results.load_examples(tmp_path / "results.jsonl", outcome.result.key)
-    drawn = labelled.chosen(Squares(40), 12, 1)
+    drawn = sample_indices(Squares(40), 12, 1)
     assert kept.indices.tolist() == [index for index in drawn if index != 3]
     assert drawn != list(range(12))

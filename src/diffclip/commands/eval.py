@@ -9,24 +9,16 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from diffclip.errors import Stopped, UserError
+from diffclip.evaluation.task import TASKS
 
 if TYPE_CHECKING:
     from diffclip.evaluation.datasets.dataset import DataSet
-    from diffclip.evaluation.run.context import Settings
-    from diffclip.evaluation.run.plan import Failure
+    from diffclip.evaluation.features.context import Settings
+    from diffclip.evaluation.results import Failure
 
-# As diffclip.evaluation.datasets.dataset has them, which takes seconds to import.
-Task = Literal[
-    "zero_shot",
-    "retrieval",
-    "linear_probe",
-    "few_shot",
-    "fine_grained",
-    "robustness",
-    "corruptions",
-    "grounding",
-    "noise",
-]
+    TaskName = str
+else:
+    TaskName = Literal[tuple(TASKS)]
 
 
 def evaluate(
@@ -35,7 +27,7 @@ def evaluate(
     *,
     data: tuple[str, ...],
     out: Path,
-    tasks: tuple[Task, ...] = (),
+    tasks: tuple[TaskName, ...] = (),
     root: Path | None = None,
     cache: Path | None = None,
     force: bool = False,
@@ -74,7 +66,7 @@ def evaluate(
     """
     from diffclip.evaluation.datasets.named import data_sets
     from diffclip.evaluation.datasets.opening import default_root
-    from diffclip.evaluation.run.context import Settings
+    from diffclip.evaluation.features.context import Settings
 
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: give a number of at least 1")

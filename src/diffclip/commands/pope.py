@@ -11,7 +11,7 @@ from tyro.conf import Positional
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from diffclip.evaluation.pope import Scored
+    from diffclip.evaluation.pope import SplitScores
 
 METRICS = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "yes_ratio": "yes ratio"}
 
@@ -58,7 +58,7 @@ def run(answers: Sequence[Path], labels: Path, categories: Path | None, name: st
         console.print(f"Written to {out / 'results.jsonl'}", highlight=False, soft_wrap=True)
 
 
-def _table(scored: Sequence[Scored]) -> Table:
+def _table(scored: Sequence[SplitScores]) -> Table:
     from rich.table import Table
 
     from diffclip.evaluation.stats.bootstrap import mean_interval
@@ -80,7 +80,7 @@ def _table(scored: Sequence[Scored]) -> Table:
     return table
 
 
-def _version(scored: Sequence[Scored]) -> str:
+def _version(scored: Sequence[SplitScores]) -> str:
     counts = {one.split: one.questions for one in scored}
     if counts.get("random") == 2910:
         return "The random split is the one before October 2023, with 2,910 questions, as in LLaVA-1.5's scores."

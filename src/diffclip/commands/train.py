@@ -30,7 +30,10 @@ def train_command(settings: Recipe) -> Callable[..., None]:
             dry_run: Print shapes, parameters, steps, schedule and memory, and stop.
         """
 
+        from diffclip.evaluation.run.hooks import check_evaluations
+
         final = revalidate(settings)
+        check_evaluations(final)
         if dry_run:
             print_dry_run(final)
         else:
@@ -45,7 +48,7 @@ def run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
 
     from diffclip.distributed import joined
     from diffclip.evaluation.features.cache import FeatureCache
-    from diffclip.evaluation.run.context import Settings
+    from diffclip.evaluation.features.context import Settings
     from diffclip.evaluation.run.distributed import encode_distributed
     from diffclip.evaluation.run.hooks import evaluation_data, evaluators
     from diffclip.evaluation.run.named_model import named_model

@@ -8,31 +8,20 @@ says yes has accuracy and precision 50 % and recall 100 %, so none of the three 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffclip.errors import UserError
-from diffclip.evaluation.datasets.opening import pope_labels
+from diffclip.evaluation.datasets.pope import Question, keys_of, pope_labels, read_questions, read_rows
 from diffclip.evaluation.results import PerExampleScores
 
 SPLITS = ("random", "popular", "adversarial")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question of the benchmark: whether the image holds the object."""
-
-    id: str
-    image: str
-    yes: bool
 
 
 @dataclass(frozen=True)
@@ -59,29 +48,16 @@ def is_unparsed(answer: str) -> bool:
     return says_yes(answer) and "yes" not in re.findall(r"\w+", answer.split(".")[0].lower())
 
 
-def read_questions(path: Path) -> tuple[Question, ...]:
-    """The benchmark's file: JSON lines {question_id, image, text, label}. Raises UserError for another form."""
-    questions = []
-    for number, row in enumerate(_rows(path), start=1):
-        label = str(row.get("label", "")).strip().lower()
-        if label not in ("yes", "no") or "image" not in row:
-            raise UserError(
-                f"{path} entry {number}: expected question_id, image, text and a label yes or no, found {_keys(row)}"
-            )
-        questions.append(Question(str(row.get("question_id", number)), str(row["image"]), label == "yes"))
-    return tuple(questions)
-
-
 def read_answers(path: Path) -> tuple[Answer, ...]:
     """JSON lines with the answer as `answer` or `text`, and question_id and category if there are any.
 
     Raises UserError for another form.
     """
     answers = []
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         text = row.get("answer", row.get("text"))
         if not isinstance(text, str):
-            raise UserError(f"{path} entry {number}: expected the answer as `answer` or `text`, found {_keys(row)}")
+            raise UserError(f"{path} entry {number}: expected the answer as `answer` or `text`, found {keys_of(row)}")
         given, category = row.get("question_id"), row.get("category")
         answers.append(Answer(None if given is None else str(given), text, category and str(category)))
     return tuple(answers)
@@ -90,41 +66,17 @@ def read_answers(path: Path) -> tuple[Answer, ...]:
 def read_categories(path: Path) -> dict[str, str]:
     """question_id → category, of a file of questions such as LLaVA's llava_pope_test.jsonl."""
     found = {}
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         if "question_id" not in row or row.get("category") not in SPLITS:
             raise UserError(
                 f"{path} entry {number}: expected question_id and a category out of {', '.join(SPLITS)}, "
-                f"found {_keys(row)}"
+                f"found {keys_of(row)}"
             )
         found[str(row["question_id"])] = str(row["category"])
     return found
 
 
-def _keys(row: dict[str, Any]) -> str:
-    return ", ".join(row) or "nothing"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, or of one JSON list."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: expected JSON lines") from None
-    try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON lines: {error}") from None
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: expected JSON objects, one a line, found {'none' if not rows else 'other values'}")
-    return list(rows)
-
-
-def matched(questions: Sequence[Question], answers: Sequence[Answer], where: str) -> tuple[str, ...]:
+def match_answers(questions: Sequence[Question], answers: Sequence[Answer], where: str) -> tuple[str, ...]:
     """The text of the answer to each question: by question_id, or by order where the answers have no ids.
 
     Raises UserError where they are not the answers to these questions, all of them and once each.
@@ -191,7 +143,7 @@ def dataset_name(split: str, questions: int) -> str:
 
 
 @dataclass(frozen=True)
-class Scored:
+class SplitScores:
     """One split, scored."""
 
     split: str
@@ -202,7 +154,7 @@ class Scored:
     """Of the questions and the answers."""
 
 
-def score(answers: Sequence[Path], labels: Path, categories: Path | None = None) -> list[Scored]:
+def score(answers: Sequence[Path], labels: Path, categories: Path | None = None) -> list[SplitScores]:
     """Each split that is answered, in the order of `SPLITS`.
 
     labels: the benchmark's folder, or one of its files for one file of answers. categories: a file that says of
@@ -252,8 +204,8 @@ def _by_split(path: Path, categories: Path | None) -> dict[str, tuple[Answer, ..
     return {split: tuple(a for key, a in pairs if key == split) for split in dict.fromkeys(key for key, _ in pairs)}
 
 
-def _score(split: str, questions: Path, answers: Sequence[Answer], where: Path) -> Scored:
+def _score(split: str, questions: Path, answers: Sequence[Answer], where: Path) -> SplitScores:
     asked = read_questions(questions)
-    texts = matched(asked, answers, f"{where} ({split})")
+    texts = match_answers(asked, answers, f"{where} ({split})")
     digest = hashlib.sha256(questions.read_bytes() + "\0".join(texts).encode()).hexdigest()
-    return Scored(split, len(asked), sum(map(is_unparsed, texts)), evaluate(asked, texts), digest)
+    return SplitScores(split, len(asked), sum(map(is_unparsed, texts)), evaluate(asked, texts), digest)

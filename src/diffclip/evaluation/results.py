@@ -48,6 +48,21 @@ class Result:
         return (self.dataset, self.model, self.pretrained, self.task)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What could not be done, and why. Without a task, the data set could not be opened."""
+
+    data: str
+    reason: str
+    pretrained: str | None = None
+    """Of the model with which it could not be done, where another could."""
+    task: str | None = None
+
+    def __str__(self) -> str:
+        what = f"{self.data} {self.task or ''}".strip()
+        return f"{what}{f' with {self.pretrained}' if self.pretrained else ''}: {self.reason}"
+
+
 def append(path: Path, result: Result) -> None:
     """Add a line, in one write, so that processes may share a file. Raises ValueError for NaN."""
     line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
@@ -77,10 +92,10 @@ def read(path: Path) -> list[Result]:
         except (ValueError, RecursionError):
             log.warning("%s line %d is not JSON and was skipped: a write was cut short", path, number)
             continue
-        expected = [one.name for one in fields(Result)]
+        expected = [field.name for field in fields(Result)]
         if not isinstance(table, dict) or sorted(table) != sorted(expected):
-            found = ", ".join(table) if isinstance(table, dict) else type(table).__name__
-            raise UserError(f"{path} line {number}: expected the keys {', '.join(expected)}, found {found}")
+            keys = ", ".join(table) if isinstance(table, dict) else type(table).__name__
+            raise UserError(f"{path} line {number}: expected the keys {', '.join(expected)}, found {keys}")
         if not all(isinstance(table[name], str) for name in expected if name != "metrics"):
             raise UserError(f"{path} line {number}: expected text for all keys but metrics")
         metrics = table["metrics"]
@@ -152,8 +167,8 @@ def stored_fingerprint(results: Path, key: Key) -> str | None:
     if not path.exists():
         return None
     with _open(path) as file:
-        found: str = file.metadata()["fingerprint"]
-        return found
+        digest: str = file.metadata()["fingerprint"]
+        return digest
 
 
 @contextmanager

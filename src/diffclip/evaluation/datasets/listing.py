@@ -10,8 +10,8 @@ from rich.console import Console
 
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import opening
+from diffclip.evaluation.datasets.pope import pope_labels, read_questions
 from diffclip.evaluation.datasets.registry import Entry, registry
-from diffclip.evaluation.pope import read_questions
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Status:
     """What is there of a data set."""
 
     entry: Entry
-    found: opening.Found | None
+    location: opening.Location | None
     images: dict[str, int]
     """split → images (POPE: questions) of the splits that can be opened."""
     classes: int
@@ -28,29 +28,29 @@ class Status:
     """Counts that are not the published ones, and splits that cannot be opened."""
 
 
-def status(wanted: Entry, root: Path) -> Status:
+def status_of(wanted: Entry, root: Path) -> Status:
     """Look for a data set and open each of its splits."""
-    found = opening.locate(wanted, root)
+    location = opening.locate(wanted, root)
     images: dict[str, int] = {}
     classes = 0
     remarks: list[str] = []
     for split in wanted.images:
-        if found is None:
+        if location is None:
             break
         try:
-            images[split], classes, differences = _count(wanted, found, split)
+            images[split], classes, differences = _count(wanted, location, split)
         except UserError as error:
             remarks.append(str(error))
             continue
         remarks += differences
-    return Status(wanted, found, images, classes, tuple(dict.fromkeys(remarks)))
+    return Status(wanted, location, images, classes, tuple(dict.fromkeys(remarks)))
 
 
-def _count(wanted: Entry, found: opening.Found, split: str) -> tuple[int, int, list[str]]:
-    if found.form == "pope":
-        questions = len(read_questions(opening.pope_labels(found.path)[split]))
+def _count(wanted: Entry, location: opening.Location, split: str) -> tuple[int, int, list[str]]:
+    if location.form == "pope":
+        questions = len(read_questions(pope_labels(location.path)[split]))
         return questions, 0, opening.differences(wanted, questions, None, split)
-    source = opening.open_found(wanted, found, split)
+    source = opening.open_location(wanted, location, split)
     names = source.classnames or ()
     return len(source), len(names), opening.differences(wanted, len(source), names, split)
 
@@ -58,7 +58,7 @@ def _count(wanted: Entry, found: opening.Found, split: str) -> tuple[int, int, l
 def statuses(root: Path) -> Iterator[Status]:
     """Of every data set of the registry, in its order."""
     for wanted in registry().values():
-        yield status(wanted, root)
+        yield status_of(wanted, root)
 
 
 def print_list(root: Path | None) -> None:
@@ -66,15 +66,17 @@ def print_list(root: Path | None) -> None:
     console, place = Console(), opening.default_root(root)
     console.print(f"Data sets below {place} (--root, or ${opening.ROOT}):", highlight=False, soft_wrap=True)
     missing = []
-    for one in statuses(place):
-        if one.found is None:
-            missing.append(one.entry)
+    for status in statuses(place):
+        if status.location is None:
+            missing.append(status.entry)
             continue
-        counts = ", ".join(f"{split} {count:,}" for split, count in one.images.items()) or "nothing that can be opened"
-        unit = "questions" if one.entry.name == "pope" else "images"
-        classes = f"; {one.classes:,} classes" if one.classes else ""
-        _say(console, f"\n{one.entry.name}: {counts} {unit}{classes}\n  in {one.found.path}")
-        for remark in one.remarks:
+        counts = (
+            ", ".join(f"{split} {count:,}" for split, count in status.images.items()) or "nothing that can be opened"
+        )
+        unit = "questions" if status.entry.name == "pope" else "images"
+        classes = f"; {status.classes:,} classes" if status.classes else ""
+        _say(console, f"\n{status.entry.name}: {counts} {unit}{classes}\n  in {status.location.path}")
+        for remark in status.remarks:
             _say(console, f"  warning: {remark}")
     if missing:
         _say(console, f"\nMissing: {len(missing)} of {len(registry())}. How to get them:")

@@ -1,27 +1,28 @@
 """The data sets that a command names: those of the paper by their names alone, any other as NAME=PATH."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from diffclip.data.scenes import FineGrainedSource, SceneSource
-from diffclip.data.sources import Source, open_source
+from diffclip.data.scenes.compositional import NegativeSource, SwapSource
+from diffclip.data.sources import open_source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
-from diffclip.evaluation.datasets.dataset import DataSet, Split, Task
+from diffclip.evaluation.datasets.benchmarks import benchmark_in
+from diffclip.evaluation.datasets.dataset import DataSet, Opener
 from diffclip.evaluation.datasets.names import imagenet_classnames, imagenet_subset
 from diffclip.evaluation.datasets.opening import how_to_get, locate
-from diffclip.evaluation.run.plan import Failure
-from diffclip.evaluation.tasks.fine_grained import MMVPSource, PairImages
+from diffclip.evaluation.datasets.pairs import PairImages
+from diffclip.evaluation.results import Failure
 
 ALL = "paper"
 """Stands for every data set of the paper that a CLIP by itself is evaluated on: all but POPE."""
 SCENES_TO_LEARN_FROM = 5000
 """Training scenes of the linear probe and of few-shot classification."""
-LEARNED_FROM: tuple[Split, ...] = ("train", "val")
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+LEARNED_FROM: tuple[str, ...] = ("train", "val")
+SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation", "dev"),
     "train": ("train", "training"),
@@ -29,7 +30,7 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 
 
 def data_sets(
-    texts: Sequence[str], tasks: Sequence[Task] | None, root: Path, *, all_classes: bool = False
+    texts: Sequence[str], tasks: Sequence[str] | None, root: Path, *, all_classes: bool = False
 ) -> tuple[list[DataSet], list[Failure]]:
     """What `--data` names, and what of it is not there.
 
@@ -52,7 +53,7 @@ def data_sets(
             if locate(wanted, root) is None:
                 missing.append(Failure(name, f"not in {root} (--root); get it with: {how_to_get(wanted, root)}"))
             else:
-                own = tasks or cast(tuple[Task, ...], wanted.tasks)
+                own = tasks or wanted.tasks
                 found.append(data_set(f"{name}={root}", own, all_classes=all_classes))
     return found, missing
 
@@ -62,7 +63,7 @@ def papers() -> list[str]:
     return [entry.name for entry in registry().values() if "pope" not in entry.tasks]
 
 
-def data_set(text: str, tasks: Sequence[Task], *, all_classes: bool = False) -> DataSet:
+def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> DataSet:
     """NAME=PATH as a data set whose splits are found but not opened yet.
 
     A name of the registry has the splits and the protocol that the registry says, and PATH is the data set's folder
@@ -76,21 +77,20 @@ def data_set(text: str, tasks: Sequence[Task], *, all_classes: bool = False) -> 
     if re.fullmatch(r"scenes([:?].*)?", path):
         return _scenes(name, path, tuple(tasks))
     folder = Path(path).expanduser()
-    if (folder / "Questions.csv").is_file():
-        return DataSet(name, lambda: PairImages(MMVPSource(folder)), tuple(tasks))
+    benchmark = benchmark_in(folder)
+    if benchmark:
+        return DataSet(name, partial(benchmark.open, folder), tuple(tasks))
     if name in registry() and folder.is_dir():
-        return _registered(registry()[name], folder, tasks, all_classes)
+        return _from_registry(registry()[name], folder, tasks, all_classes)
     found = _splits_in(folder)
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")
-    openers: dict[Split, Callable[[], Source]] = {
-        split: partial(open_source, path, split=own) for split, own in found.items()
-    }
+    openers: dict[str, Opener] = {split: partial(open_source, path, split=own) for split, own in found.items()}
     test = openers.pop("test", partial(open_source, path))
     return DataSet(name, test, tuple(tasks), openers)
 
 
-def _registered(entry: Entry, folder: Path, tasks: Sequence[Task], all_classes: bool) -> DataSet:
+def _from_registry(entry: Entry, folder: Path, tasks: Sequence[str], all_classes: bool) -> DataSet:
     name = entry.name
     whole = all_classes and imagenet_subset(name) is not None
     if whole:
@@ -98,20 +98,24 @@ def _registered(entry: Entry, folder: Path, tasks: Sequence[Task], all_classes: 
     openers = {
         split: partial(open_dataset, entry.name, folder, split, own=True, all_classes=whole) for split in entry.images
     }
-    others: dict[Split, Callable[[], Source]] = {s: openers[s] for s in LEARNED_FROM if s in openers}
+    others: dict[str, Opener] = {s: openers[s] for s in LEARNED_FROM if s in openers}
     return DataSet(name, openers["test"], tuple(tasks), others, entry.mean_per_class)
 
 
-def _scenes(name: str, path: str, tasks: tuple[Task, ...]) -> DataSet:
+def _scenes(name: str, path: str, tasks: tuple[str, ...]) -> DataSet:
     test = open_source(path if ":" in path.partition("?")[0] else path.replace("scenes", "scenes:test", 1))
     assert isinstance(test, SceneSource)
-    others: dict[Split, Callable[[], Source]] = {"pairs": lambda: PairImages(FineGrainedSource(size=test.size))}
+    others: dict[str, Opener] = {
+        "pairs": lambda: PairImages(FineGrainedSource(size=test.size)),
+        "negatives": lambda: NegativeSource(size=test.size),
+        "swaps": lambda: PairImages(SwapSource(size=test.size), "swaps"),
+    }
     if test.split != "train":
         others["train"] = lambda: SceneSource("train", test.size, SCENES_TO_LEARN_FROM, test.seed)
     return DataSet(name, test, tasks, others)
 
 
-def _splits_in(folder: Path) -> dict[Split, str]:
+def _splits_in(folder: Path) -> dict[str, str]:
     """The splits that a folder holds, and what it calls them."""
     if not folder.is_dir():
         return {}

@@ -18,8 +18,9 @@ from diffclip.data.formats.stamp import Stamped, stamp_of
 from diffclip.data.sources import Source, open_source, splits_of
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import forms, names
+from diffclip.evaluation.datasets.benchmarks import BENCHMARKS
+from diffclip.evaluation.datasets.pope import pope_labels
 from diffclip.evaluation.datasets.registry import Entry, entry
-from diffclip.evaluation.tasks.fine_grained import MMVPSource, PairImages
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,11 @@ _WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
-class Found:
+class Location:
     """Where a data set lies and in which form."""
 
     path: Path
-    form: Literal["torchvision", "captions", "files", "mmvp", "pope"]
+    form: Literal["torchvision", "captions", "files", "benchmark", "pope"]
 
 
 def default_root(root: str | Path | None = None) -> Path:
@@ -40,7 +41,7 @@ def default_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get(ROOT) or "data").expanduser()
 
 
-def locate(wanted: Entry, root: Path, *, own: bool = False) -> Found | None:
+def locate(wanted: Entry, root: Path, *, own: bool = False) -> Location | None:
     """Where a data set lies: in a folder of `root` with one of its names, or in `root` if that has such a name.
 
     own: `root` may also be the data set's own folder, whatever it is called. torchvision's folders may also lie in
@@ -49,32 +50,23 @@ def locate(wanted: Entry, root: Path, *, own: bool = False) -> Found | None:
     folders = [folder for folder in (*(root / name for name in wanted.folder_names), root) if folder.is_dir()]
     for folder in folders:
         if any((folder / marker).exists() for marker in wanted.markers):
-            return Found(folder, "torchvision")
+            return Location(folder, "torchvision")
     for folder in folders:
-        if wanted.name == "mmvp_vlm":
-            if (folder / "Questions.csv").is_file():
-                return Found(folder, "mmvp")
+        if wanted.name in BENCHMARKS:
+            if BENCHMARKS[wanted.name].lies_in(folder):
+                return Location(folder, "benchmark")
         elif wanted.name == "pope":
             if pope_labels(folder):
-                return Found(folder, "pope")
+                return Location(folder, "pope")
         elif "retrieval" in wanted.tasks and forms.caption_file(folder, wanted.name, "test"):
-            return Found(folder, "captions")
+            return Location(folder, "captions")
         elif (own or folder != root or root.name in wanted.folder_names) and _visible(folder):
-            return Found(folder, "files")
+            return Location(folder, "files")
     return None
 
 
 def _visible(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if entry.name[0] != "."]
-
-
-def pope_labels(folder: Path) -> dict[str, Path]:
-    """POPE's questions: random, popular, adversarial → file, in a folder or a clone of the project; {} for none."""
-    for place in (folder, folder / "output" / "coco", folder / "coco"):
-        found = {name: place / f"coco_pope_{name}.json" for name in entry("pope").images}
-        if all(file.is_file() for file in found.values()):
-            return found
-    return {}
 
 
 def open_dataset(
@@ -99,41 +91,41 @@ def open_dataset(
     if wanted.name == "pope":
         raise UserError("POPE is answered by a language model: score its answers with `diffclip pope`")
     wanted.file_splits(split)
-    found = locate(wanted, root, own=own)
-    if found is None:
+    location = locate(wanted, root, own=own)
+    if location is None:
         raise UserError(f"{wanted.name} is not in {root}: get it with: {how_to_get(wanted, root)}")
-    source = _with_names(wanted, open_found(wanted, found, split), all_classes)
+    source = _with_names(wanted, open_location(wanted, location, split), all_classes)
     source.name = f"{wanted.name}:{split}" if split != "test" else wanted.name
     for difference in differences(wanted, len(source), None if all_classes else source.classnames, split):
-        logger.warning("%s: %s", found.path, difference)
+        logger.warning("%s: %s", location.path, difference)
     return source
 
 
-def open_found(wanted: Entry, found: Found, split: str) -> Source:
-    """A data set where it was found, with the class names and templates of its own files only."""
-    if found.form == "mmvp":
-        return PairImages(MMVPSource(found.path))
-    if found.form == "torchvision" and wanted.torchvision:
-        return forms.torchvision(wanted.name, wanted.torchvision, found.path, split)
-    if found.form == "captions":
-        file = forms.caption_file(found.path, wanted.name, split)
+def open_location(wanted: Entry, location: Location, split: str) -> Source:
+    """A data set where it lies, with the class names and templates of its own files only."""
+    if location.form == "benchmark":
+        return BENCHMARKS[wanted.name].open(location.path)
+    if location.form == "torchvision" and wanted.torchvision:
+        return forms.torchvision(wanted.name, wanted.torchvision, location.path, split)
+    if location.form == "captions":
+        file = forms.caption_file(location.path, wanted.name, split)
         if file is None:
-            raise UserError(f"{found.path} has no captions of the {split} split of {wanted.name}")
+            raise UserError(f"{location.path} has no captions of the {split} split of {wanted.name}")
         return forms.captioned(wanted.name, file, split)
-    folder = _only_folder(found.path)
+    folder = _only_folder(location.path)
     for name in wanted.file_splits(split):
         if _holds_class_folders(folder / name):  # first, as the archives that they came from may lie beside them
             return open_source(str(folder / name), format="folder")
     splits = splits_of(folder)
-    chosen = next((name for name in wanted.file_splits(split) if name in splits), None)
-    if splits and chosen is None:
+    own = next((name for name in wanted.file_splits(split) if name in splits), None)
+    if splits and own is None:
         raise UserError(f"{folder} has no {split} split of {wanted.name}; it has {', '.join(splits)}")
-    if chosen is None and len(wanted.images) > 1:
+    if own is None and len(wanted.images) > 1:
         raise UserError(
             f"{folder} is not divided into splits: expected folders or files named {', '.join(wanted.images)}"
         )
-    _check_shards(folder, chosen)
-    return open_source(str(folder), split=chosen, label_key=_label_key(wanted, folder, chosen))
+    _check_shards(folder, own)
+    return open_source(str(folder), split=own, label_key=_label_key(wanted, folder, own))
 
 
 def _only_folder(folder: Path) -> Path:
@@ -173,7 +165,7 @@ def _label_key(wanted: Entry, folder: Path, split: str | None) -> str | None:
     return None
 
 
-class Renumbered:
+class RenumberedSource:
     """A source whose class i is class numbers[i] of other class names, or no class where that is -1."""
 
     def __init__(self, source: Source, numbers: Sequence[int], classnames: tuple[str, ...]) -> None:
@@ -235,7 +227,7 @@ def _imagenet(wanted: Entry, source: Source, all_classes: bool) -> Source:
     place = {number: label for label, number in enumerate(kept)}
     if own is None or len(own) != len(kept) or any("," in name for name in own):
         own = tuple(everything[number] for number in kept)
-    return Renumbered(source, [place.get(number, -1) for number in numbers], own)
+    return RenumberedSource(source, [place.get(number, -1) for number in numbers], own)
 
 
 def _class_number(folder: str, where: str) -> int:

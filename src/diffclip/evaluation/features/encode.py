@@ -43,6 +43,16 @@ class ImageFeatures:
     tower: Tensor
     """(N, vision_width) float32, on the CPU: what the image tower gives, before the projection."""
 
+    def rows_of_pairs(self, count: int) -> tuple[Tensor, Tensor]:
+        """Of `count` pairs, whose images 2 p and 2 p + 1 belong together, those of which both could be read.
+
+        Returns the rows of both images, (P, 2) int64, and the numbers p of the pairs, (P,) int64.
+        """
+        place = {index: row for row, index in enumerate(self.indices.tolist())}
+        whole = [p for p in range(count) if 2 * p in place and 2 * p + 1 in place]
+        rows = torch.tensor([[place[2 * p], place[2 * p + 1]] for p in whole])
+        return rows, torch.tensor(whole)
+
 
 def image_features(
     model: CLIP,
@@ -122,7 +132,7 @@ def encode(
         try:
             for number in numbers:
                 if number % world.size == world.rank:
-                    pieces.append(_encoded(model, next(loader)))
+                    pieces.append(_encode_batch(model, next(loader)))
                 done += len(batches[number])
                 on_progress(done)
         except UserError as error:
@@ -130,15 +140,15 @@ def encode(
         began = numbers.stop
         everyones = iter(world.gather_in_order(failed or pieces, first=numbers.start))
         for span, count in zip(spans_at_a_time, counts, strict=True):
-            part = _one(config.vision_width, [next(everyones) for _ in range(count)])
+            part = _join(config.vision_width, [next(everyones) for _ in range(count)])
             check_finite(f"image features of {source.name}", part.features)
             yield span, part
 
 
-def _encoded(model: CLIP, batch: "Sequence[Decoded]") -> Part:
+def _encode_batch(model: CLIP, batch: "Sequence[Decoded]") -> Part:
     """The features of a batch."""
     config = model.config
-    readable, reasons = sorted_out(batch)
+    readable, reasons = split_readable(batch)
     features = torch.empty(0, config.vision_width)
     if readable:
         pixels = torch.stack([item.pixels for item in readable]).to(next(model.parameters()).device)
@@ -150,7 +160,7 @@ def _encoded(model: CLIP, batch: "Sequence[Decoded]") -> Part:
     return Part(features, indices, labels, tuple(item.captions for item in readable), Counter(reasons))
 
 
-def _one(width: int, pieces: Sequence[Part]) -> Part:
+def _join(width: int, pieces: Sequence[Part]) -> Part:
     """Pieces, possibly none, one after the other."""
     return Part(
         torch.cat([torch.empty(0, width), *(piece.features for piece in pieces)]),
@@ -228,7 +238,7 @@ Decoded = DecodedImage | str | UserError
 
 
 class DecodedImages(Dataset[Decoded]):
-    """A source's examples, decoded and resized. `sorted_out` takes what a loader makes of them."""
+    """A source's examples, decoded and resized. `split_readable` takes what a loader makes of them."""
 
     def __init__(self, source: Source, transform: EvalTransform) -> None:
         self._source, self._transform = source, transform
@@ -247,7 +257,7 @@ class DecodedImages(Dataset[Decoded]):
         return DecodedImage(index, pixels, example.label, example.captions)
 
 
-def sorted_out(items: Sequence[Decoded]) -> tuple[list[DecodedImage], list[str]]:
+def split_readable(items: Sequence[Decoded]) -> tuple[list[DecodedImage], list[str]]:
     """The images among them, and the reasons why the others are none. Raises the first UserError there is."""
     for item in items:
         if isinstance(item, UserError):

@@ -1,4 +1,4 @@
-"""`diffclip eval` in several processes: they share the encoding of images; the first goes on with what is cached."""
+"""`diffclip eval` in several processes: all ranks encode images into the cache; rank 0 goes on from there."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from diffclip.distributed import World
 from diffclip.errors import UserError
-from diffclip.evaluation.datasets.dataset import DataSet, Split
+from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.features.context import Settings
 from diffclip.evaluation.features.encode import encode
-from diffclip.evaluation.run.context import Settings
-from diffclip.evaluation.run.plan import Job, NamedModel, list_jobs
+from diffclip.evaluation.run.named_model import NamedModel
+from diffclip.evaluation.run.plan import Job, list_jobs
 
 
 def encode_distributed(
@@ -32,12 +33,12 @@ def encode_distributed(
     for job in plan.jobs:
         for split, missing in job.images.items():
             if missing:
-                _share(job, split, settings, cache, world)
+                _encode_split(job, split, settings, cache, world)
         job.data.close()
     world.barrier()
 
 
-def _share(job: Job, split: Split, settings: Settings, cache: FeatureCache, world: World) -> None:
+def _encode_split(job: Job, split: str, settings: Settings, cache: FeatureCache, world: World) -> None:
     model, source, entry = job.model.model, None, None
     with suppress(UserError):
         source = job.data.split(split)

@@ -1,4 +1,7 @@
-"""What an evaluation has to do: the results that are known, the images that have features, the work that is left."""
+"""The list of jobs of an evaluation: which results are known, which images have features, what work is left.
+
+Here, and only here, a data set's splits are opened to see which of its tasks it can serve.
+"""
 
 import hashlib
 import logging
@@ -10,12 +13,12 @@ from diffclip.data.formats.stamp import Stamped
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.datasets.dataset import DataSet, Split, Task
+from diffclip.evaluation.datasets.dataset import DataSet, offers
 from diffclip.evaluation.features.cache import FeatureCache
-from diffclip.evaluation.results import Result
-from diffclip.evaluation.run.context import Settings
+from diffclip.evaluation.features.context import Settings
+from diffclip.evaluation.results import Failure, Result
 from diffclip.evaluation.run.named_model import NamedModel
-from diffclip.evaluation.tasks.table import SPECS, settings_of, texts_of, unable
+from diffclip.evaluation.task import get_task, missing
 from diffclip.models.clip import CLIP
 
 log = logging.getLogger(__name__)
@@ -25,54 +28,40 @@ USUAL_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What could not be done, and why. Without a task, the data set could not be opened."""
-
-    data: str
-    reason: str
-    model: NamedModel | None = None
-    task: Task | None = None
-
-    def __str__(self) -> str:
-        what = f"{self.data} {self.task or ''}".strip()
-        return f"{what}{f' with {self.model.pretrained}' if self.model else ''}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Job:
     """One model on one data set: what is known, what is to be done, and the images that it takes to encode."""
 
     model: NamedModel
     data: DataSet
     weights: str
-    fingerprints: Mapping[Task, str]
-    known: Mapping[Task, Result]
-    todo: tuple[Task, ...]
-    images: Mapping[Split, int]
+    fingerprints: Mapping[str, str]
+    known: Mapping[str, Result]
+    todo: tuple[str, ...]
+    images: Mapping[str, int]
     """Images of each split that are not in the cache, as far as is known before their files are read."""
-    sizes: Mapping[Split, int]
+    sizes: Mapping[str, int]
     """All images of each split."""
     sample: int
     """Images of the test split that tasks look at which encode changed images."""
-    texts: Mapping[Task, int]
+    texts: Mapping[str, int]
     """About how many texts each task encodes."""
 
-    def key(self, task: Task) -> results.Key:
-        return (self.data.name, self.model.name, self.model.pretrained, SPECS[task].result)
+    def key(self, task: str) -> results.Key:
+        return (self.data.name, self.model.name, self.model.pretrained, get_task(task).result)
 
     @property
     def work(self) -> float:
         """All that is to be done, in parameters used once for each token."""
         return sum(map(self.work_of_split, self.images)) + sum(map(self.work_of, self.todo))
 
-    def work_of_split(self, split: Split) -> float:
+    def work_of_split(self, split: str) -> float:
         """Of encoding the images of a split that are left."""
         return self.images[split] * image_work(self.model.model)
 
-    def work_of(self, task: Task) -> float:
+    def work_of(self, task: str) -> float:
         """Of what a task encodes itself: changed images, texts."""
         model = self.model.model
-        return self.sample * SPECS[task].passes * image_work(model) + self.texts[task] * text_work(model)
+        return self.sample * get_task(task).passes * image_work(model) + self.texts[task] * text_work(model)
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ class JobList:
     """What an evaluation will do."""
 
     jobs: list[Job] = field(default_factory=list)
-    unable: dict[str, dict[Task, str]] = field(default_factory=dict)
+    unable: dict[str, dict[str, str]] = field(default_factory=dict)
     """data set → the tasks it cannot serve, and what each needs."""
     failures: list[Failure] = field(default_factory=list)
     """Data sets that could not be opened."""
@@ -101,17 +90,15 @@ def list_jobs(
     weights = [results.fingerprint(model.model) for model in models]
     for dataset in data:
         try:
-            lacking = unable(dataset)
+            lacking = missing(dataset.tasks, offers(dataset))
             if lacking:
                 plan.unable[dataset.name] = plan.unable.get(dataset.name, {}) | lacking
-            tasks, stamps = [], dict[Split, str]()
+            tasks, stamps = [], dict[str, str]()
             for task in dataset.tasks:
                 if task in lacking:
                     continue
                 try:
-                    for split in _splits(dataset, task):
-                        _open(dataset, split)
-                    stamps |= {split: _stamp(dataset.split(split)) for split in _splits(dataset, task)}
+                    stamps |= _stamps(dataset, task)
                     tasks.append(task)
                 except UserError as error:  # another split than the test split is not there
                     plan.failures.append(Failure(dataset.name, str(error), task=task))
@@ -124,23 +111,30 @@ def list_jobs(
     return plan
 
 
-def _open(data: DataSet, split: Split) -> None:
-    """Open a split. Some copies of a data set lack the validation split, which no task needs."""
-    try:
-        data.split(split)
-    except UserError as error:
-        if split != "val":
-            raise
-        log.warning("%s has no validation split (%s): what one is needed for is held out of train", data.name, error)
-        data.drop(split)
+def _stamps(data: DataSet, task: str) -> dict[str, str]:
+    """What tells that the splits which decide a task's result are still the same. Opens them.
+
+    Some copies of a data set lack the validation split, which no task needs. Raises UserError for another split.
+    """
+    found = {}
+    for split in _splits(data, task):
+        try:
+            found[split] = _stamp(data.split(split))
+        except UserError as error:
+            if split != "val":
+                raise
+            name = data.name
+            log.warning("%s has no validation split (%s): what one is needed for is held out of train", name, error)
+            data.drop(split)
+    return found
 
 
 def _job(
     model: NamedModel,
     weights: str,
     data: DataSet,
-    tasks: Sequence[Task],
-    stamps: Mapping[Split, str],
+    tasks: Sequence[str],
+    stamps: Mapping[str, str],
     path: Path,
     known: Mapping[results.Key, Result],
     settings: Settings,
@@ -149,20 +143,21 @@ def _job(
 ) -> Job:
     prints, done = {}, {}
     for task in tasks:
+        choices = settings.values_of(get_task(task).settings)
         facts = [(split, stamps[split]) for split in _splits(data, task)]
-        digest = hashlib.sha256(repr((facts, settings_of(task, settings), data.mean_per_class)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((facts, choices, data.mean_per_class)).encode()).hexdigest()
         prints[task] = f"{weights}-{digest}"
-        key = (data.name, model.name, model.pretrained, SPECS[task].result)
+        key = (data.name, model.name, model.pretrained, get_task(task).result)
         if not force and key in known and results.stored_fingerprint(path, key) == prints[task]:
             done[task] = known[key]
     todo = tuple(task for task in tasks if task not in done)
-    read = dict.fromkeys(split for task in todo for split in SPECS[task].splits if data.has(split))
+    read = dict.fromkeys(split for task in todo for split in get_task(task).splits if data.has(split))
     sizes = {split: len(data.split(split)) for split in read}
     images = sizes
     if cache:
         images = {split: cache.missing(weights, model.model.config, data.split(split)) for split in read}
     sample = len(data.test) if settings.sample is None else min(settings.sample, len(data.test))
-    texts = {task: texts_of(data, task) for task in todo}
+    texts = {task: get_task(task).texts(data) for task in todo}
     return Job(model, data, weights, prints, done, todo, images, sizes, sample, texts)
 
 
@@ -178,9 +173,9 @@ def text_work(model: CLIP) -> float:
     return float(tokens * sum(parameter.numel() for parameter in model.text.blocks.parameters()))
 
 
-def _splits(data: DataSet, task: Task) -> list[Split]:
+def _splits(data: DataSet, task: str) -> list[str]:
     """The splits whose content decides a task's result."""
-    splits: tuple[Split, ...] = ("test", *SPECS[task].splits)
+    splits: tuple[str, ...] = ("test", *get_task(task).splits)
     return list(dict.fromkeys(split for split in splits if data.has(split)))
 
 

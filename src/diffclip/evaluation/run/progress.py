@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diffclip.errors import UserError
-from diffclip.evaluation.datasets.dataset import DataSet, Split, Task
+from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.cache import FeatureCache
-from diffclip.evaluation.run.context import Settings
+from diffclip.evaluation.features.context import Settings
+from diffclip.evaluation.results import Failure
 from diffclip.evaluation.run.named_model import NamedModel
-from diffclip.evaluation.run.plan import Failure, Job, JobList
+from diffclip.evaluation.run.plan import Job, JobList
 from diffclip.evaluation.run.suite import Outcome, ValidationHook, evaluate
-from diffclip.evaluation.tasks.table import SPECS
+from diffclip.evaluation.task import get_task
 
 FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
 """Seconds of encoding after which a log is told the time left, and how often it is told again."""
@@ -51,13 +52,13 @@ class Reporter(ValidationHook):
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def planned(self, plan: JobList) -> None:
+    def on_plan(self, plan: JobList) -> None:
         for line in describe(plan):
             self._line(line)
         self._total = sum(job.work for job in plan.jobs)
         self._progress.update(self._bar, total=self._total or None)
 
-    def encoding(self, job: Job, split: Split) -> None:
+    def on_split(self, job: Job, split: str) -> None:
         left, size = job.images[split], job.sizes[split]
         what = f"{job.data.name} {split} with {job.model.pretrained}"
         self._progress.update(self._bar, description=f"{job.data.name} {split}")
@@ -65,25 +66,25 @@ class Reporter(ValidationHook):
             self._line(f"{what}: encoding {left:,} of {size:,} images" if left else f"{what}: features are known")
         self._start(job.work_of_split(split))
 
-    def encoded(self, job: Job, split: Split, images: int) -> None:
+    def on_images(self, job: Job, split: str, images: int) -> None:
         left, size = job.images[split], job.sizes[split]
         share = max(0, images - (size - left)) / left if left else 1.0
         self._advance(share, images, size)
 
-    def began(self, job: Job, task: Task) -> None:
+    def on_task(self, job: Job, task: str) -> None:
         self._progress.update(self._bar, description=f"{job.data.name} {task}")
-        passes, what = SPECS[task].passes, f"{job.data.name} {task} with {job.model.pretrained}"
+        passes, what = get_task(task).passes, f"{job.data.name} {task} with {job.model.pretrained}"
         if not self._console.is_terminal:
             if passes:
                 self._line(f"{what}: {job.sample:,} images, {passes:g} times")
-            elif "train" in job.sizes and "train" in SPECS[task].splits:
+            elif "train" in job.sizes and "train" in get_task(task).splits:
                 self._line(f"{what}: learning from {job.sizes['train']:,} images")
         self._start(job.work_of(task))
 
-    def advanced(self, job: Job, task: Task, done: int, total: int) -> None:
-        self._advance(done / total, done, total, "images" if SPECS[task].passes else "texts")
+    def on_progress(self, job: Job, task: str, done: int, total: int) -> None:
+        self._advance(done / total, done, total, "images" if get_task(task).passes else "texts")
 
-    def ended(self, job: Job, task: Task) -> None:
+    def on_task_end(self, job: Job, task: str) -> None:
         self._start(0.0)
 
     def _start(self, work: float) -> None:
@@ -103,7 +104,7 @@ class Reporter(ValidationHook):
             if remaining is not None:
                 self._line(f"  {count:,} of {of:,} {what}; about {duration(remaining)} left in all")
 
-    def told(self, outcome: Outcome) -> None:
+    def print_result(self, outcome: Outcome) -> None:
         """A line for a result, in percent, and once for each model and data set what could not be read."""
         result = outcome.result
         where = (result.dataset, result.pretrained)
@@ -119,7 +120,7 @@ class Reporter(ValidationHook):
         how = f"  ({outcome.seconds:.1f} s)" if outcome.fresh else "  (known)"
         self._line(f"{result.pretrained}  {result.dataset}  {result.task}:  {shown}{how}")
 
-    def failed(self, failure: Failure) -> None:
+    def print_failure(self, failure: Failure) -> None:
         self._line(f"failed: {failure}")
 
     def _line(self, text: str) -> None:
@@ -197,9 +198,9 @@ def run_suite(
     with Reporter(console) as reporter:
         for outcome in evaluate(models, data, path, settings=settings, cache=cache, force=force, hook=reporter):
             if isinstance(outcome, Outcome):
-                reporter.told(outcome)
+                reporter.print_result(outcome)
             else:
-                reporter.failed(outcome)
+                reporter.print_failure(outcome)
                 failures.append(outcome)
     return failures
 

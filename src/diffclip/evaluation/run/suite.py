@@ -8,12 +8,13 @@ from pathlib import Path
 
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.datasets.dataset import DataSet, Split, Task
+from diffclip.evaluation.datasets.dataset import DataSet, offers
 from diffclip.evaluation.features.cache import FeatureCache
-from diffclip.evaluation.results import PerExampleScores, Result
-from diffclip.evaluation.run.context import EvalContext, Settings
-from diffclip.evaluation.run.plan import Failure, Job, JobList, NamedModel, list_jobs, reason_of
-from diffclip.evaluation.tasks.table import SPECS, served, unable
+from diffclip.evaluation.features.context import EvalContext, Settings
+from diffclip.evaluation.results import Failure, PerExampleScores, Result
+from diffclip.evaluation.run.named_model import NamedModel
+from diffclip.evaluation.run.plan import Job, JobList, list_jobs, reason_of
+from diffclip.evaluation.task import TASKS, get_task, missing
 from diffclip.models.clip import CLIP
 
 __all__ = ["DataSet", "Failure", "NamedModel", "Outcome", "Settings", "ValidationHook", "evaluate", "measure", "record"]
@@ -35,22 +36,22 @@ class Outcome:
 class ValidationHook:
     """Is told how an evaluation goes on; this one ignores it."""
 
-    def planned(self, plan: JobList) -> None:
+    def on_plan(self, plan: JobList) -> None:
         """Before anything is computed."""
 
-    def encoding(self, job: Job, split: Split) -> None:
+    def on_split(self, job: Job, split: str) -> None:
         """The images of a split come next."""
 
-    def encoded(self, job: Job, split: Split, images: int) -> None:
+    def on_images(self, job: Job, split: str, images: int) -> None:
         """So many images of a split have features, those of the cache among them."""
 
-    def began(self, job: Job, task: Task) -> None:
+    def on_task(self, job: Job, task: str) -> None:
         """The features are there, and a task starts on them."""
 
-    def advanced(self, job: Job, task: Task, done: int, total: int) -> None:
+    def on_progress(self, job: Job, task: str, done: int, total: int) -> None:
         """A task is done with so many of the images or texts that it encodes itself."""
 
-    def ended(self, job: Job, task: Task) -> None:
+    def on_task_end(self, job: Job, task: str) -> None:
         """A task is done, or has failed."""
 
 
@@ -73,7 +74,7 @@ def evaluate(
     """
     hook = hook or ValidationHook()
     plan = list_jobs(models, data, path, settings=settings, cache=cache, force=force)
-    hook.planned(plan)
+    hook.on_plan(plan)
     yield from plan.failures
     previous: DataSet | None = None
     for job in plan.jobs:
@@ -96,25 +97,25 @@ def _do(
         settings,
         cache=cache,
         weights=job.weights,
-        on_images=lambda split, done: hook.encoded(job, split, done),
-        on_sample=lambda done: hook.advanced(job, task, done, job.sample),
-        on_texts=lambda done, total: hook.advanced(job, task, done, total),
+        on_images=lambda split, done: hook.on_images(job, split, done),
+        on_sample=lambda done: hook.on_progress(job, task, done, job.sample),
+        on_texts=lambda done, total: hook.on_progress(job, task, done, total),
     )
     for task in job.todo:
         try:
-            for split in SPECS[task].splits:
+            for split in get_task(task).splits:
                 if job.data.has(split):
                     if not context.has(split):
-                        hook.encoding(job, split)
+                        hook.on_split(job, split)
                     context.features(split)
-            hook.began(job, task)
+            hook.on_task(job, task)
             began = time.monotonic()
-            examples = SPECS[task].measure(context)
+            examples = get_task(task).measure(context)
             result = record(path, job.key(task), examples, job.fingerprints[task])
             outcome: Outcome | Failure = Outcome(result, True, context.skipped, time.monotonic() - began)
         except Exception as error:
-            outcome = Failure(job.data.name, reason_of(error), job.model, task)
-        hook.ended(job, task)
+            outcome = Failure(job.data.name, reason_of(error), job.model.pretrained, task)
+        hook.on_task_end(job, task)
         yield outcome
 
 
@@ -134,13 +135,14 @@ def measure(
     model: CLIP,
     data: DataSet,
     settings: Settings = Settings(),  # noqa: B008
-) -> tuple[dict[Task, PerExampleScores], Counter[str]]:
+) -> tuple[dict[str, PerExampleScores], Counter[str]]:
     """What each example adds to each metric of a data set's tasks, and how many images could not be read.
 
     Nothing is written. Raises UserError for a task that the data set cannot serve, or where no image can be read.
     """
-    for task, needs in unable(data).items():
-        able = ", ".join(served(data))
+    held = offers(data)
+    for task, needs in missing(data.tasks, held).items():
+        able = ", ".join(name for name in TASKS if name not in missing(TASKS, held))
         raise UserError(f"{data.test.name} cannot serve {task}: it needs {needs}; it can serve {able}")
     context = EvalContext(model, data, settings)
-    return {task: SPECS[task].measure(context) for task in data.tasks}, context.skipped
+    return {task: get_task(task).measure(context) for task in data.tasks}, context.skipped

@@ -18,13 +18,15 @@ from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt
 from diffclip.evaluation.corruption.strengths import SEVERITIES
+from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.encode import Decoded, DecodedImage, DecodedImages, Tokenize
-from diffclip.evaluation.features.labelled import batches, chosen, classnames_of
+from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
+from diffclip.evaluation.features.prompts import class_embeddings
 from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.task import Metric, Task
 from diffclip.evaluation.tasks import zero_shot
 from diffclip.models.clip import CLIP, evaluation_mode
 
-TASK = "corruptions"
 KINDS = tuple(FUNCTIONS)
 
 
@@ -53,8 +55,8 @@ def evaluate(
     device = next(model.parameters()).device
     variants = [(kind, severity) for kind in dict.fromkeys(kinds) for severity in sorted(set(severities))]
     images = CorruptedImages(DecodedImages(source, EvalTransform(config.image_size, config.resize)), variants, seed)
-    indices = chosen(source, limit, seed)
-    embeddings = zero_shot.class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
+    indices = sample_indices(source, limit, seed)
+    embeddings = class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
     hits: list[Tensor] = []
     rows: list[Tensor] = []
     together = max(1, batch_size // (1 + len(variants)))
@@ -131,3 +133,25 @@ def _check(kinds: Sequence[str], severities: Sequence[int]) -> None:
             raise UserError(f"severity {severity} must be one of {', '.join(map(str, SEVERITIES))}")
     if not kinds or not severities:
         raise UserError("no corruption to measure: give at least one kind and one severity")
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    return evaluate(context.model, context.tokenizer, context.data.test, **context.on_changed_images)
+
+
+TASK = Task(
+    name="corruptions",
+    title="corruptions",
+    result="corruptions",
+    needs="labels and class names",
+    requires=("labels",),
+    settings=("sample", "seed"),
+    passes=1 + len(KINDS) * len(SEVERITIES),
+    metrics=(
+        Metric("acc1", "top-1 accuracy"),
+        Metric("relative_acc1", "share of the clean accuracy"),
+        Metric("acc1/*", "acc1/{}", compared=False),
+        Metric("acc1/*/*", "acc1/{}/{}", compared=False),
+    ),
+    measure=_measure,
+)

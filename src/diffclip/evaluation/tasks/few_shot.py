@@ -6,14 +6,17 @@ prototype is the mean of its support; a query belongs to the nearest prototype b
 episodes are drawn and classified in batched operations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from diffclip.errors import UserError
+from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.encode import check_finite
 from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.stats.seeds import spread
+from diffclip.evaluation.task import Metric, Task
 
 # Feature values of support and queries that are gathered at a time: what a processor's cache holds.
 BLOCK = 2**19
@@ -124,9 +127,9 @@ def draw(
             raise UserError(f"few-shot classification needs at least one of num_{name}, found {number}")
     # One ordering of each split by class, in which class c has the places first[c] … first[c] + counts[c].
     train_y, test_y = train_y.cpu(), test_y.cpu()
-    classes, merged = torch.unique(torch.cat([train_y, test_y]), return_inverse=True)
+    classes, numbers = torch.unique(torch.cat([train_y, test_y]), return_inverse=True)
     splits = []
-    for labels in torch.split(merged, [len(train_y), len(test_y)]):
+    for labels in torch.split(numbers, [len(train_y), len(test_y)]):
         counts = torch.bincount(labels, minlength=len(classes))
         splits.append((labels.argsort(stable=True), counts, counts.cumsum(0) - counts))
     (train_order, train_counts, train_first), (test_order, test_counts, test_first) = splits
@@ -151,16 +154,16 @@ def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
     Floyd's algorithm (Bentley & Floyd 1987), all sizes at once: uniform over subsets in `count` draws, however
     large n is.
     """
-    chosen = torch.full((*sizes.shape, count), -1)
+    drawn = torch.full((*sizes.shape, count), -1)
     first = (sizes - count).clamp(min=0)
     for place in range(count):
         last = first + place
         uniform = torch.rand(sizes.shape, generator=generator, dtype=torch.float64)
         number = (uniform * (last + 1)).long()
-        taken = (chosen[..., :place] == number[..., None]).any(dim=-1)
+        taken = (drawn[..., :place] == number[..., None]).any(dim=-1)
         number = torch.where(taken, last, number)
-        chosen[..., place] = torch.where(last < sizes, number, -1)
-    return chosen
+        drawn[..., place] = torch.where(last < sizes, number, -1)
+    return drawn
 
 
 @torch.no_grad()
@@ -188,3 +191,33 @@ def classify(train_x: Tensor, test_x: Tensor, episodes: Episodes) -> Tensor:
         right = (distance.argmin(dim=-1) == truth) & present  # (B, W·Q)
         accuracies.append(right.sum(dim=1).double() / present.sum(dim=1))
     return torch.cat(accuracies).cpu()
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    train_x, train_y, _ = context.features_and_labels("train")
+    test_x, test_y, _ = context.features_and_labels("test")
+    first, count = context.settings.seed, context.settings.repeats
+    repeats = [episode_accuracies(train_x, train_y, test_x, test_y, seed=seed) for seed in range(first, first + count)]
+    accuracies = torch.cat(repeats)
+    facts = {"std": accuracies.std().item()}
+    if (sd := spread([of_seed.mean().item() for of_seed in repeats]).sd) is not None:
+        facts["acc1_sd"] = sd
+    return replace(evaluate(accuracies), facts=facts)
+
+
+TASK = Task(
+    name="few_shot",
+    title="few shot",
+    result="few_shot",
+    needs="labels, class names and a train split",
+    requires=("labels", "train"),
+    splits=("train", "test"),
+    settings=("features", "seed", "repeats"),
+    headline="acc1",
+    metrics=(
+        Metric("acc1", "top-1 accuracy"),
+        Metric("std", "standard deviation between episodes", better=None),
+        Metric("acc1_sd", "standard deviation between draws", better=None),
+    ),
+    measure=_measure,
+)

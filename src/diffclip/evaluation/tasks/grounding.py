@@ -9,7 +9,7 @@ decide.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
+from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.task import Metric, Task
 from diffclip.models.clip import CLIP
 
 log = logging.getLogger(__name__)
 
-TASK = "grounding"
 METRICS = ("pointing_game", "energy_in_mask", "average_precision")
 OTHER_QUERY = "average_precision_of_other_query"
 BY_OCCLUSION = tuple(f"{metric}_by_occlusion" for metric in METRICS)
@@ -202,3 +203,35 @@ def _overlap(cells: int, pixels: int, seen: int) -> Tensor:
     left = torch.arange(pixels, dtype=torch.float64)
     length = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
     return length.clamp(min=0) * cells / seen
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    source = cast(Any, context.data.test)  # a MaskedSource, which `requires` has seen to
+    return evaluate(context.model, source, limit=context.settings.sample, on_progress=context.on_sample)
+
+
+TASK = Task(
+    name="grounding",
+    title="where the model looks",
+    result="grounding",
+    needs="masks of what captions name",
+    requires=("masks",),
+    settings=("sample", "seed"),
+    # Relevance of about two phrases an image, and the image whole and with each cell of the grid covered.
+    passes=2 * 3 + CELLS**2 + 1,
+    headline="pointing_game",
+    metrics=(
+        Metric("pointing_game", "most relevant patch in the mask", column="Pointing game"),
+        Metric("energy_in_mask", "relevance in the mask", column="Energy in the mask"),
+        Metric("average_precision", "average precision of the mask", column="Average precision"),
+        Metric(OTHER_QUERY, "the same, by another query's map", column="The same, another query's map"),
+        Metric("pointing_game_by_occlusion", "most missed cell in the mask", column="Pointing game, by occlusion"),
+        Metric("energy_in_mask_by_occlusion", "what is missed in the mask", column="Energy in the mask, by occlusion"),
+        Metric(
+            "average_precision_by_occlusion",
+            "average precision by what is missed",
+            column="Average precision, by occlusion",
+        ),
+    ),
+    measure=_measure,
+)

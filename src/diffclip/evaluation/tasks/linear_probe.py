@@ -7,15 +7,17 @@ the classifier is then fitted again on the training and the validation examples 
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from diffclip.errors import UserError
+from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.encode import check_finite
 from diffclip.evaluation.features.logistic_regression import Axes, Weights, fit
 from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.task import Metric, Task
 
 log = logging.getLogger(__name__)
 
@@ -210,3 +212,26 @@ def _check(split: str, x: Tensor, y: Tensor | None, dim: int) -> None:
         raise UserError(f"{split} has {len(x)} features, but labels of shape {tuple(y.shape)} and type {y.dtype}")
     if missing := int((y < 0).sum()):
         raise UserError(f"{missing} of {len(y)} {split} examples have no label: leave them out")
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    train_x, train_y, _ = context.features_and_labels("train")
+    val_x, val_y, _ = context.features_and_labels("val") if context.data.has("val") else (None, None, None)
+    test_x, test_y, indices = context.features_and_labels("test")
+    by_class = context.data.mean_per_class
+    probe = fit_and_predict(train_x, train_y, val_x, val_y, test_x, mean_per_class=by_class)
+    return replace(evaluate(probe, test_y, indices, by_class), facts={"C": probe.C})
+
+
+TASK = Task(
+    name="linear_probe",
+    title="linear probe",
+    result="linear_probe",
+    needs="labels, class names and a train split",
+    requires=("labels", "train"),
+    splits=("train", "val", "test"),
+    settings=("features", None),
+    headline="acc1",
+    metrics=(Metric("acc1", "top-1 accuracy"), Metric("C", "C", unit="", better=None)),
+    measure=_measure,
+)

@@ -9,7 +9,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,18 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffclip.data.images import BadImage, decode
-from diffclip.data.sources import Example
+from diffclip.data.sources import Example, Subset
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
+from diffclip.evaluation.features.context import EvalContext
+from diffclip.evaluation.features.pixels import sample_indices
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats.bootstrap import Interval, mean_interval
+from diffclip.evaluation.task import Metric, Task
 from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.clip import CLIP, evaluation_mode
 from diffclip.models.maps import forward_with_maps
 
 log = logging.getLogger(__name__)
 
-TASK = "noise"
 CONDITIONS = ("clean", "cluttered", "noisy")
 METRICS = ("a1_a2_correlation", "a1_entropy", "a2_entropy")
 SIGMA = 0.2
@@ -91,7 +93,7 @@ def evaluate(
         indices += list(batch)
         for place, condition in enumerate(CONDITIONS if batch else ()):
             pixels = torch.stack([seen[place] for seen in batch.values()]).to(device)
-            measured = _measure(model, normalise(pixels, config.image_mean, config.image_std))
+            measured = _measure_batch(model, normalise(pixels, config.image_mean, config.image_std))
             for name, of_batch in measured.items():
                 found[f"{name}/{condition}"].append(of_batch)
         on_progress(min(start + batch_size, count))
@@ -109,7 +111,7 @@ def evaluate(
     return PerExampleScores(torch.tensor(indices), {name: v for name, v in values.items() if not v.isnan().all()}, {})
 
 
-def _measure(model: CLIP, pixels: Tensor) -> dict[str, Tensor]:
+def _measure_batch(model: CLIP, pixels: Tensor) -> dict[str, Tensor]:
     """`METRICS` by layer of a batch (B, 3, S, S): name → (B,) float64 on the CPU."""
     with evaluation_mode(model), torch.no_grad():
         _, maps = forward_with_maps(model.visual, pixels)
@@ -233,3 +235,34 @@ def table(measured: PerExampleScores) -> list[Row]:
 
 def _interval(values: Tensor) -> Interval:
     return mean_interval(values[~values.isnan()].double().numpy())
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    model, source, settings = context.model, context.data.test, context.settings
+    if isinstance(source, ClutteredSource):
+        return evaluate(model, source, limit=settings.sample, seed=settings.seed, on_progress=context.on_sample)
+    # Drawn, because the first images of a folder of classes are all of one class.
+    drawn = np.array(sample_indices(source, settings.sample, settings.seed))
+    sample = Subset(source, drawn, "sample")
+    scores = evaluate(model, sample, seed=settings.seed, on_progress=context.on_sample)
+    return replace(scores, indices=torch.from_numpy(drawn)[scores.indices])
+
+
+TASK = Task(
+    name="noise",
+    title="noise",
+    result="noise",
+    needs="images",
+    requires=("images",),
+    settings=("sample", "seed"),
+    passes=3 * 2,
+    metrics=tuple(
+        Metric(pattern, title, unit="", better=None)
+        for metric, title in zip(METRICS, ("a1 a2 correlation", "a1 entropy", "a2 entropy"), strict=True)
+        for pattern, title in (
+            *((f"{metric}_{condition}", f"{title} {condition}") for condition in CONDITIONS),
+            (f"{metric}/*/*", f"{title}/{{}}/{{}}"),
+        )
+    ),
+    measure=_measure,
+)

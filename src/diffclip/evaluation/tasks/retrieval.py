@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffclip.evaluation.datasets.dataset import DataSet, first_readable
+from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.encode import check_finite
+from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.task import Metric, Task
+
+KS = (1, 5, 10)
 
 # Scores that are held at a time: 2**24 float32 numbers are 64 MiB, and a handful of temporaries have the same
 # size.
@@ -107,3 +113,47 @@ def chance(images: int, image_of_text: Tensor, ks: Sequence[int] = (1, 5, 10)) -
         everything = torch.full_like(positives, texts)
         result[f"text_retrieval_recall@{k}"] = _hits(nothing_higher, everything, positives, k).mean().item()
     return result
+
+
+def evaluate(image_features: Tensor, text_features: Tensor, image_of_text: Tensor, indices: Tensor) -> PerExampleScores:
+    """What each image adds to each metric of `recall` with `KS`; arguments as there.
+
+    An image is what was sampled: its captions are not independent of each other. indices (N,): the place of each image
+    in the data set.
+    """
+    count = torch.bincount(image_of_text, minlength=len(image_features)).double()  # (N,) captions of each image
+    values = {}
+    for metric, hits in scores(image_features, text_features, image_of_text, KS).items():
+        if metric.startswith("text_"):
+            values[metric] = hits
+        else:
+            # An image with n of T captions counts n N / T: the mean over images is that over captions.
+            share = torch.zeros_like(count).index_add(0, image_of_text, hits) * (count > 0).sum() / count.sum()
+            values[metric] = torch.where(count > 0, share, torch.nan)
+    return PerExampleScores(indices, values, chance(len(image_features), image_of_text, KS))
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    images, (features, owner) = context.features(), context.captions()
+    return evaluate(images.features, features, owner, images.indices)
+
+
+def _captions(data: DataSet) -> int:
+    """As many as there are if all images have as many as the first."""
+    first = first_readable(data.test)
+    return len(data.test) * len(first.captions) if first else 0
+
+
+TASK = Task(
+    name="retrieval",
+    title="retrieval",
+    result="zeroshot_retrieval",
+    needs="captions",
+    requires=("captions",),
+    splits=("test",),
+    texts=_captions,
+    metrics=tuple(
+        Metric(f"{wanted}_retrieval_recall@{k}", f"{wanted} recall@{k}") for wanted in ("image", "text") for k in KS
+    ),
+    measure=_measure,
+)

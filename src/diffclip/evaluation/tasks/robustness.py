@@ -20,13 +20,14 @@ from torch import Tensor
 from diffclip.data.sources import TEMPLATES, Source
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
+from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.encode import DecodedImages, Tokenize, check_finite
-from diffclip.evaluation.features.labelled import batches, chosen, classnames_of
+from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
+from diffclip.evaluation.features.prompts import class_embeddings
 from diffclip.evaluation.results import PerExampleScores
-from diffclip.evaluation.tasks import zero_shot
+from diffclip.evaluation.task import Metric, Task
 from diffclip.models.clip import CLIP, evaluation_mode
 
-TASK = "robustness"
 EPSILONS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 Attack = Literal["fgsm", "pgd"]
 Loss = Literal["cross_entropy", "margin"]
@@ -80,7 +81,7 @@ def evaluate(
             f"an attack made on images of {attacker.config.image_size} pixels ({attacker.config.resize}) does not fit "
             f"a model of {config.image_size} ({config.resize}): take two models with the same image_size and resize"
         )
-    indices = chosen(source, limit, seed)
+    indices = sample_indices(source, limit, seed)
     images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
     epsilons = sorted(set(epsilons))
     pgd_name = f"pgd{steps}{f'x{restarts}' if restarts > 1 else ''}{'_margin' if loss == 'margin' else ''}"
@@ -127,7 +128,7 @@ def classifier(model: CLIP, tokenizer: Tokenize, source: Source) -> Classify:
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
         model = copy.deepcopy(model).float()
     config, weight = model.config, model.image_projection
-    embeddings = zero_shot.class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
+    embeddings = class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
     embeddings = embeddings.to(weight)  # (classes, embed_dim)
     scale = model.logit_scale.detach().exp()
 
@@ -209,3 +210,21 @@ def random_start(seed: tuple[int, ...], indices: Sequence[int], size: int) -> Te
 @torch.no_grad()
 def _right(classify: Classify, pixels: Tensor, labels: Tensor) -> Tensor:
     return margins(classify(pixels), labels) < 0
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    return evaluate(context.model, context.tokenizer, context.data.test, **context.on_changed_images)
+
+
+TASK = Task(
+    name="robustness",
+    title="robustness",
+    result="robustness",
+    needs="labels and class names",
+    requires=("labels",),
+    settings=("sample", "seed"),
+    # Clean, FGSM's gradient, and for each ε FGSM's image and ten steps of PGD; fewer where images are broken early.
+    passes=1 + 3 + len(EPSILONS) * (1 + 10 * 3),
+    metrics=(Metric("acc1", "top-1 accuracy"), Metric("acc1/*/*", "acc1/{}/{}", compared=False)),
+    measure=_measure,
+)

@@ -1,46 +1,20 @@
 """Zero-shot classification: the class whose prompts are nearest to the image (Radford et al. 2021)."""
 
-from collections.abc import Callable, Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffclip.data.sources import check_template
-from diffclip.errors import UserError
-from diffclip.evaluation.features.encode import Tokenize, check_finite, text_features
-from diffclip.models.clip import CLIP
+from diffclip.data.sources import TEMPLATES
+from diffclip.evaluation.datasets.dataset import DataSet
+from diffclip.evaluation.features.context import EvalContext
+from diffclip.evaluation.features.encode import check_finite
+from diffclip.evaluation.features.prompts import class_embeddings, fill
+from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.task import Metric, Task
+
+__all__ = ["TASK", "chance", "class_embeddings", "fill", "metrics", "scores"]
 
 # Classes × images that are scored at a time; 4 bytes each.
 BLOCK = 2**24
-
-
-def class_embeddings(
-    model: CLIP,
-    tokenizer: Tokenize,
-    classnames: Sequence[str],
-    templates: Sequence[str],
-    *,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """One embedding a class, (classes, embed_dim): the normalised mean of normalised prompt embeddings.
-
-    templates: `str.format` patterns in which `{c}` is the class name. on_progress: see `text_features`. Raises
-    UserError for no class, no template, and a template that cannot be filled in.
-    """
-    if not classnames or not templates:
-        raise UserError(
-            f"zero-shot classification needs class names and templates, found {len(classnames)} and {len(templates)}"
-        )
-    prompts = [fill(template, name) for name in classnames for template in templates]
-    features = text_features(model, tokenizer, prompts, on_progress=on_progress)  # (classes × templates, embed_dim)
-    means = features.view(len(classnames), len(templates), -1).mean(dim=1)
-    return nn.functional.normalize(means, dim=-1)
-
-
-def fill(template: str, classname: str) -> str:
-    """The prompt of a class. Raises UserError where the template has other fields than `{c}`, or none."""
-    check_template(template)
-    return template.replace("{c}", classname)
 
 
 def metrics(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> dict[str, float]:
@@ -89,3 +63,32 @@ def chance(classes: int) -> dict[str, float]:
     if classes >= 5:
         result["acc5"] = 5 / classes
     return result
+
+
+def _measure(context: EvalContext) -> PerExampleScores:
+    images, has_label = context.with_labels()
+    values = scores(images.features[has_label], images.labels[has_label], context.class_embeddings)
+    return PerExampleScores(images.indices[has_label], values, chance(len(context.class_embeddings)))
+
+
+def _prompts(data: DataSet) -> int:
+    source = data.test
+    return len(source.classnames or ()) * len(source.templates or TEMPLATES)
+
+
+TASK = Task(
+    name="zero_shot",
+    title="zero-shot classification",
+    result="zeroshot_classification",
+    needs="labels and class names",
+    requires=("labels",),
+    splits=("test",),
+    texts=_prompts,
+    headline="acc1",
+    metrics=(
+        Metric("acc1", "top-1 accuracy"),
+        Metric("acc5", "top-5 accuracy"),
+        Metric("mean_per_class_recall", "mean per-class recall"),
+    ),
+    measure=_measure,
+)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
-from diffclip.evaluation.features.encode import Decoded, sorted_out
+from diffclip.evaluation.features.encode import Decoded, split_readable
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Batch:
     """(B,) int64."""
 
 
-def chosen(source: Source, limit: int | None, seed: int) -> list[int]:
+def sample_indices(source: Source, limit: int | None, seed: int) -> list[int]:
     """`limit` examples drawn by `seed`, in the order of the source; all where it has no more than that.
 
     Drawn, because the first ones of a folder of classes are all of one class. Raises UserError for a limit below 1.
@@ -59,7 +59,7 @@ def batches(
     skipped: Counter[str] = Counter()
     for items in DataLoader(Subset(images, indices), batch_size, num_workers=num_workers, collate_fn=list):
         good, labels = [], []
-        readable, unreadable = sorted_out(items)
+        readable, unreadable = split_readable(items)
         skipped.update(unreadable)
         for item in readable:
             if item.label is None:

@@ -1,10 +1,10 @@
 """One model on one data set: the features that tasks read, each made when it is first asked for, and once."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch import Tensor
 from diffclip.data.sources import TEMPLATES
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.errors import UserError
-from diffclip.evaluation.datasets.dataset import DataSet, Split
+from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import ImageFeatures, image_features, text_features
-from diffclip.evaluation.tasks import zero_shot
+from diffclip.evaluation.features.prompts import class_embeddings
 from diffclip.models.clip import CLIP
 
 
@@ -34,6 +34,13 @@ class Settings:
     repeats: int = 1
     """How often few-shot draws its episodes anew, with this seed and those after it."""
 
+    def values_of(self, names: Sequence[str | None]) -> tuple[object, ...]:
+        """The values of some fields, as fingerprints of results have them; None has None.
+
+        `repeats` came later than the first results did, so it counts only where it is not 1.
+        """
+        return tuple(name and getattr(self, name) for name in names if name != "repeats" or self.repeats > 1)
+
 
 class EvalContext:
     """One model on one data set: what tasks read, each made when it is first asked for, and once."""
@@ -46,7 +53,7 @@ class EvalContext:
         *,
         cache: FeatureCache | None = None,
         weights: str | None = None,
-        on_images: Callable[[Split, int], None] = lambda split, done: None,
+        on_images: Callable[[str, int], None] = lambda split, done: None,
         on_sample: Callable[[int], None] = lambda done: None,
         on_texts: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -54,13 +61,13 @@ class EvalContext:
         # Are given how many images of the sample a task is done with, and how many of how many texts.
         self.on_sample, self._on_texts = on_sample, on_texts
         self._cache, self._weights, self._on_images = cache, weights, on_images
-        self._features: dict[Split, ImageFeatures] = {}
+        self._features: dict[str, ImageFeatures] = {}
 
-    def has(self, split: Split) -> bool:
+    def has(self, split: str) -> bool:
         """Whether the features of a split are at hand."""
         return split in self._features
 
-    def features(self, split: Split = "test") -> ImageFeatures:
+    def features(self, split: str = "test") -> ImageFeatures:
         """The image features of a split."""
         if split not in self._features:
             self._features[split] = image_features(
@@ -77,13 +84,13 @@ class EvalContext:
     @property
     def skipped(self) -> Counter[str]:
         """Images that could not be read, by reason, of all splits that were read."""
-        return sum((found.skipped for found in self._features.values()), Counter[str]())
+        return sum((features.skipped for features in self._features.values()), Counter[str]())
 
     @cached_property
     def class_embeddings(self) -> Tensor:
         """(classes, embed_dim), normalised: of the data set's own classes, in its own templates."""
         source = self.data.test
-        return zero_shot.class_embeddings(
+        return class_embeddings(
             self.model,
             self.tokenizer,
             source.classnames or (),
@@ -95,14 +102,14 @@ class EvalContext:
     def tokenizer(self) -> Tokenizer:
         return get_tokenizer(self.model.config.context_length)
 
-    def captions(self, split: Split = "test") -> tuple[Tensor, Tensor]:
+    def captions(self, split: str = "test") -> tuple[Tensor, Tensor]:
         """Features of all captions (T, embed_dim), and the row of each one's image (T,)."""
         images = self.features(split)
         captions = [caption for of_image in images.captions for caption in of_image]
         owner = torch.tensor([row for row, of_image in enumerate(images.captions) for _ in of_image])
         return text_features(self.model, self.tokenizer, captions, on_progress=self._on_texts), owner
 
-    def labelled(self, split: Split = "test") -> tuple[ImageFeatures, Tensor]:
+    def with_labels(self, split: str = "test") -> tuple[ImageFeatures, Tensor]:
         """The features of a split, and which of its images have a label (N,) bool.
 
         Raises UserError where a label has no class name, or no image has a label.
@@ -114,7 +121,30 @@ class EvalContext:
         classes = len(own or tested or ())
         if int(images.labels.max()) >= classes:
             raise UserError(f"{source.name} has the label {int(images.labels.max())}, but only {classes} class names")
-        labelled = images.labels >= 0
-        if not labelled.any():
+        has_label = images.labels >= 0
+        if not has_label.any():
             raise UserError(f"no image of {source.name} has a label")
-        return images, labelled
+        return images, has_label
+
+    def features_and_labels(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What a classifier learns from or is tested on: of the images of a split that have a label.
+
+        Returns features (N, width or embed_dim by `Settings.features`) on the model's device, labels (N,) int64, and
+        the place (N,) of each image in the source.
+        """
+        images, has_label = self.with_labels(split)
+        x = images.tower if self.settings.features == "tower" else images.features
+        device = next(self.model.parameters()).device
+        return x[has_label].to(device), images.labels[has_label], images.indices[has_label]
+
+    @property
+    def on_changed_images(self) -> dict[str, Any]:
+        """Arguments of the tasks that encode changed images of a sample: how many, by which seed, how at a time."""
+        settings = self.settings
+        return {
+            "seed": settings.seed,
+            "limit": settings.sample,
+            "batch_size": settings.batch_size,
+            "num_workers": settings.num_workers,
+            "on_progress": self.on_sample,
+        }
