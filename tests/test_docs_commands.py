@@ -163,9 +163,6 @@ def test_the_examples_of_a_page_run(page, here, monkeypatch, capsys):
                 DONE.add(tuple(arguments))
                 make_room(arguments)
                 try:
-                    import time
-
-                    t0 = time.process_time()
                     cli.main(arguments)
                 except SystemExit as ended:
                     shown = capsys.readouterr()
