@@ -296,6 +296,25 @@ def test_without_a_right_answer_there_is_no_relative_accuracy():
     assert "relative_acc1" not in corruptions.summarise(torch.zeros(3, 2).double(), [("fog", 1)])
 
 
+def test_the_mean_corruption_error_is_that_of_its_definition():
+    variants = [(kind, severity) for kind in corruptions.KINDS for severity in (1, 2, 3, 4, 5)]
+    hits = torch.zeros(2, 76).double()
+    hits[:, 0] = 1
+    hits[0, 1 + 5 * 1 + 2] = hits[1, 1 + 5 * 1 + 2] = 1  # shot noise of severity 3, both images: error 4/5 of 1
+    hits[0, 1 + 5 * 14 : 76] = 1  # JPEG at every severity, one image of two: error 1/2
+    found = corruptions.summarise(hits, variants)
+    published = (88.6, 89.4, 92.3, 82.0, 82.6, 78.6, 79.8, 86.7, 82.7, 81.9, 56.5, 85.3, 64.6, 71.8, 60.7)
+    errors = [100.0] * 15
+    errors[1], errors[14] = 80.0, 50.0
+    by_hand = sum(error / alexnet for error, alexnet in zip(errors, published, strict=True)) / 15
+    assert found["mce"].mean().item() == pytest.approx(by_hand, rel=1e-3)
+    for kind, rounded in zip(corruptions.KINDS, published, strict=True):
+        assert 100 * corruptions.ALEXNET_ERROR[kind] == pytest.approx(rounded, abs=0.051)
+    assert found["mce"].tolist()[0] < found["mce"].tolist()[1]
+    assert corruptions.summarise(torch.zeros(2, 76).double(), variants)["mce"][0] > 1  # worse than AlexNet
+    assert "mce" not in corruptions.summarise(hits[:, :2], variants[:1])
+
+
 def test_bad_input_is_refused(model):
     for settings, message in [
         ({"kinds": ["mist"]}, r"unknown corruption 'mist': choose among gaussian_noise, "),
