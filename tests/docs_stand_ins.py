@@ -19,8 +19,8 @@ from small_models import PICTURES
 ROOT = Path(__file__).parents[1]
 TRAINING = {"batch_size": 8, "epochs": 1, "precision": "float32", "log_every": 1, "monitor_every": 2}
 # Run directories that pages name and do not make.
-RUNS = ("runs/clip", "runs/cifar10-clip", "runs/old")
-DIFFERENTIAL_RUNS = ("runs/diffclip", "runs/cifar10-diffclip", "runs/scenes", "runs/mine")
+RUNS = ("runs/clip", "runs/cifar10-clip")
+DIFFERENTIAL_RUNS = ("runs/diffclip", "runs/cifar10-diffclip", "runs/scenes")
 
 
 def stand_ins(folder):
@@ -44,6 +44,9 @@ def stand_ins(folder):
     for kind, names in (("clip", RUNS), ("diffclip", DIFFERENTIAL_RUNS)):
         for name in names:
             shutil.copytree(f"runs/quickstart/{kind}", name)
+    scenes = "scenes=scenes:test?size=16&length=16"
+    cli.main(["eval", "runs/clip", "runs/diffclip", "--data", scenes, "--tasks", "zero_shot", "--out", "eval"])
+    shutil.copytree("data/openclipart", "openclipart")
 
 
 def recipes(folder):
@@ -58,7 +61,7 @@ def recipes(folder):
         recipe = tomli.loads(path.read_text())
         overrides = {key: value for key, value in recipe["model"].get("overrides", {}).items() if key not in PICTURES}
         recipe["model"]["overrides"] = overrides | PICTURES
-        recipe["data"] |= {"workers": 0, "examples": 0}
+        recipe["data"] |= {"workers": 0}
         train = recipe["data"].setdefault("train", {})
         if train.get("path", "").startswith("scenes"):
             train["path"] = "scenes:train?size=16&length=32"
@@ -110,7 +113,7 @@ def _hub(folder):
     """Ten classes of noise in the hub's parquet, as CIFAR-10 lies there."""
     folder.mkdir()
     generator = np.random.default_rng(0)
-    for split, count in (("train", 80), ("test", 40)):
+    for split, count in (("train", 60), ("test", 20)):
         images = [
             Image.fromarray((generator.integers(0, 99, (32, 32, 3)) + 15 * (i % 10)).astype(np.uint8))
             for i in range(count)
@@ -130,6 +133,7 @@ def _hub(folder):
 def _pope(folder, answers):
     """Four questions of each split and a language model's answers to them, in the benchmark's files."""
     folder.mkdir()
+    listed = []
     for split in ("random", "popular", "adversarial"):
         questions = [
             {
@@ -143,3 +147,7 @@ def _pope(folder, answers):
         (folder / f"coco_pope_{split}.json").write_text("\n".join(json.dumps(q) for q in questions))
         told = [{"question_id": q["question_id"], "text": "Yes, there is."} for q in questions]
         (answers / f"answers_{split}.jsonl").write_text("\n".join(json.dumps(a) for a in told))
+        listed += [json.dumps(q | {"question_id": len(listed) + i, "category": split}) for i, q in enumerate(questions)]
+    answered = [json.dumps({"question_id": i, "text": "No, there is not."}) for i in range(len(listed))]
+    (answers / "llava_pope_test.jsonl").write_text("\n".join(listed))
+    (answers / "answers.jsonl").write_text("\n".join(answered))

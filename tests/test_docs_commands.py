@@ -47,6 +47,8 @@ NOT_RUN = {
     r"^quickstart": "test_quickstart.py runs it",
     r"hammh0a/": "a released model, to be downloaded",
     r"(https|s3|pipe):": "streams: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
+    r"^report paper": "of the results of such a model",
+    r"sugarcrepe winoground --root": "benchmarks to be downloaded; their tests have stand-ins, drawn scenes run here",
     r"imagenet1k=": "ImageNet in several processes: tests/training/test_distributed_runs.py, with other data",
 }
 # What is replaced in an argument, in this order.
@@ -55,6 +57,7 @@ ARGUMENTS = (
     (r"^/data$", "data"),
     (r"=/data/", "=data/"),
     (r"\{00000\.\.\d+\}", "{00000..00001}"),
+    (r"^\d+x(\w+)$", r"2x\1"),
     (r"(scenes:train).*", r"\1?size=16&length=32"),
     (r"(scenes:(?!train)\w+).*", r"\1?size=16&length=16"),
 )
@@ -78,9 +81,10 @@ def here(tmp_path_factory):
 def make_small(monkeypatch):
     """What no argument can make small: what probes learn from, pairs, episodes, and figures as PNG and PDF."""
     named = "diffclip.evaluation.datasets.named"
-    monkeypatch.setattr(f"{named}.SCENES_TO_LEARN_FROM", 400)
+    monkeypatch.setattr(f"{named}.SCENES_TO_LEARN_FROM", 320)
     monkeypatch.setattr(f"{named}.FineGrainedSource", partial(FineGrainedSource, count=2))
     monkeypatch.setattr("diffclip.reporting.figures.style.to_bytes", lambda figure, suffix, **_: b"a figure")
+    monkeypatch.setattr("diffclip.reporting.figures.style.to_svg", lambda *_, **__: "<svg></svg>")
 
 
 def calls(block, folder):
@@ -134,8 +138,9 @@ def made_small(arguments):
 def make_room(arguments):
     """Delete the run that a training command would refuse to write over; pages may use the same name."""
     if arguments[0] == "train" and "--resume" not in arguments:
-        given = dict(pairwise(arguments)).get("--out")
-        shutil.rmtree(given or Path("runs") / Path(arguments[1]).stem, ignore_errors=True)
+        run = Path(dict(pairwise(arguments)).get("--out", f"runs/{Path(arguments[1]).stem}"))
+        if (run / "recipe.toml").exists():
+            shutil.rmtree(run)
 
 
 def why_not(arguments):
