@@ -8,7 +8,7 @@ map materialised; differential attention with as many heads, by every backend of
 All start from a tensor (B, N, 3C) as a joint projection makes it, and the backward pass ends there. Medians over the
 rounds; memory is what both passes need beyond their input: by how much they raise the peak of a process of their own.
 
---write-table also writes src/diffclip/models/attention_choice.json, which `backend="auto"` reads.
+--write-table also writes src/diffclip/models/attention/choice.json, which `backend="auto"` reads.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SHAPES = {  # (batch, heads, tokens, head width), and whether causal
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARE = 1.05  # a backend that is no slower than eager by more than this is taken for what it saves in memory
-TABLE = Path(attention_choice.__file__).with_name("attention_choice.json")
+TABLE = Path(attention_choice.__file__).with_name("choice.json")
 
 
 def split(x: Tensor, heads: int, v_heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,7 +37,7 @@ def main() -> None:
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
     optimizer.zero_grad()
-    tensors = checkpoint.tensors_of(model, optimizer)
+    tensors = checkpoint.state_tensors(model, optimizer)
     size = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
     folder = Path(tempfile.mkdtemp(dir=options.folder))
 

@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from diffclip.data.options import Located
-from diffclip.errors import UserError
+from diffclip.errors import UserError, describe
 from diffclip.models.presets import ModelConfig, model_config
 
 if TYPE_CHECKING:
@@ -204,6 +204,11 @@ def load_recipe(path: str | Path) -> Recipe:
     return validate(read_toml(path, "recipe"), where=str(path))
 
 
+def parse_recipe(text: str, where: str) -> Recipe:
+    """A recipe from TOML; `where` names its origin in the error. Raises UserError as `load_recipe` does."""
+    return validate(_parse_toml(text, where), where)
+
+
 def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError."""
     try:
@@ -211,10 +216,14 @@ def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: of the text, or of a name with a null byte
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
         raise UserError(f"cannot read the {what} {str(path)[:200]}: {reason}") from None
+    return _parse_toml(text, str(path))
+
+
+def _parse_toml(text: str, where: str) -> dict[str, Any]:
     try:
         return tomli.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: TOML's, or of a number of thousands of digits
-        raise UserError(f"{path} is not valid TOML: {error}") from None
+        raise UserError(f"{where} is not valid TOML: {error}") from None
 
 
 def validate(table: Mapping[str, Any], where: str) -> Recipe:
@@ -297,21 +306,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
-
-
-def describe(error: ValidationError) -> str:
-    """pydantic's errors in words: where, what was expected, what was found."""
-    errors = error.errors()
-    more = [f"and {len(errors) - DESCRIBED} more"] if len(errors) > DESCRIBED else []
-    return "; ".join([*map(_described, errors[:DESCRIBED]), *more])
-
-
-DESCRIBED = 20
-
-
-def _described(error: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{place}: no such key"
-    message = str(error["msg"])
-    return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r:.100}"

@@ -1,5 +1,11 @@
 """The exceptions that a person is meant to read: one line each, never a traceback."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class UserError(ValueError):
     """Something a user gave cannot be used.
@@ -24,3 +30,21 @@ def _printable(text: str) -> str:
 
 class Stopped(Exception):
     """A run was asked to stop and has saved itself. The message says how to go on; the command line exits with 130."""
+
+
+def describe(error: "ValidationError") -> str:
+    """pydantic's errors in words: where, what was expected, what was found."""
+    errors = error.errors()
+    more = [f"and {len(errors) - DESCRIBED} more"] if len(errors) > DESCRIBED else []
+    return "; ".join([*map(_described, errors[:DESCRIBED]), *more])
+
+
+DESCRIBED = 20  # errors
+
+
+def _described(error: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{place}: no such key"
+    message = str(error["msg"])
+    return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r:.100}"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tomli
 from pydantic import Field, TypeAdapter, ValidationError
 
-from diffclip.config import STRICT, Count, Recipe, describe, read_toml, validate
-from diffclip.errors import UserError
+from diffclip.config import STRICT, Count, Recipe, read_toml, validate
+from diffclip.errors import UserError, describe
 from diffclip.evaluation.run.hooks import check_evaluations
 from diffclip.evaluation.task import TASKS, get_task
 
@@ -59,7 +59,7 @@ class Group:
     data: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Names of data sets: of `[data]`, or of the registry that `diffclip data list` shows."""
     metric: str = ""
-    """As in results.jsonl; by default the task's: accuracy, pairs right, the pointing game. Retrieval has none."""
+    """As in results.jsonl; by default the task's headline. Retrieval, robustness, corruptions and noise have none."""
 
     @property
     def resolved_metric(self) -> str:

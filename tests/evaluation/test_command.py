@@ -10,7 +10,7 @@ from rich.console import Console
 
 from diffclip import cli
 from diffclip.evaluation import results
-from diffclip.evaluation.datasets.named import data_set, papers
+from diffclip.evaluation.datasets.named import by_name, data_set, papers
 from diffclip.evaluation.run import plan, progress
 from diffclip.evaluation.run.plan import Job, JobList, NamedModel
 from diffclip.evaluation.run.progress import run_suite
@@ -112,8 +112,8 @@ def test_a_wrong_form_is_told_at_once(capsys, tmp_path, models):
     for name in ("mine", "pope"):
         _, message = run(capsys, models[0], "--data", name, "--out", tmp_path)
         assert message == (
-            f"diffclip: --data {name}: expected NAME=PATH, such as scenes=scenes:test, or paper, or one of the paper's "
-            f"data sets: {', '.join(papers())}"
+            f"diffclip: --data {name}: expected NAME=PATH, such as scenes=scenes:test, or paper, or one of the data "
+            f"sets known by name: {', '.join(by_name())}"
         )
     _, message = run(capsys, models[0], "--data", "mine=", "--out", tmp_path)
     assert message == "diffclip: --data mine=: expected NAME=PATH, such as cifar10=data/cifar10 or scenes=scenes:test"

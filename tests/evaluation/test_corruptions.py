@@ -9,7 +9,7 @@ from PIL import Image
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
-from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt, disc, plasma, streak, zoomed
+from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt, disc, plasma, streak, zoom_in
 from diffclip.evaluation.corruption.strengths import STRENGTHS, arguments
 from diffclip.evaluation.features.encode import image_features
 from diffclip.evaluation.tasks import corruptions, zero_shot
@@ -161,7 +161,7 @@ def test_zoom_equals_scipy_in_two_dimensions(factor):
     top = (32 - part) // 2
     large = ndimage.zoom(x[top : top + part, top : top + part], (factor, factor, 1), order=1)
     edge = (len(large) - 32) // 2
-    np.testing.assert_allclose(zoomed(x, factor), large[edge : edge + 32, edge : edge + 32], atol=1e-5)
+    np.testing.assert_allclose(zoom_in(x, factor), large[edge : edge + 32, edge : edge + 32], atol=1e-5)
 
 
 def test_plasma_gets_rougher_as_the_decay_gets_smaller():

@@ -21,15 +21,17 @@ from diffclip.evaluation.datasets.opening import from_its_authors, how_to_get
 
 def test_the_registry_states_what_the_protocol_needs():
     found = registry()
-    assert len(found) == 19
+    assert len(found) == 21
     assert {name for name, one in found.items() if one.mean_per_class} == {
         "caltech101", "pets", "flowers", "fgvc_aircraft"
     }  # fmt: skip
+    assert {name for name, one in found.items() if not one.paper} == {"sugarcrepe", "winoground"}
+    without_classes = {"flickr8k", "flickr30k", "mscoco_captions", "mmvp_vlm", "pope", "sugarcrepe", "winoground"}
     for one in found.values():
         assert one.images
         assert one.source
         assert one.how
-        assert (one.classes is None) == (one.name in ("flickr8k", "flickr30k", "mscoco_captions", "mmvp_vlm", "pope"))
+        assert (one.classes is None) == (one.name in without_classes)
         if one.torchvision:
             assert hasattr(torchvision.datasets, one.torchvision)
     assert sum("linear_probe" in one.tasks for one in found.values()) == 9
@@ -259,7 +261,7 @@ def test_the_list(tmp_path, capsys):
     assert f"pope: random 2, popular 3, adversarial 3 questions\n  in {tmp_path / 'pope'}" in text
     assert "sun397: test 1 images" in text
     assert "has no train split of sun397; it has test" in text
-    assert "Missing: 16 of 19" in text
+    assert "Missing: 18 of 21" in text
     assert "hf download clip-benchmark/wds_imagenet1k --repo-type dataset --local-dir" in text
     assert "torchvision.datasets.CIFAR10(" in text
 

@@ -27,7 +27,7 @@ def solve(features, labels, C, **options):
     axes = Axes.of(features)
     classes = int(labels.max()) + 1
     rotated = axes.rotate_(features.clone())
-    return fit(axes, rotated, labels, C, Weights.prior(axes, labels, classes), **options).unrotated(axes)
+    return fit(axes, rotated, labels, C, Weights.prior(axes, labels, classes), **options).rotate_back(axes)
 
 
 def gradient(features, labels, weight, bias, C):

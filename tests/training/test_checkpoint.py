@@ -33,7 +33,7 @@ ALL = Keep(last=9)
 
 
 def save(run, trainer, step, keep=ALL, **metrics):
-    tensors = checkpoint.tensors_of(trainer.model, trainer.optimizer)
+    tensors = checkpoint.state_tensors(trainer.model, trainer.optimizer)
     state = {"step": step, "seconds": 1.5 * step, "metrics": metrics}
     return checkpoint.save(run, trainer.model.config, tensors, state, keep)
 
@@ -52,8 +52,8 @@ def test_a_checkpoint_brings_back_every_bit_and_is_a_model(tmp_path, trainer):
     folder = save(tmp_path, trainer, 3, score=0.5)
     state, fresh = restored(tmp_path)
     assert state == {"step": 3, "seconds": 4.5, "metrics": {"score": 0.5}}
-    old = checkpoint.tensors_of(trainer.model, trainer.optimizer)
-    new = checkpoint.tensors_of(fresh.model, fresh.optimizer)
+    old = checkpoint.state_tensors(trainer.model, trainer.optimizer)
+    new = checkpoint.state_tensors(fresh.model, fresh.optimizer)
     assert old["optimizer"].keys() == new["optimizer"].keys() != set()
     for group, tensors in old.items():
         assert all(torch.equal(tensor, new[group][name]) for name, tensor in tensors.items())
@@ -174,7 +174,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, trainer, monke
         return real(*args)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    tensors = checkpoint.tensors_of(trainer.model, trainer.optimizer)
+    tensors = checkpoint.state_tensors(trainer.model, trainer.optimizer)
     scale = trainer.model.logit_scale
     before = scale.item()
     try:
@@ -193,7 +193,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, trainer, monke
 
 def test_a_checkpoint_that_fails_in_the_background_is_said_at_the_next_step(tmp_path, trainer):
     (tmp_path / "checkpoints").write_text("in the way")
-    tensors = checkpoint.tensors_of(trainer.model, trainer.optimizer)
+    tensors = checkpoint.state_tensors(trainer.model, trainer.optimizer)
     with BackgroundCheckpoints(tmp_path, trainer.model.config, Keep()) as checkpoints:
         checkpoints.save(tensors, {"step": 1})
         checkpoints._written.exception()  # wait for it, as a step would by taking its time
@@ -210,7 +210,7 @@ def test_a_checkpoint_that_fails_in_the_background_is_said_at_the_next_step(tmp_
 def test_a_failed_checkpoint_does_not_hide_what_ended_the_run(tmp_path, trainer, caplog):
     (tmp_path / "checkpoints").write_text("in the way")
     checkpoints = BackgroundCheckpoints(tmp_path, trainer.model.config, Keep())
-    checkpoints.save(checkpoint.tensors_of(trainer.model, trainer.optimizer), {"step": 3})
+    checkpoints.save(checkpoint.state_tensors(trainer.model, trainer.optimizer), {"step": 3})
     checkpoints.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert "step_00000003" in caplog.text
 

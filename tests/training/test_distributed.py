@@ -17,7 +17,7 @@ from diffclip.data.transforms import TrainTransform
 from diffclip.distributed import World, default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
-from diffclip.training.parallel import whole
+from diffclip.training.parallel import full_tensor
 
 SIZE, END = 12, 49407
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 3, 3, 2, 1, 0, 4])
@@ -57,8 +57,8 @@ def gradients(folder):
             shared=shared, loss=kind, batch_size=SIZE, layout=layout.split()[-1], micro_batch=micro_batch, **compiled
         )
         loss, _ = one.step(3, own(batch(shared)))
-        found = {name: whole(parameter.grad) for name, parameter in one.model.named_parameters()}
-        lambdas = {f"lambda_{tower}": whole(values) for tower, values in one.model.lambdas().items()}
+        found = {name: full_tensor(parameter.grad) for name, parameter in one.model.named_parameters()}
+        lambdas = {f"lambda_{tower}": full_tensor(values) for tower, values in one.model.lambdas().items()}
         if get_world().is_main:
             name = f"{get_world().size}_{layout}_{shared}_{micro_batch}_{kind}.safetensors"
             save_file(found | lambdas | {"loss": torch.tensor(loss)}, folder / name)

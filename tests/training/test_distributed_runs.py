@@ -30,7 +30,7 @@ from diffclip.evaluation.run.plan import NamedModel
 from diffclip.evaluation.run.suite import DataSet, Settings, measure
 from diffclip.training import checkpoint, step
 from diffclip.training.logs import WALL_CLOCK
-from diffclip.training.parallel import whole
+from diffclip.training.parallel import full_tensor
 from diffclip.training.setup import new_state, train
 from diffclip.training.step import Schedule, TrainState
 
@@ -96,12 +96,12 @@ def restored(folder):
     """What two processes wrote, in the shards of four."""
     one = new_state(recipe(layout="fsdp"), Schedule.of(recipe(), 64))
     assert checkpoint.restore(folder / "shards", one.model, one.optimizer, one.average)["step"] == 16
-    found = checkpoint.tensors_of(one.model, one.optimizer, one.average)
+    found = checkpoint.state_tensors(one.model, one.optimizer, one.average)
     written = checkpoint.read(checkpoint.found(folder / "shards")[-1])[1]
     assert {group: named.keys() for group, named in found.items()} == {g: n.keys() for g, n in written.items()}
     for group, named in found.items():
         for name, tensor in named.items():
-            assert torch.equal(whole(tensor), written[group][name]), name
+            assert torch.equal(full_tensor(tensor), written[group][name]), name
     name = "exp_avg.visual.blocks.0.mlp.fc1.weight"
     assert 4 * found["optimizer"][name].to_local().numel() == written["optimizer"][name].numel()
 

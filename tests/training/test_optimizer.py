@@ -108,13 +108,13 @@ def test_moments_in_8_bits_go_through_a_checkpoint_to_the_bit(tmp_path):
     optimizer = adamw(model, EIGHT)
     steps(model, optimizer, 0, 3)
     with BackgroundCheckpoints(tmp_path, model.config, Keep()) as checkpoints:
-        checkpoints.save(checkpoint.tensors_of(model, optimizer), {"step": 3})
+        checkpoints.save(checkpoint.state_tensors(model, optimizer), {"step": 3})
     again = small_model()
     resumed = adamw(again, EIGHT)
     assert checkpoint.restore(tmp_path, again, resumed) == {"step": 3}
     for one, its in ((model, optimizer), (again, resumed)):
         steps(one, its, 3, 6)
-    old, new = checkpoint.tensors_of(model, optimizer), checkpoint.tensors_of(again, resumed)
+    old, new = checkpoint.state_tensors(model, optimizer), checkpoint.state_tensors(again, resumed)
     for group, tensors in old.items():
         assert tensors.keys() == new[group].keys()
         assert all(torch.equal(tensor, new[group][name]) for name, tensor in tensors.items())

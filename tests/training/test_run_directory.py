@@ -7,9 +7,9 @@ import sys
 import pytest
 from killed import recipe
 
-from diffclip.config import load_recipe
+from diffclip.config import load_recipe, to_toml
 from diffclip.errors import UserError
-from diffclip.training.run_directory import claimed
+from diffclip.training.run_directory import claim_directory
 
 HOLDER = """
 import sys, fcntl
@@ -21,7 +21,7 @@ sys.stdin.read()
 
 
 def claim(run, one=None, resume=False):
-    with claimed(run, one or recipe(0), resume) as resumes:
+    with claim_directory(run, to_toml(one or recipe(0)), resume) as resumes:
         return resumes
 
 

@@ -45,11 +45,11 @@ def evaluate(
 
     Args:
         models: Run directories, .safetensors files, released checkpoints or hub ids.
-        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one of
-            the paper's; or `paper`, for all of these.
+        data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one
+            that `diffclip data list` shows; or `paper`, for all that the paper evaluates on.
         out: Where results.jsonl is written.
-        tasks: What is measured, on each data set that can serve it; by default what the paper measures on data sets
-            that are given by name alone, and zero_shot on others.
+        tasks: What is measured, on each data set that can serve it; by default what the paper, or its authors,
+            measure on data sets that are given by name alone, and zero_shot on others.
         root: The folder of the data sets that are given by name alone; by default $DIFFCLIP_DATA, or data.
         cache: Where image features are kept; by default OUT/features.
         force: Compute again what results.jsonl has already. Features are not: theirs cannot be out of date.
@@ -78,8 +78,8 @@ def evaluate(
         seed=seed,
         repeats=repeats,
     )
-    found, missing = data_sets(data, tasks, default_root(root), all_classes=all_classes)
-    run(models, found, out, missing=missing, cache=cache, force=force, settings=settings)
+    sets, missing = data_sets(data, tasks, default_root(root), all_classes=all_classes)
+    run(models, sets, out, missing=missing, cache=cache, force=force, settings=settings)
 
 
 def run(
@@ -113,7 +113,7 @@ def run(
 
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
-    twice = next((name for name, count in Counter(one.name for one in data).items() if count > 1), None)
+    twice = next((name for name, count in Counter(dataset.name for dataset in data).items() if count > 1), None)
     if twice:
         raise UserError(f"--data names {twice} twice: results would replace each other, so give each its own name")
     path, features = out / "results.jsonl", FeatureCache(cache or out / "features")
@@ -131,9 +131,11 @@ def run(
     except KeyboardInterrupt:
         raise Stopped("stopped; the same command goes on from here") from None
     if len(named) == 2 and path.exists():
-        letters = [pair.ModelName(letter, one.name, one.pretrained) for letter, one in zip("AB", named, strict=True)]
+        letters = [
+            pair.ModelName(letter, model.name, model.pretrained) for letter, model in zip("AB", named, strict=True)
+        ]
         console.print(pair.to_rich(pair.compare(path, *letters)))
-        console.print(*(f"{one.label}: {one.pretrained}" for one in letters), highlight=False, soft_wrap=True)
+        console.print(*(f"{name.label}: {name.pretrained}" for name in letters), highlight=False, soft_wrap=True)
     if path.exists():
         console.print(f"Written to {path}", highlight=False, soft_wrap=True)
     raise_failures([*missing, *failures])

@@ -44,21 +44,21 @@ def run(answers: Sequence[Path], labels: Path, categories: Path | None, name: st
     from diffclip.evaluation.pope import dataset_name, score
     from diffclip.evaluation.run.suite import record
 
-    scored = score(answers, labels, categories)
+    splits = score(answers, labels, categories)
     console = Console()
-    console.print(_table(scored))
-    if any(one.unparsed for one in scored):
+    console.print(_table(splits))
+    if any(scores.unparsed for scores in splits):
         console.print("unparsed: answers that say neither yes nor no; the benchmark's rule takes them as a yes.")
     if out:
         source = ", ".join(map(str, answers))
-        for one in scored:
-            dataset = dataset_name(one.split, one.questions)
+        for scores in splits:
+            dataset = dataset_name(scores.split, scores.questions)
             key = (dataset, name or _stem(answers[0]), source, "pope")
-            record(out / "results.jsonl", key, one.examples, one.fingerprint)
+            record(out / "results.jsonl", key, scores.examples, scores.fingerprint)
         console.print(f"Written to {out / 'results.jsonl'}", highlight=False, soft_wrap=True)
 
 
-def _table(scored: Sequence[SplitScores]) -> Table:
+def _table(splits: Sequence[SplitScores]) -> Table:
     from rich.table import Table
 
     from diffclip.evaluation.stats.bootstrap import mean_interval
@@ -67,30 +67,30 @@ def _table(scored: Sequence[SplitScores]) -> Table:
     table.add_column("POPE")
     for title in ("questions", *METRICS.values(), "unparsed"):
         table.add_column(title, justify="right")
-    for one in scored:
-        intervals = [mean_interval(one.examples.values[name]) for name in METRICS]
+    for scores in splits:
+        intervals = [mean_interval(scores.examples.values[name]) for name in METRICS]
         cells = [f"{100 * i.mean:.2f}\n{100 * i.low:.1f} to {100 * i.high:.1f}" for i in intervals]
-        table.add_row(one.split, f"{one.questions:,}", *cells, str(one.unparsed))
-    if len(scored) > 1:
-        means = [sum(one.examples.metrics[name] for one in scored) / len(scored) for name in METRICS]
-        unparsed = str(sum(one.unparsed for one in scored))
-        questions = f"{sum(one.questions for one in scored):,}"
+        table.add_row(scores.split, f"{scores.questions:,}", *cells, str(scores.unparsed))
+    if len(splits) > 1:
+        means = [sum(scores.examples.metrics[name] for scores in splits) / len(splits) for name in METRICS]
+        unparsed = str(sum(scores.unparsed for scores in splits))
+        questions = f"{sum(scores.questions for scores in splits):,}"
         table.add_row("mean", questions, *(f"{100 * mean:.2f}" for mean in means), unparsed)
-    table.caption = f"In percent, with 95 % intervals of a bootstrap over images. {_version(scored)}"
+    table.caption = f"In percent, with 95 % intervals of a bootstrap over images. {_version(splits)}"
     return table
 
 
-def _version(scored: Sequence[SplitScores]) -> str:
-    counts = {one.split: one.questions for one in scored}
+def _version(splits: Sequence[SplitScores]) -> str:
+    counts = {scores.split: scores.questions for scores in splits}
     if counts.get("random") == 2910:
         return "The random split is the one before October 2023, with 2,910 questions, as in LLaVA-1.5's scores."
     if set(counts.values()) == {3000}:
-        return "Version: POPE on COCO since October 2023, 3,000 questions a split."
+        return "Version: POPE on COCO since October 2023, 3,000 questions a scores."
     return "Not a published version: those have 3,000 questions a split, or 2,910 in the random one."
 
 
 def _stem(path: Path) -> str:
-    """The file's name without the name of the split."""
+    """The file's name without the name of the scores."""
     from diffclip.evaluation.pope import SPLITS
 
     words = path.stem

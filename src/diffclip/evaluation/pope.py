@@ -65,15 +65,15 @@ def read_answers(path: Path) -> tuple[Answer, ...]:
 
 def read_categories(path: Path) -> dict[str, str]:
     """question_id → category, of a file of questions such as LLaVA's llava_pope_test.jsonl."""
-    found = {}
+    split_of = {}
     for number, row in enumerate(read_rows(path), start=1):
         if "question_id" not in row or row.get("category") not in SPLITS:
             raise UserError(
                 f"{path} entry {number}: expected question_id and a category out of {', '.join(SPLITS)}, "
                 f"found {keys_of(row)}"
             )
-        found[str(row["question_id"])] = str(row["category"])
-    return found
+        split_of[str(row["question_id"])] = str(row["category"])
+    return split_of
 
 
 def match_answers(questions: Sequence[Question], answers: Sequence[Answer], where: str) -> tuple[str, ...]:
@@ -109,14 +109,14 @@ def evaluate(questions: Sequence[Question], answers: Sequence[str]) -> PerExampl
     label = torch.tensor([question.yes for question in questions], dtype=torch.float64)
     said = torch.tensor([says_yes(answer) for answer in answers], dtype=torch.float64)
     guessed = torch.tensor([is_unparsed(answer) for answer in answers], dtype=torch.float64)
-    one, hit = torch.ones_like(label), label * said  # (Q,)
+    every, hit = torch.ones_like(label), label * said  # (Q,)
     parts = {
-        "accuracy": ((label == said).double(), one),
+        "accuracy": ((label == said).double(), every),
         "precision": (hit, said),
         "recall": (hit, label),
         "f1": (hit, (said + label) / 2),
-        "yes_ratio": (said, one),
-        "unparsed": (guessed, one),
+        "yes_ratio": (said, every),
+        "unparsed": (guessed, every),
     }
     place = {image: i for i, image in enumerate(dict.fromkeys(question.image for question in questions))}
     owner = torch.tensor([place[question.image] for question in questions])
@@ -166,18 +166,18 @@ def score(answers: Sequence[Path], labels: Path, categories: Path | None = None)
     if labels.is_file():
         if len(answers) > 1:
             raise UserError(f"{labels} is one file of questions, but {len(answers)} files of answers are given")
-        split = next((one for one in SPLITS if one in labels.stem.lower()), labels.stem)
+        split = next((name for name in SPLITS if name in labels.stem.lower()), labels.stem)
         return [_score(split, labels, read_answers(answers[0]), answers[0])]
     files = pope_labels(labels)
     if not files:
         raise UserError(f"{labels} holds no coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json")
-    found: dict[str, tuple[tuple[Answer, ...], Path]] = {}
+    parts: dict[str, tuple[tuple[Answer, ...], Path]] = {}
     for path in answers:
         for split, part in _by_split(path, categories).items():
-            if split in found:
-                raise UserError(f"{path} and {found[split][1]} both answer the {split} split")
-            found[split] = part, path
-    return [_score(split, files[split], *found[split]) for split in SPLITS if split in found]
+            if split in parts:
+                raise UserError(f"{path} and {parts[split][1]} both answer the {split} split")
+            parts[split] = part, path
+    return [_score(split, files[split], *parts[split]) for split in SPLITS if split in parts]
 
 
 def _by_split(path: Path, categories: Path | None) -> dict[str, tuple[Answer, ...]]:

@@ -109,8 +109,8 @@ def during_training() -> dict[str, tuple[str, ...]]:
 
     Metrics are whole names, no patterns.
     """
-    found = (task for task in map(get_task, TASKS) if task.splits == ("test",))
-    return {task.name: tuple(m.key for m in task.metrics if m.better == "up" and "*" not in m.key) for task in found}
+    tasks = (task for task in map(get_task, TASKS) if task.splits == ("test",))
+    return {task.name: tuple(m.key for m in task.metrics if m.better == "up" and "*" not in m.key) for task in tasks}
 
 
 def _by_result() -> Mapping[str, Task]:

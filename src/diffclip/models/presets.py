@@ -7,9 +7,12 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
 
-from diffclip.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, create_model
+
+from diffclip.errors import UserError, describe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,16 +22,6 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 Attention = Literal["standard", "differential"]
 Activation = Literal["gelu", "quick_gelu"]
 
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "vision_attention": ("standard", "differential"),
-    "text_attention": ("standard", "differential"),
-    "vision_activation": ("gelu", "quick_gelu"),
-    "text_activation": ("gelu", "quick_gelu"),
-    "lambda_schedule": ("constant", "depth"),
-    "init": ("matched", "released"),
-    "resize": ("shortest", "squash"),
-    "vision_stem": ("patches", "convolutions"),
-}
 SIZES = (
     "embed_dim",
     "image_size",
@@ -42,22 +35,17 @@ SIZES = (
     "context_length",
     "vocab_size",
 )
-NUMBERS = (
-    "vision_norm_eps",
-    "text_norm_eps",
-    "mlp_ratio",
-    "lambda_init",
-    "lambda_depth_limit",
-    "lambda_depth_drop",
-    "lambda_depth_rate",
-    "patch_dropout",
-    "logit_bias",
-)
-OPTIONAL = ("vision_norm_eps", "logit_bias")
 # Far beyond any model: a configuration that lies must not keep the program busy, or overflow.
 MAX_SIZE = 1 << 20
 MAX_DEPTH = 1000
 MAX_RATIO = 100
+
+Size = Annotated[int, Field(strict=True, ge=1, le=MAX_SIZE)]
+Depth = Annotated[int, Field(strict=True, ge=1, le=MAX_DEPTH)]
+Ratio = Annotated[float, Field(strict=True, gt=0, le=MAX_RATIO)]
+Number = Annotated[float, Field(strict=True)]
+Colours = tuple[Number, Number, Number]
+"""Of red, green and blue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,76 +57,63 @@ class ModelConfig:
     heads. Raises UserError if the numbers do not fit together.
     """
 
-    embed_dim: int = 512
+    embed_dim: Size = 512
     """Width of the joint space of images and texts."""
-    image_size: int = 224
+    image_size: Size = 224
     """Pixels on an edge; images are square."""
-    patch_size: int = 16
-    vision_width: int = 768
-    vision_depth: int = 12
-    vision_heads: int = 12
+    patch_size: Size = 16
+    vision_width: Size = 768
+    vision_depth: Depth = 12
+    vision_heads: Size = 12
     vision_attention: Attention = "standard"
     vision_activation: Activation = "gelu"
     vision_stem: Literal["patches", "convolutions"] = "patches"
     """How pixels become tokens: one linear map of each patch, or 3×3 convolutions of stride 2, which learn from far
     fewer images (Xiao et al. 2021, arXiv 2106.14881); patch_size is then a power of two."""
-    vision_pre_norm: bool = False
+    vision_pre_norm: StrictBool = False
     """A LayerNorm before the first block and no bias in the patch embedding, as in open_clip."""
-    vision_norm_eps: float | None = None
+    vision_norm_eps: Ratio | None = None
     """None: 1e-6, but 1e-5 for a differential tower with init = "released" (the published pairing)."""
-    text_width: int = 512
-    text_depth: int = 12
-    text_heads: int = 8
+    text_width: Size = 512
+    text_depth: Depth = 12
+    text_heads: Size = 8
     text_attention: Attention = "standard"
     text_activation: Activation = "quick_gelu"
-    text_norm_eps: float = 1e-5
-    context_length: int = 77
-    vocab_size: int = 49408
+    text_norm_eps: Ratio = 1e-5
+    context_length: Size = 77
+    vocab_size: Size = 49408
     """The last id is the end of a text: the text feature is read there."""
-    mlp_ratio: float = 4.0
-    lambda_init: float = 0.8
+    mlp_ratio: Ratio = 4.0
+    lambda_init: Number = 0.8
     """λ_init of every differential layer, in [0, 1); not used with lambda_schedule = "depth"."""
     lambda_schedule: Literal["constant", "depth"] = "constant"
     """depth: limit − drop·exp(−rate·l) for layer l, counted from 0 at the input: published as 0.8 − 0.6·exp(−0.3·l)."""
-    lambda_depth_limit: float = 0.8
+    lambda_depth_limit: Number = 0.8
     """What λ_init comes near to in deep layers; this and the next two are used with lambda_schedule = "depth" alone."""
-    lambda_depth_drop: float = 0.6
+    lambda_depth_drop: Number = 0.6
     """How far below its limit λ_init starts, in the first layer."""
-    lambda_depth_rate: float = 0.3
+    lambda_depth_rate: Number = 0.3
     """How fast it rises, by layer."""
     init: Literal["matched", "released"] = "matched"
     """How weights start; see diffclip.models.initialise."""
-    patch_dropout: float = 0.0
+    patch_dropout: Number = 0.0
     """Share of the image patches left out in training."""
-    logit_bias: float | None = None
+    logit_bias: Number | None = None
     """Where a learned bias of the logits starts, as in SigLIP, which starts at −10; None: there is none."""
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    image_std: tuple[float, float, float] = IMAGENET_STD
+    image_mean: Colours = IMAGENET_MEAN
+    image_std: Colours = IMAGENET_STD
     resize: Literal["shortest", "squash"] = "shortest"
     """How an image becomes square: shorter edge resized and the centre kept, or both edges resized."""
 
     def __post_init__(self) -> None:
+        try:
+            _fields().model_validate(vars(self))
+        except ValidationError as error:
+            raise UserError(describe(error)) from None
         for name in ("image_mean", "image_std"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
-                raise UserError(f"{name} = {value!r}: give three numbers, for red, green and blue")
-            object.__setattr__(self, name, tuple(value))  # a list when read from JSON or TOML
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list when read from JSON or TOML
         if min(self.image_std) <= 0:
             raise UserError(f"image_std = {self.image_std}: give numbers above 0")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        for name in SIZES:
-            value = getattr(self, name)
-            largest = MAX_DEPTH if name.endswith("depth") else MAX_SIZE
-            if type(value) is not int or not 1 <= value <= largest:
-                raise UserError(f"{name} = {value!r}: give a whole number from 1 to {largest:,}")
-        for name in NUMBERS:
-            value = getattr(self, name)
-            if not _is_number(value) and not (value is None and name in OPTIONAL):
-                raise UserError(f"{name} = {value!r}: give a number")
-        if not isinstance(self.vision_pre_norm, bool):
-            raise UserError(f"vision_pre_norm = {self.vision_pre_norm!r}: give true or false")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size} "
@@ -155,10 +130,6 @@ class ModelConfig:
             self._check_depth_schedule()
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout = {self.patch_dropout}: give a number in [0, 1)")
-        for name in ("mlp_ratio", "vision_norm_eps", "text_norm_eps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= MAX_RATIO:
-                raise UserError(f"{name} = {value}: give a number above 0 and at most {MAX_RATIO}")
 
     def _check_depth_schedule(self) -> None:
         if not self.lambda_depth_rate >= 0:
@@ -186,8 +157,13 @@ class ModelConfig:
         return self.lambda_init
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+@cache
+def _fields() -> type[BaseModel]:
+    """What each field may hold, from its annotation."""
+    hints: dict[str, Any] = get_type_hints(ModelConfig, include_extras=True)
+    settings = ConfigDict(allow_inf_nan=False)
+    fields: dict[str, Any] = {name: (hint, ...) for name, hint in hints.items()}
+    return create_model("ModelConfig", __config__=settings, **fields)
 
 
 def check_heads(width: int, heads: int, differential: bool, where: str) -> None:

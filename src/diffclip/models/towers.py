@@ -127,11 +127,14 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) int64, L ≤ context_length → (B, width), read at the first end-of-text token of each row.
 
-        Raises UserError, with the row, if a row has no end-of-text token.
+        Tokens on the CPU for a model on a GPU are sent there once their ends are known: looking for the ends on the GPU
+        would wait for all that it has to do. Raises UserError, with the row, if a row has no end-of-text token.
         """
+        device = self.positional_embedding.device
         ends = self.find_ends(tokens)
-        features = self.token_features(tokens[:, : int(ends.max()) + 1])  # (B, longest, width)
-        return features[torch.arange(len(tokens), device=tokens.device), ends]
+        tokens = tokens[:, : int(ends.max()) + 1].to(device, non_blocking=True)
+        features = self.token_features(tokens)  # (B, longest, width)
+        return features[torch.arange(len(tokens), device=device), ends.to(device, non_blocking=True)]
 
     def token_features(self, tokens: Tensor) -> Tensor:
         """(B, L) int64 → (B, L, width), the features of every token, each seeing itself and those before."""

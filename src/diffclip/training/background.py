@@ -15,7 +15,7 @@ from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig
 from diffclip.training import checkpoint
 from diffclip.training.checkpoint import Keep, Tensors
-from diffclip.training.parallel import whole
+from diffclip.training.parallel import full_tensor
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Snapshot:
         devices = set()
         for group, named in tensors.items():
             for name, tensor in named.items():
-                copies[group][name].copy_(whole(tensor), non_blocking=True)
+                copies[group][name].copy_(full_tensor(tensor), non_blocking=True)
                 devices.add(tensor.device)
         for device in devices:
             if device.type == "cuda":
@@ -51,7 +51,7 @@ class Snapshot:
         """In a process that writes nothing: give the one that does its shards."""
         for named in tensors.values():
             for tensor in named.values():
-                whole(tensor)
+                full_tensor(tensor)
 
     def _buffer(self, group: str, name: str, tensor: Tensor) -> Tensor:
         kept = self._buffers.get(group, {}).get(name)

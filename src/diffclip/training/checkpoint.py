@@ -48,7 +48,7 @@ class Keep:
     by: str = ""
 
 
-def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
+def state_tensors(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
     """All tensors of a checkpoint, the living ones: `model` and `optimizer`; in shards, where the model is.
 
     Where weights are averaged `model` has the average, and `trained` the weights that training goes on with.
@@ -65,14 +65,14 @@ def tensors_of(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAve
     return {"model": trained | average.tensors, "optimizer": moments, "trained": trained}
 
 
-def put_back(
+def load_tensors(
     tensors: Tensors | None,
     model: CLIP,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None = None,
     world: World = World(),  # noqa: B008  it is frozen
 ) -> None:
-    """The inverse of `tensors_of`, on whatever device and in whatever shards the model is.
+    """The inverse of `state_tensors`, on whatever device and in whatever shards the model is.
 
     tensors: whole ones. Of several processes the first has them, None elsewhere, and each gets its part.
     """
@@ -153,7 +153,7 @@ def restore(
     state, tensors = _newest(run) if world.is_main else (None, None)
     state = world.broadcast(state)
     if state is not None:
-        put_back(tensors, model, optimizer, average, world)
+        load_tensors(tensors, model, optimizer, average, world)
     return state
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from diffclip.training.parallel import own_part
+from diffclip.training.parallel import local_tensor
 
 
 class WeightAverage:
@@ -23,8 +23,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """After step number `step`, counted from 1."""
-        averages = [own_part(tensor) for tensor in self.tensors.values()]
-        weights = [own_part(parameter.detach()) for _, parameter in model.named_parameters()]
+        averages = [local_tensor(tensor) for tensor in self.tensors.values()]
+        weights = [local_tensor(parameter.detach()) for _, parameter in model.named_parameters()]
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, weights, 1 - decay)
 

@@ -36,7 +36,7 @@ class RunLog:
 
     def __init__(self, run: Path, step: int = 0, seconds: float = 0.0) -> None:
         self._path = run / METRICS
-        with _explained(run):
+        with _write_errors(run):
             kept = _lines(self._path, step)
             self.kept: list[Record] = [json.loads(line) for line in kept]
             durable.write_text(self._path, "".join(line + "\n" for line in kept))
@@ -45,7 +45,7 @@ class RunLog:
 
     def write(self, record: Record) -> None:
         """record: `step`, `seconds`, numbers, lists of them (one a layer), and text, which TensorBoard does not get."""
-        with _explained(self._path.parent):
+        with _write_errors(self._path.parent):
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
             self._events.write(record)
@@ -57,7 +57,7 @@ class RunLog:
 
 
 @contextmanager
-def _explained(run: Path) -> Iterator[None]:
+def _write_errors(run: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

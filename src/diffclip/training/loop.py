@@ -25,7 +25,7 @@ from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep
 from diffclip.training.logs import Display, RunLog
 from diffclip.training.monitor import Monitor
-from diffclip.training.parallel import whole
+from diffclip.training.parallel import full_tensor
 from diffclip.training.statistics import gradient_norms, not_finite
 from diffclip.training.step import TrainState
 
@@ -125,7 +125,7 @@ class _Loop:
                     self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr}, measured | metrics)
             if saved:
                 seconds = time.monotonic() - self.began
-                tensors = checkpoint.tensors_of(self.state.model, self.state.optimizer, self.state.average)
+                tensors = checkpoint.state_tensors(self.state.model, self.state.optimizer, self.state.average)
                 record = {"step": step, "seconds": seconds, "metrics": metrics, "skipped": self._skipped()}
                 self.checkpoints.save(tensors, record)
             if stopped and not last:
@@ -154,7 +154,7 @@ class _Loop:
 
     def _record(self, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
         model = self.state.model
-        lambdas = {tower: whole(values).tolist() for tower, values in model.lambdas().items()}
+        lambdas = {tower: full_tensor(values).tolist() for tower, values in model.lambdas().items()}
         record: dict[str, Any] = {
             **first,
             "logit_scale": model.logit_scale.exp().item(),

@@ -69,14 +69,14 @@ class Pairing:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class GlobalFeatures:
     """The outputs of all ranks, a caption for each image, as leaves of a graph of their own."""
 
     outputs: Outputs
     groups: Tensor | None
 
 
-def gather(outputs: Outputs, pairing: Pairing, world: World) -> Gathered:
+def gather(outputs: Outputs, pairing: Pairing, world: World) -> GlobalFeatures:
     """This rank's outputs (b, embed_dim) → those of all ranks (B, embed_dim); scalars stay as they are."""
     leaves = {}
     for name, output in outputs.items():
@@ -84,10 +84,10 @@ def gather(outputs: Outputs, pairing: Pairing, world: World) -> Gathered:
         if name == "text_features" and pairing.place is not None:
             rows = rows[pairing.place]  # captions that were encoded once → one for each image
         leaves[name] = (rows if rows.ndim == 0 else world.all_gather(rows)).requires_grad_()
-    return Gathered(leaves, None if pairing.groups is None else world.all_gather(pairing.groups))
+    return GlobalFeatures(leaves, None if pairing.groups is None else world.all_gather(pairing.groups))
 
 
-def backward_by_rows(loss_of: Loss, gathered: Gathered, world: World) -> float:
+def backward_by_rows(loss_of: Loss, gathered: GlobalFeatures, world: World) -> float:
     """The loss of the whole batch. The gradient of this rank's share is added to the `grad` of each gathered output.
 
     It goes over this rank's rows, as many at a time as keep the logits, with a column for each of the B, small.
@@ -105,7 +105,7 @@ def backward_by_rows(loss_of: Loss, gathered: Gathered, world: World) -> float:
     return float(world.mean(torch.stack(shares).sum()))
 
 
-def scatter_gradients(gathered: Gathered, outputs: Outputs, pairing: Pairing, world: World) -> list[Tensor]:
+def scatter_gradients(gathered: GlobalFeatures, outputs: Outputs, pairing: Pairing, world: World) -> list[Tensor]:
     """`world.size` times the loss's gradient in each of this rank's outputs, in their shapes: the inverse of `gather`.
 
     A rank's features get, by a reduce-scatter, what the rows of every rank lose by them. The mean over ranks, which the

@@ -75,7 +75,7 @@ class Sharded:
         copy.to_empty(device=self._scalars[0].device)
         with torch.no_grad():
             for own, tensor in zip(copy.parameters(), self._model.parameters(), strict=True):
-                own.copy_(whole(tensor))
+                own.copy_(full_tensor(tensor))
         return copy
 
 
@@ -87,13 +87,13 @@ def parallelize(model: CLIP, layout: Layout, world: World, device: torch.device)
     return Sharded(model, world, device) if layout == "fsdp" and world.size > 1 else Replicated(model, world, device)
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """The part that this process has of a tensor; the tensor itself where it is not in shards."""
     own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return own
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor of which every process may have a part only → all of it. All processes call it together."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full

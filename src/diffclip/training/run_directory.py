@@ -1,4 +1,4 @@
-"""The directory of a run: claimed by one process at a time, for one recipe."""
+"""The directory of a run: claim_directory by one process at a time, for one recipe."""
 
 import fcntl
 import os
@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffclip import durable
-from diffclip.config import Recipe, load_recipe, same_run, to_toml
+from diffclip.config import Recipe, load_recipe, parse_recipe, same_run
 from diffclip.errors import UserError
 
 RECIPE, LOCK = "recipe.toml", ".lock"
 
 
 @contextmanager
-def claimed(run: Path, recipe: Recipe, resume: bool) -> Iterator[bool]:
+def claim_directory(run: Path, recipe: str, resume: bool) -> Iterator[bool]:
     """Make the run directory and keep other processes out of it; yields whether to go on from its checkpoints.
+
+    recipe: as TOML. The directory keeps it.
 
     A run is gone on with on `resume`, and where torchrun has restarted this process after it, or one beside it, died.
     Raises UserError where the directory cannot be written, another process trains in it, or it holds another run.
@@ -65,14 +67,14 @@ def _launch() -> bytes | None:
     return f"torchrun {os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}".encode()
 
 
-def _write_recipe(run: Path, recipe: Recipe, resume: bool) -> None:
+def _write_recipe(run: Path, recipe: str, resume: bool) -> None:
     path = run / RECIPE
     if path.exists():
         if not resume:
             raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
-        if not holds(run, recipe):
+        if not holds(run, parse_recipe(recipe, str(path))):
             raise UserError(f"{run} holds a run of another recipe: resume with the settings of {path}")
     try:
-        durable.write_text(path, to_toml(recipe))
+        durable.write_text(path, recipe)
     except OSError as error:
         raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 
-from diffclip.config import Model, Recipe
+from diffclip.config import Recipe, to_toml
 from diffclip.data.formats.stream import Stream, is_stream, open_stream
 from diffclip.data.loading.loader import Loader
 from diffclip.data.loading.stream_loader import StreamLoader
@@ -17,9 +18,10 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import ByEpoch, TrainTransform
 from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
-from diffclip.models.clip import CLIP, create_model
+from diffclip.models.clip import CLIP
+from diffclip.models.presets import ModelConfig
 from diffclip.training.loop import Evaluator, run_loop
-from diffclip.training.run_directory import claimed
+from diffclip.training.run_directory import claim_directory
 from diffclip.training.step import Schedule, TrainState
 
 log = logging.getLogger(__name__)
@@ -40,13 +42,14 @@ def train(
 
     All ranks of a world that `distributed.joined` has made call this; rank 0 prints and writes.
     """
-    world = get_world()
+    world, record = get_world(), to_toml(recipe)
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     loader = training_loader(recipe, source)
-    with claimed(run, recipe, resume) if world.is_main else nullcontext(False) as resume:
+    with claim_directory(run, record, resume) if world.is_main else nullcontext(False) as resume:
         resume = world.broadcast(resume)
-        run_loop(new_state(recipe, schedule), loader, run, recipe.training, resume=resume, evaluators=evaluators or {})
+        state = new_state(recipe, schedule)
+        run_loop(state, loader, run, recipe.training, resume=resume, evaluators=evaluators or {})
     return run
 
 
@@ -94,18 +97,19 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
     )
 
 
-def new_model(options: Model, *, sigmoid: bool, seed: int) -> CLIP:
-    """A model as it is before the first step. sigmoid: whether the loss learns a bias."""
+def new_model(settings: ModelConfig, seed: int) -> CLIP:
+    """A model as it is before the first step."""
     torch.manual_seed(seed)
-    bias = {"logit_bias": SIGMOID_BIAS} if sigmoid else {}
-    return create_model(options.preset, **bias | options.overrides)
+    return CLIP(settings)
 
 
 def new_state(recipe: Recipe, schedule: Schedule) -> TrainState:
     """What training starts from: the model with fresh weights, and its optimizer."""
-    model = new_model(recipe.model, sigmoid=recipe.loss.kind == "sigmoid", seed=recipe.seed)
+    settings = recipe.model.resolve()
+    if recipe.loss.kind == "sigmoid" and settings.logit_bias is None:
+        settings = replace(settings, logit_bias=SIGMOID_BIAS)
     return TrainState(
-        model,
+        new_model(settings, recipe.seed),
         schedule,
         optimizer=recipe.optimizer,
         loss=recipe.loss,

@@ -16,7 +16,7 @@ from diffclip.distributed import get_world
 from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.clip import CLIP
 from diffclip.models.maps import forward_with_maps
-from diffclip.training.parallel import own_part, whole
+from diffclip.training.parallel import full_tensor, local_tensor
 
 LAYER = re.compile(r"(?:^|\.)(visual|text)\.blocks\.(\d+)\.")
 
@@ -124,7 +124,7 @@ def gradient_norms(model: nn.Module) -> GradientNorms:
     if not named:
         return GradientNorms(0.0, {})
     # One pass over the memory and one answer from the device.
-    own = [own_part(gradient) for _, gradient in named]
+    own = [local_tensor(gradient) for _, gradient in named]
     squares_of_own = torch.stack(torch._foreach_norm(own)).double().square()
     in_shards = torch.tensor([part is not gradient for part, (_, gradient) in zip(own, named, strict=True)])
     norms = get_world().sum_where(in_shards, squares_of_own).sqrt().tolist()
@@ -143,5 +143,5 @@ def not_finite(model: nn.Module, *, gradients: bool = False) -> list[str]:
         name
         for name, parameter in model.named_parameters()
         if (held := parameter.grad if gradients else parameter.detach()) is not None
-        and not bool(torch.isfinite(whole(held)).all())
+        and not bool(torch.isfinite(full_tensor(held)).all())
     ]

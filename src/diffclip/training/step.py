@@ -130,10 +130,9 @@ class TrainState:
 
     def encode(self, part: MicroBatch) -> dict[str, Tensor]:
         """The model's outputs: normalised features of images and captions (·, embed_dim), and scalars."""
-        tokens = part.tokens.to(self.device, non_blocking=True)
         # Each part has an autocast of its own: weights that one has cast without gradients are of no use to another.
         with self.autocast(), self._dropping(part.noise):
-            outputs: dict[str, Tensor] = self.layout.forward(image=self._normalised(part.pixels), text=tokens)
+            outputs: dict[str, Tensor] = self.layout.forward(image=self._normalised(part.pixels), text=part.tokens)
         return outputs
 
     def autocast(self) -> torch.autocast:

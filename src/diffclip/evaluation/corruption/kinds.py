@@ -94,11 +94,11 @@ def zoom_blur(x: Pixels, rng: np.random.Generator, stop: float, step: float) -> 
     factors = np.arange(1, stop, step)
     result = x.copy()
     for factor in factors.tolist():
-        result += zoomed(x, factor)
+        result += zoom_in(x, factor)
     return result / np.float32(len(factors) + 1)
 
 
-def zoomed(x: Pixels, factor: float) -> Pixels:
+def zoom_in(x: Pixels, factor: float) -> Pixels:
     """The central part of an image (S, S, C), enlarged to S × S, bilinear."""
     matrix = _zoom(len(x), factor)
     rows = (matrix @ x.reshape(len(x), -1)).reshape(x.shape)
@@ -127,7 +127,7 @@ def snow(
     keep: float,
 ) -> Pixels:
     """The image whitened, and flakes that fall, once as drawn and once turned by 180°."""
-    flakes = zoomed(rng.normal(mean, sigma, size=(*x.shape[:2], 1)).astype(np.float32), zoom)
+    flakes = zoom_in(rng.normal(mean, sigma, size=(*x.shape[:2], 1)).astype(np.float32), zoom)
     flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1).astype(np.float32)
     flakes = streak(flakes, radius, blur, rng.uniform(-135, -45))
     grey = x @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)  # (S, S, 1)
@@ -145,7 +145,7 @@ def frost(x: Pixels, rng: np.random.Generator, keep: float, strength: float) -> 
     thickness = plasma(1 << (len(x) - 1).bit_length(), 1.6, rng)[: len(x), : len(x), None]
     reach = max(1, len(x) // 20)
     noise = rng.random((3, *x.shape[:2], 1), dtype=np.float32) ** 8
-    needles = [streak(one, reach, reach, angle) for one, angle in zip(noise, rng.uniform(0, 180, 3), strict=True)]
+    needles = [streak(flakes, reach, reach, angle) for flakes, angle in zip(noise, rng.uniform(0, 180, 3), strict=True)]
     crystals = np.maximum.reduce(needles)
     ice = 0.8 * thickness + 0.8 * crystals / crystals.max() - 0.1
     dark, white = np.array([0.14, 0.30, 0.37]), np.array([0.86, 0.90, 0.93])

@@ -99,5 +99,5 @@ def arguments(kind: str, severity: int, size: int) -> tuple[float, ...]:
     """The constants of a kind in a severity (1 to 5), of the published size nearest to `size`, by ratio."""
     of_size = STRENGTHS[kind]
     nearest = min(of_size, key=lambda published: abs(log(published / size)))
-    found = of_size[nearest][severity - 1]
-    return found if isinstance(found, tuple) else (found,)
+    constants = of_size[nearest][severity - 1]
+    return constants if isinstance(constants, tuple) else (constants,)

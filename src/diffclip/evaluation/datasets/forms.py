@@ -93,7 +93,7 @@ def torchvision(name: str, cls: str, root: Path, split: str) -> Source:
     return _FORMS[cls](name, root, split)
 
 
-def _built(cls: str, where: Path, *args: Any, **options: Any) -> Any:
+def _build(cls: str, where: Path, *args: Any, **options: Any) -> Any:
     from torchvision import datasets
 
     try:
@@ -106,15 +106,15 @@ def _built(cls: str, where: Path, *args: Any, **options: Any) -> Any:
 
 
 def _cifar(cls: str) -> Callable[[str, Path, str], Source]:
-    return lambda name, root, split: TorchvisionSource(name, _built(cls, root, train=split == "train"))
+    return lambda name, root, split: TorchvisionSource(name, _build(cls, root, train=split == "train"))
 
 
 def _with_loader(cls: str) -> Callable[[str, Path, str], Source]:
-    return lambda name, root, split: TorchvisionSource(name, _built(cls, root, split, loader=read_image))
+    return lambda name, root, split: TorchvisionSource(name, _build(cls, root, split, loader=read_image))
 
 
 def _pets(name: str, root: Path, split: str) -> Source:
-    return TorchvisionSource(name, _built("OxfordIIITPet", root, "trainval" if split == "train" else split))
+    return TorchvisionSource(name, _build("OxfordIIITPet", root, "trainval" if split == "train" else split))
 
 
 def _caltech101(name: str, root: Path, split: str) -> Source:
@@ -182,7 +182,7 @@ def caption_file(folder: Path, name: str, split: str) -> Path | None:
     return next((folder / file for file in usual if (folder / file).is_file()), None)
 
 
-def captioned(name: str, file: Path, split: str) -> Source:
+def caption_source(name: str, file: Path, split: str) -> Source:
     """Images with the captions of `file`: Karpathy's JSON, COCO's JSON or lines of "image.jpg,caption".
 
     Images are looked for in all folders beside the file. Raises UserError for a file of another form.
@@ -191,8 +191,8 @@ def captioned(name: str, file: Path, split: str) -> Source:
     if not captions:
         raise UserError(f"{file} has no captions of the split {split!r}")
     places = {path.name: path for path in file.parent.rglob("*") if path.suffix.lower() in SUFFIXES}
-    found = sum(image in places for image in captions)
-    if not found:
+    present = sum(image in places for image in captions)
+    if not present:
         raise UserError(f"{file} names {len(captions)} images, and none of them is in {file.parent} or below it")
     paths = [places.get(image, file.parent / image) for image in captions]
     return ImageFiles(name, paths, captions=[tuple(texts) for texts in captions.values()])
@@ -200,25 +200,25 @@ def captioned(name: str, file: Path, split: str) -> Source:
 
 def _captions(file: Path, split: str) -> dict[str, list[str]]:
     """Image file → captions, in the order of the file."""
-    found: dict[str, list[str]] = defaultdict(list)
+    captions: dict[str, list[str]] = defaultdict(list)
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".txt":
             for line in text.splitlines()[1:]:
                 image, comma, caption = line.partition(".jpg,")
                 if comma:
-                    found[f"{image}.jpg"].append(caption.strip())
-            return found
+                    captions[f"{image}.jpg"].append(caption.strip())
+            return captions
         table = json.loads(text)
         if "annotations" in table:
             names = {image["id"]: image["file_name"] for image in table["images"]}
             for annotation in table["annotations"]:
-                found[names[annotation["image_id"]]].append(annotation["caption"].strip())
-            return found
+                captions[names[annotation["image_id"]]].append(annotation["caption"].strip())
+            return captions
         splits = (split, "restval") if split == "train" else (split,)
         for image in table["images"]:
             if image["split"] in splits:
-                found[image["filename"]] = [sentence["raw"].strip() for sentence in image["sentences"]]
-        return found
+                captions[image["filename"]] = [sentence["raw"].strip() for sentence in image["sentences"]]
+        return captions
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no file of captions: {type(error).__name__} {error}") from None

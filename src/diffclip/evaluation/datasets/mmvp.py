@@ -36,11 +36,10 @@ class MMVPSource:
         self._pairs = [(n, n + 1) for n in sorted(statements) if n % 2]
         self._statements = statements
         for first, second in self._pairs:
-            one, two = statements[first][0], statements[second][0]
-            if pattern_name(one) != pattern_name(two):
-                raise UserError(
-                    f"{table}: statements {first} and {second} are a pair, but of two types, {one!r} and {two!r}"
-                )
+            first_type, second_type = statements[first][0], statements[second][0]
+            if pattern_name(first_type) != pattern_name(second_type):
+                types = f"{first_type!r} and {second_type!r}"
+                raise UserError(f"{table}: statements {first} and {second} are a pair, but of two types, {types}")
         self._images = _images(folder / "MLLM_VLM Images", statements)
         counts = Counter(pattern_name(statements[first][0]) for first, _ in self._pairs)
         if set(counts.values()) != {PAIRS} or len(counts) != PATTERNS:
@@ -81,7 +80,7 @@ def _statements(table: Path) -> dict[int, tuple[str, str]]:
         raise UserError(f"cannot read {table}: {error.strerror}; expected MMVP-VLM's folder") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} cannot be read as a table: {error}") from None
-    found: dict[int, tuple[str, str]] = {}
+    statements: dict[int, tuple[str, str]] = {}
     for position, (number, row) in enumerate(rows):
         if position == 0 and not row[0].strip().isdecimal():
             continue
@@ -89,12 +88,12 @@ def _statements(table: Path) -> dict[int, tuple[str, str]]:
             raise UserError(
                 f"{table} line {number}: expected a number, a type and a statement, found {len(row)} columns: {row}"
             )
-        if int(row[0]) in found:
+        if int(row[0]) in statements:
             raise UserError(f"{table} line {number}: statement {int(row[0])} is there twice")
-        found[int(row[0])] = row[1].strip(), row[2].strip()
-    if not found:
+        statements[int(row[0])] = row[1].strip(), row[2].strip()
+    if not statements:
         raise UserError(f"{table} has no statements; expected MMVP-VLM's folder")
-    return found
+    return statements
 
 
 def _images(root: Path, statements: Mapping[int, tuple[str, str]]) -> dict[int, Path]:
@@ -108,8 +107,8 @@ def _images(root: Path, statements: Mapping[int, tuple[str, str]]) -> dict[int, 
         for file in sorted(folder.iterdir())
         if file.suffix.lower() in SUFFIXES
     }
-    found = {number: files.get((pattern_name(type_), str(number))) for number, (type_, _) in statements.items()}
-    missing = [root / statements[number][0] / f"{number}.jpg" for number, file in found.items() if file is None]
+    paths = {number: files.get((pattern_name(type_), str(number))) for number, (type_, _) in statements.items()}
+    missing = [root / statements[number][0] / f"{number}.jpg" for number, file in paths.items() if file is None]
     if missing:
-        raise UserError(f"{len(missing)} of {len(found)} images are missing, the first is {missing[0]}: download again")
-    return {number: file for number, file in found.items() if file}
+        raise UserError(f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}: download again")
+    return {number: file for number, file in paths.items() if file}

@@ -35,32 +35,37 @@ def data_sets(
     """What `--data` names, and what of it is not there.
 
     Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. Without
-    tasks, data sets that are given by name alone have those that the paper has for them, others zero_shot. Raises
+    tasks, data sets that are given by name alone have those of the registry, others zero_shot. Raises
     UserError for a name that nothing knows, and for a path that holds no data set.
     """
-    found, missing = [], []
+    present, missing = [], []
     for text in texts:
         if "=" in text:
-            found.append(data_set(text, tasks or ("zero_shot",), all_classes=all_classes))
+            present.append(data_set(text, tasks or ("zero_shot",), all_classes=all_classes))
             continue
         for name in papers() if text == ALL else (text,):
-            if name not in registry() or "pope" in registry()[name].tasks:
+            if name not in by_name():
                 raise UserError(
-                    f"--data {name}: expected NAME=PATH, such as scenes=scenes:test, or {ALL}, or one of the paper's "
-                    f"data sets: {', '.join(papers())}"
+                    f"--data {name}: expected NAME=PATH, such as scenes=scenes:test, or {ALL}, or one of the data "
+                    f"sets known by name: {', '.join(by_name())}"
                 )
             wanted = registry()[name]
             if locate(wanted, root) is None:
                 missing.append(Failure(name, f"not in {root} (--root); get it with: {how_to_get(wanted, root)}"))
             else:
                 own = tasks or wanted.tasks
-                found.append(data_set(f"{name}={root}", own, all_classes=all_classes))
-    return found, missing
+                present.append(data_set(f"{name}={root}", own, all_classes=all_classes))
+    return present, missing
+
+
+def by_name() -> list[str]:
+    """The data sets that can be given by their names alone."""
+    return [entry.name for entry in registry().values() if "pope" not in entry.tasks]
 
 
 def papers() -> list[str]:
-    """Names of the data sets that `paper` stands for."""
-    return [entry.name for entry in registry().values() if "pope" not in entry.tasks]
+    """Those that `paper` stands for."""
+    return [name for name in by_name() if registry()[name].paper]
 
 
 def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> DataSet:
@@ -82,10 +87,10 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
         return DataSet(name, partial(benchmark.open, folder), tuple(tasks))
     if name in registry() and folder.is_dir():
         return _from_registry(registry()[name], folder, tasks, all_classes)
-    found = _splits_in(folder)
-    if "test" not in found and "val" in found:
-        found["test"] = found.pop("val")
-    openers: dict[str, Opener] = {split: partial(open_source, path, split=own) for split, own in found.items()}
+    splits = _splits_in(folder)
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    openers: dict[str, Opener] = {split: partial(open_source, path, split=own) for split, own in splits.items()}
     test = openers.pop("test", partial(open_source, path))
     return DataSet(name, test, tuple(tasks), openers)
 

@@ -111,7 +111,7 @@ def open_location(wanted: Entry, location: Location, split: str) -> Source:
         file = forms.caption_file(location.path, wanted.name, split)
         if file is None:
             raise UserError(f"{location.path} has no captions of the {split} split of {wanted.name}")
-        return forms.captioned(wanted.name, file, split)
+        return forms.caption_source(wanted.name, file, split)
     folder = _only_folder(location.path)
     for name in wanted.file_splits(split):
         if _holds_class_folders(folder / name):  # first, as the archives that they came from may lie beside them
@@ -240,15 +240,15 @@ def _class_number(folder: str, where: str) -> int:
 
 def differences(wanted: Entry, images: int, classnames: Sequence[str] | None, split: str) -> list[str]:
     """What is not as published: one line a number, with both numbers. Without class names only images count."""
-    found = []
+    lines = []
     published = wanted.images[split]
     if images != published:
         why = f" ({wanted.other[images]})" if images in wanted.other else ""
         unit = "questions" if wanted.name == "pope" else "images"
-        found.append(f"{images:,} {split} {unit}, but {published:,} are published{why}")
+        lines.append(f"{images:,} {split} {unit}, but {published:,} are published{why}")
     if wanted.classes and classnames is not None and len(classnames) != wanted.classes:
-        found.append(f"{len(classnames):,} classes, but {wanted.classes:,} are published")
-    return found
+        lines.append(f"{len(classnames):,} classes, but {wanted.classes:,} are published")
+    return lines
 
 
 def how_to_get(wanted: Entry, root: Path) -> str:

@@ -36,9 +36,9 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 def pope_labels(folder: Path) -> dict[str, Path]:
     """POPE's questions: random, popular, adversarial → file, in a folder or a clone of the project; {} for none."""
     for place in (folder, folder / "output" / "coco", folder / "coco"):
-        found = {name: place / f"coco_pope_{name}.json" for name in entry("pope").images}
-        if all(file.is_file() for file in found.values()):
-            return found
+        files = {name: place / f"coco_pope_{name}.json" for name in entry("pope").images}
+        if all(file.is_file() for file in files.values()):
+            return files
     return {}
 
 

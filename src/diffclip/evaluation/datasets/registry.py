@@ -1,4 +1,4 @@
-"""What the paper evaluates on: published counts, protocol, and how to get each data set."""
+"""What the paper evaluates on, and more: published counts, protocol, and how to get each data set."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ _USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A data set of the paper. Splits are called train, val and test, whatever its files call them."""
+    """A data set. Splits are called train, val and test, whatever its files call them."""
 
     name: str
     """As in the LAION CLIP benchmark's results."""
     title: str
     """As in the paper's tables."""
     tasks: tuple[str, ...]
-    """What the paper does with it: names of `diffclip eval --tasks`, or pope."""
+    """What the paper, or else its authors, do with it: names of `diffclip eval --tasks`, or pope."""
     images: Mapping[str, int]
     """split → published number of images (POPE: questions). A split that is absent does not exist."""
     source: str
     """Who publishes the counts."""
     how: str
     """The way to get it from its authors, with {root} and {folder} to fill in."""
+    paper: bool = True
+    """Whether the paper evaluates on it."""
     classes: int | None = None
     captions: int | None = None
     """Captions an image."""
@@ -69,7 +71,7 @@ class Entry:
 
 @cache
 def registry() -> Mapping[str, Entry]:
-    """Name → entry of every data set that the paper uses."""
+    """Name → entry of every data set that is known by name."""
     tables = tomli.loads(files(__package__).joinpath("registry.toml").read_text(encoding="utf-8"))
     return MappingProxyType({name: _entry(name, table) for name, table in tables.items()})
 

@@ -76,7 +76,7 @@ class FeatureCache:
 
     def missing(self, weights: str, config: ModelConfig, source: Source) -> int:
         """How many images are not encoded yet, as far as file names tell; all of a source that is not known yet."""
-        data = _noted(self._note(source))
+        data = _read_note(self._note(source))
         if data is None:
             return len(source)
         entry = Entry(self.folder / _key(weights, config, data), len(source), {})
@@ -91,7 +91,7 @@ class FeatureCache:
 
     def _digest(self, source: Source) -> str:
         note = self._note(source)  # before the reading: what changes meanwhile has another stamp
-        digest = _noted(note)
+        digest = _read_note(note)
         if digest is None:
             digest = content_digest(source)
             if note:
@@ -163,7 +163,7 @@ class Entry:
                 continue
 
 
-def _noted(note: Path | None) -> str | None:
+def _read_note(note: Path | None) -> str | None:
     try:
         return str(json.loads(note.read_text())["content"]) if note else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -76,18 +76,18 @@ def image_features(
     assert world.size == 1 or cache is None, "processes could find different parts of a cache"
     entry = cache.entry(weights or fingerprint(model), model.config, source) if cache else None
     spans = spans_of(len(source))
-    found = {span: part for span in spans if entry and (part := entry.read(span))}
-    known = sum(map(len, found))
+    part_of = {span: part for span in spans if entry and (part := entry.read(span))}
+    known = sum(map(len, part_of))
     on_progress(known)
-    missing = [span for span in spans if span not in found]
+    missing = [span for span in spans if span not in part_of]
     encoded = encode(model, source, missing, batch_size, num_workers, lambda done: on_progress(known + done), world)
     for span, part in encoded:
         if entry:
             entry.write(span, part)
-        found[span] = part
+        part_of[span] = part
     if entry:
         entry.finish(source=source.name, image_size=model.config.image_size, resize=model.config.resize)
-    parts = [found[span] for span in spans]
+    parts = [part_of[span] for span in spans]
     skipped = sum((part.skipped for part in parts), Counter[str]())
     if not any(len(part.indices) for part in parts):
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "it is empty"

@@ -91,7 +91,7 @@ class Weights:
         blocks = _blocks(features, len(self.bias))
         return torch.cat([torch.addmm(self.bias, block, self.weight.T).argmax(dim=1) for block in blocks])
 
-    def unrotated(self, axes: Axes) -> "Weights":
+    def rotate_back(self, axes: Axes) -> "Weights":
         """The same classifier for features as they were before `axes.rotate_`."""
         weight = self.weight @ axes.basis.T
         bias = self.bias.double() - weight.double() @ axes.mean.double()

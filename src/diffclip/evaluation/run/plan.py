@@ -116,17 +116,17 @@ def _stamps(data: DataSet, task: str) -> dict[str, str]:
 
     Some copies of a data set lack the validation split, which no task needs. Raises UserError for another split.
     """
-    found = {}
+    stamps = {}
     for split in _splits(data, task):
         try:
-            found[split] = _stamp(data.split(split))
+            stamps[split] = _stamp(data.split(split))
         except UserError as error:
             if split != "val":
                 raise
             name = data.name
             log.warning("%s has no validation split (%s): what one is needed for is held out of train", name, error)
             data.drop(split)
-    return found
+    return stamps
 
 
 def _job(

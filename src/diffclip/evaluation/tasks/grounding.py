@@ -89,7 +89,7 @@ def evaluate(
                 continue
             for phrase, mask in source.masks(index):
                 if mask.shape != image.shape[:2]:
-                    sizes = " but its image ".join("×".join(map(str, one)) for one in (mask.shape, image.shape[:2]))
+                    sizes = " but its image ".join("×".join(map(str, shape)) for shape in (mask.shape, image.shape[:2]))
                     raise UserError(f"{source.name}: the mask of {phrase!r} in example {index} is {sizes} pixels")
                 seen = cover(mask, *model.visual.patch_embed.grid_size, resize=config.resize)
                 if seen.any():
@@ -154,8 +154,8 @@ def scores(maps: Tensor, covers: Tensor) -> Tensor:
     covers, maps = covers.double().flatten(1), maps.double().flatten(1)  # (N, patches)
     best = (maps == maps.amax(dim=1, keepdim=True)).double()
     energy = torch.where(maps.sum(dim=1, keepdim=True) > 0, maps, torch.ones_like(maps))
-    found = [(weights * covers).sum(1) / weights.sum(1) for weights in (best, energy)]
-    return torch.stack([*found, _average_precision(maps, covers)], 1)
+    shares = [(weights * covers).sum(1) / weights.sum(1) for weights in (best, energy)]
+    return torch.stack([*shares, _average_precision(maps, covers)], 1)
 
 
 def _average_precision(maps: Tensor, covers: Tensor) -> Tensor:

@@ -137,17 +137,17 @@ def fit_and_predict(
         else:
             start = solved[below].towards(solved[above], (step - below) / (above - below))
         solved[step] = fit(axes, features[train], labels[train], cost(step), start)
-        found = accuracy(solved[step].predict(features[val]), labels[val], mean_per_class)
-        log.info("linear probe: C = %.3g, accuracy on val %.4f", cost(step), found)
-        return found
+        score = accuracy(solved[step].predict(features[val]), labels[val], mean_per_class)
+        log.info("linear probe: C = %.3g, accuracy on val %.4f", cost(step), score)
+        return score
 
     best, tried = search(validate)
     prior, near = Weights.prior(axes, labels, len(classes)), solved[best]
     bias = torch.where(near.bias.isfinite(), near.bias, prior.bias)  # classes that only val has
     curvature = torch.where(near.bias.isfinite(), near.curvature, prior.curvature)
-    final = fit(axes, features, labels, cost(best), Weights(near.weight, bias, curvature)).unrotated(axes)
+    final = fit(axes, features, labels, cost(best), Weights(near.weight, bias, curvature)).rotate_back(axes)
     predictions = classes[final.predict(test_x.to(device, dtype))].cpu()
-    return Probe(cost(best), predictions, {cost(step): found for step, found in tried.items()})
+    return Probe(cost(best), predictions, {cost(step): score for step, score in tried.items()})
 
 
 def cost(step: int) -> float:

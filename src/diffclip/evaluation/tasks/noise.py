@@ -72,9 +72,10 @@ def evaluate(
     the mean of the layers. In a layer of standard attention A1 and A2 are the heads 2i and 2i + 1, which differential
     attention would pair; a last odd head is left out, and with a single head there is nothing to measure.
 
-    The conditions: the image as the model sees it; with clutter (the source's own where it is a `ClutteredSource`,
-    else `pasted`); with Gaussian noise of standard deviation `sigma` in units of the full range of a pixel, rounded and
-    clipped to what an image can hold. They depend on (seed, index) alone, so both models see the same pixels.
+    The conditions: the image as the model sees it; with clutter (the source's own where it is a `ClutteredSource`, else
+    `paste_distractors`); with Gaussian noise of standard deviation `sigma` in units of the full range of a pixel,
+    rounded and clipped to what an image can hold. They depend on (seed, index) alone, so both models see the same
+    pixels.
     Images that cannot be read are left out, with a warning. Raises UserError where none can be, for a sigma that is not
     above 0, for a single image, which has no others to paste, and for a model whose image tower has no two heads in any
     layer.
@@ -87,7 +88,7 @@ def evaluate(
     views = _Views(source, EvalTransform(config.image_size, config.resize), sigma, seed)
     count = len(source) if limit is None else min(limit, len(source))
     indices: list[int] = []
-    found: dict[str, list[Tensor]] = defaultdict(list)
+    parts_of: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, count, batch_size):
         batch = {index: seen for index in range(start, min(start + batch_size, count)) if (seen := views(index))}
         indices += list(batch)
@@ -95,15 +96,15 @@ def evaluate(
             pixels = torch.stack([seen[place] for seen in batch.values()]).to(device)
             measured = _measure_batch(model, normalise(pixels, config.image_mean, config.image_std))
             for name, of_batch in measured.items():
-                found[f"{name}/{condition}"].append(of_batch)
+                parts_of[f"{name}/{condition}"].append(of_batch)
         on_progress(min(start + batch_size, count))
     if len(indices) < count:
         log.warning("%s: %d of %d images could not be read and were left out", source.name, count - len(indices), count)
     if not indices:
         raise UserError(f"{source.name}: none of its first {count} images can be read")
-    if not found:
+    if not parts_of:
         raise UserError("this model's image tower has no two heads in a layer, so there are no maps to compare")
-    values = {name: torch.cat(parts) for name, parts in found.items()}
+    values = {name: torch.cat(parts) for name, parts in parts_of.items()}
     for metric in METRICS:
         for condition in CONDITIONS:
             layers = [v for name, v in values.items() if name.startswith(metric) and name.endswith(f"/{condition}")]
@@ -115,14 +116,14 @@ def _measure_batch(model: CLIP, pixels: Tensor) -> dict[str, Tensor]:
     """`METRICS` by layer of a batch (B, 3, S, S): name → (B,) float64 on the CPU."""
     with evaluation_mode(model), torch.no_grad():
         _, maps = forward_with_maps(model.visual, pixels)
-    found = {}
+    measured = {}
     for layer, recorded in enumerate(maps, start=1):
         pair = pairs(recorded)
         if pair is not None:
-            a1, a2 = (one.double() for one in pair)  # (B, pairs, N, N)
+            a1, a2 = (attention.double() for attention in pair)  # (B, pairs, N, N)
             for name, values in zip(METRICS, (correlation(a1, a2), entropy(a1), entropy(a2)), strict=True):
-                found[f"{name}/layer_{layer:02d}"] = values.cpu()
-    return found
+                measured[f"{name}/layer_{layer:02d}"] = values.cpu()
+    return measured
 
 
 def pairs(maps: AttentionMaps) -> tuple[Tensor, Tensor] | None:
@@ -165,18 +166,20 @@ class _Views:
         self._source, self._transform, self._sigma, self._seed = source, transform, sigma, seed
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        clean = self._seen(index)
+        clean = self._pixels(index)
         if clean is None:
             return None
         if isinstance(self._source, ClutteredSource):
             cluttered = self._transform(self._source.cluttered(index))
         else:
-            cluttered = pasted(clean, self._distractors(index), np.random.default_rng((self._seed, index, 0)))
+            cluttered = paste_distractors(
+                clean, self._distractors(index), np.random.default_rng((self._seed, index, 0))
+            )
         noise = np.random.default_rng((self._seed, index, 1)).standard_normal(clean.shape)
         noisy = (clean + 255 * self._sigma * torch.from_numpy(noise)).round().clamp(0, 255).to(torch.uint8)
         return clean, cluttered, noisy
 
-    def _seen(self, index: int) -> Tensor | None:
+    def _pixels(self, index: int) -> Tensor | None:
         try:
             return self._transform(decode(self._source[index].image))
         except BadImage:
@@ -185,10 +188,10 @@ class _Views:
     def _distractors(self, index: int) -> Iterator[Tensor]:
         """The other images of the source, in a random order, from the seed."""
         others = np.random.default_rng((self._seed, index, 2)).permutation(len(self._source) - 1)
-        return (seen for other in others if (seen := self._seen(int(other) + (other >= index))) is not None)
+        return (seen for other in others if (seen := self._pixels(int(other) + (other >= index))) is not None)
 
 
-def pasted(image: Tensor, distractors: Iterator[Tensor], rng: np.random.Generator) -> Tensor:
+def paste_distractors(image: Tensor, distractors: Iterator[Tensor], rng: np.random.Generator) -> Tensor:
     """An image (3, S, S) uint8 with up to four others, each shrunk to a quarter of its side, pasted near its corners.
 
     Each lies at random within 3/8 of the side from a corner, so that the middle of the image stays free.

@@ -61,7 +61,7 @@ def scores(
         "image": _places(text_features, image_features, all_texts, image_of_text),
         "text": _places(image_features, text_features, image_of_text[by_image], by_image),
     }
-    return {f"{wanted}_retrieval_recall@{k}": _hits(*found, k).cpu() for wanted, found in places.items() for k in ks}
+    return {f"{wanted}_retrieval_recall@{k}": _hits(*place, k).cpu() for wanted, place in places.items() for k in ks}
 
 
 def _places(queries: Tensor, candidates: Tensor, query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -87,7 +87,7 @@ def evaluate(
     pgd_name = f"pgd{steps}{f'x{restarts}' if restarts > 1 else ''}{'_margin' if loss == 'margin' else ''}"
     names = {"fgsm": "fgsm_margin" if loss == "margin" else "fgsm", "pgd": pgd_name}
     rows: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {"acc1": []}
+    hits_of: dict[str, list[Tensor]] = {"acc1": []}
     device = next(model.parameters()).device
     with evaluation_mode(model), evaluation_mode(attacker), torch.autocast(device.type, enabled=False):
         victim = classifier(model, tokenizer, source)
@@ -95,12 +95,12 @@ def evaluate(
         for batch in batches(source, images, indices, batch_size, num_workers):
             pixels, labels = batch.pixels.to(device).float(), batch.labels.to(device)
             clean = _right(victim, pixels, labels)
-            found["acc1"].append(clean)
+            hits_of["acc1"].append(clean)
             if "fgsm" in attacks:
                 slope, _ = gradient(target, pixels, labels, loss)  # the same for every ε
                 for epsilon in epsilons:
                     hits = clean & _right(victim, fgsm(pixels, slope, epsilon), labels)
-                    found.setdefault(f"acc1/{names['fgsm']}/eps_{epsilon:g}", []).append(hits)
+                    hits_of.setdefault(f"acc1/{names['fgsm']}/eps_{epsilon:g}", []).append(hits)
             if "pgd" in attacks:
                 standing = clean.clone()
                 for epsilon in epsilons:
@@ -113,10 +113,10 @@ def evaluate(
                                 target, pixels[left], labels[left], epsilon, start=start, steps=steps, loss=loss
                             )
                             standing[left] = _right(victim, attacked, labels[left])
-                    found.setdefault(f"acc1/{names['pgd']}/eps_{epsilon:g}", []).append(standing.clone())
+                    hits_of.setdefault(f"acc1/{names['pgd']}/eps_{epsilon:g}", []).append(standing.clone())
             rows.append(batch.indices)
             on_progress(sum(map(len, rows)))
-    values = {name: torch.cat(hits).double().cpu() for name, hits in found.items()}
+    values = {name: torch.cat(hits).double().cpu() for name, hits in hits_of.items()}
     return PerExampleScores(torch.cat(rows), values, dict.fromkeys(values, 1 / len(classnames_of(source))))
 
 

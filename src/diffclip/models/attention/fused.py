@@ -1,6 +1,6 @@
 """(A1 − λA2)V for CPUs at the price of standard attention: blocks that stay in cache, and no map kept.
 
-Letters as in attention_ops: B batch, H heads, P = H/2 pairs, N tokens, D head width; R rows of a block of queries,
+Letters as in ops.py: B batch, H heads, P = H/2 pairs, N tokens, D head width; R rows of a block of queries,
 C keys that they may see, G pairs of heads in a block.
 
 The maps share V, so the forward pass is 4 N²D multiply-adds a pair (Q1K1ᵀ, Q2K2ᵀ and 2D columns of AV), as
@@ -13,7 +13,7 @@ output and Y = dO·Vᵀ (the gradient of A1 − λA2) is
 10 N²D a pair, again as much as two heads of a fused standard attention that recomputes its map.
 
 Both passes are one operator each for torch.compile and torch.export. The operator has no second derivative. On x86 with
-AVX-512 it is a compiled kernel (native_attention.py), elsewhere the loops over PyTorch's operators below, which also
+AVX-512 it is a compiled kernel (native.py), elsewhere the loops over PyTorch's operators below, which also
 serve other dtypes.
 """
 

@@ -1,6 +1,6 @@
 // (A1 − λA2)V and its gradients on x86 processors with AVX-512, for float32 and bfloat16.
 //
-// Letters as in attention_ops.py: B batch, H heads, N tokens, D head width; a pair is two heads of q and k and one of
+// Letters as in ops.py.py: B batch, H heads, N tokens, D head width; a pair is two heads of q and k and one of
 // v, which is 2D wide. A thread takes one pair of one image at a time, and of its queries `rows` at a time, so that
 // the maps of a step (rows × N) stay in the second-level cache. Maps, sums and products are float32; the operands of
 // the matrix products have the type of the tensors.

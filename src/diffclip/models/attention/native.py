@@ -1,7 +1,7 @@
-"""The compiled kernel of fused_attention.cpp: built on first use, once a machine, and used where it can be.
+"""The compiled kernel of kernel.cpp: built on first use, once a machine, and used where it can be.
 
 It needs a C++ compiler and a processor with AVX-512 (for bfloat16, AVX512_BF16 or AMX). Where one is missing, or where
-the environment has DIFFCLIP_NATIVE=0, fused_attention.py does the same with PyTorch's own operators, more slowly.
+the environment has DIFFCLIP_NATIVE=0, fused.py does the same with PyTorch's own operators, more slowly.
 The library is kept in $XDG_CACHE_HOME/diffclip, by default ~/.cache/diffclip.
 """
 

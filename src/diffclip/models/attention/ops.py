@@ -13,7 +13,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,22 @@ class AttentionMaps:
     lam: Tensor | float | None = None
 
 
+Backend = Literal["auto", "eager", "fused", "sdpa", "flex"]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What a backend computes (A1 − λA2)V of; shapes and meaning as in `differential_attention`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lam: Tensor | float
+    is_causal: bool
+    attn_mask: Tensor | None
+    dropout_p: float
+
+
 def differential_attention(
     q: Tensor,
     k: Tensor,
@@ -52,7 +68,7 @@ def differential_attention(
     is_causal: bool = False,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """(A1 − λA2)V.
 
@@ -80,17 +96,18 @@ def differential_attention(
     device = q.device.type
     if torch.is_autocast_enabled(device) and q.dtype is not torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
-    if backend == "auto":
-        backend = fastest("differential", device, q.dtype, q.shape[2])
-        if not _serves(backend, attn_mask, dropout_p):
-            backend = "eager"
-    elif backend not in BACKENDS:
-        raise UserError(f"backend = {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
-    elif not _serves(backend, attn_mask, dropout_p):
-        _say_once(f"backend {backend} has no {'dropout' if dropout_p else 'attn_mask'}: eager is taken instead")
-        backend = "eager"
+    name: str = backend
+    if name == "auto":
+        name = fastest("differential", device, q.dtype, q.shape[2])
+        if not _serves(name, attn_mask, dropout_p):
+            name = "eager"
+    elif name not in BACKENDS:
+        raise UserError(f"backend = {name!r}: choose one of auto, {', '.join(BACKENDS)}")
+    elif not _serves(name, attn_mask, dropout_p):
+        _say_once(f"backend {name} has no {'dropout' if dropout_p else 'attn_mask'}: eager is taken instead")
+        name = "eager"
     with torch.autocast(device, enabled=False):
-        return BACKENDS[backend](q, k, v, lam, is_causal, attn_mask, dropout_p)
+        return BACKENDS[name](AttentionCall(q, k, v, lam, is_causal, attn_mask, dropout_p))
 
 
 def differential_maps(
@@ -151,33 +168,19 @@ def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _eager(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lam: Tensor | float,
-    is_causal: bool,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
-    maps = differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout_p)
-    return maps.combined @ v
-
-
-def _sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lam: Tensor | float,
-    is_causal: bool,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
-    first, second = (
-        F.scaled_dot_product_attention(q_, k_, v, attn_mask, dropout_p, is_causal)
-        for q_, k_ in zip(_pairs(q), _pairs(k), strict=True)
+def _eager(call: AttentionCall) -> Tensor:
+    maps = differential_maps(
+        call.q, call.k, call.lam, is_causal=call.is_causal, attn_mask=call.attn_mask, dropout_p=call.dropout_p
     )
-    return _subtract(first, second, lam)
+    return maps.combined @ call.v
+
+
+def _sdpa(call: AttentionCall) -> Tensor:
+    first, second = (
+        F.scaled_dot_product_attention(q, k, call.v, call.attn_mask, call.dropout_p, call.is_causal)
+        for q, k in zip(_pairs(call.q), _pairs(call.k), strict=True)
+    )
+    return _subtract(first, second, call.lam)
 
 
 def _subtract(first: Tensor, second: Tensor, lam: Tensor | float) -> Tensor:
@@ -187,35 +190,21 @@ def _subtract(first: Tensor, second: Tensor, lam: Tensor | float) -> Tensor:
     return (first - lam * second).to(first.dtype)
 
 
-def _fused(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lam: Tensor | float,
-    is_causal: bool,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
-    if q.device.type != "cpu":
-        raise UserError(f'backend = "fused" is for CPUs, these tensors are on {q.device}: use sdpa, flex or auto')
+def _fused(call: AttentionCall) -> Tensor:
+    device, lam = call.q.device, call.lam
+    if device.type != "cpu":
+        raise UserError(f'backend = "fused" is for CPUs, these tensors are on {device}: use sdpa, flex or auto')
     if not isinstance(lam, Tensor):
-        lam = torch.tensor(lam, dtype=torch.promote_types(q.dtype, torch.float32))
-    out: Tensor = fused_attention(q, k, v, lam, is_causal)
+        lam = torch.tensor(lam, dtype=torch.promote_types(call.q.dtype, torch.float32))
+    out: Tensor = fused_attention(call.q, call.k, call.v, lam, call.is_causal)
     return out
 
 
-def _flex(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lam: Tensor | float,
-    is_causal: bool,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def _flex(call: AttentionCall) -> Tensor:
+    q, k, v = call.q, call.k, call.v
     batch, heads, length, width = q.shape
-    allowed = attn_mask
-    if is_causal:
+    allowed = call.attn_mask
+    if call.is_causal:
         allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     if allowed is not None:
         allowed = allowed.expand(batch, heads // 2, length, length)
@@ -234,7 +223,7 @@ def _flex(
     shared = v.unsqueeze(2).expand(batch, heads // 2, 2, length, 2 * width).flatten(1, 2)  # (B, H, N, 2D)
     attend: Any = _compiled_flex_attention() if q.device.type == "cuda" else flex_attention
     first, second = _pairs(attend(q, k, shared, score_mod=None if allowed is None else masked))
-    return _subtract(first, second, lam)
+    return _subtract(first, second, call.lam)
 
 
 @functools.cache
@@ -243,7 +232,12 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     return compiled
 
 
-BACKENDS: Mapping[str, Callable[..., Tensor]] = {"eager": _eager, "fused": _fused, "sdpa": _sdpa, "flex": _flex}
+BACKENDS: Mapping[str, Callable[[AttentionCall], Tensor]] = {
+    "eager": _eager,
+    "fused": _fused,
+    "sdpa": _sdpa,
+    "flex": _flex,
+}
 
 
 def _serves(backend: str, attn_mask: Tensor | None, dropout_p: float) -> bool:
