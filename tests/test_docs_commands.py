@@ -18,6 +18,7 @@ import pytest
 
 from diffclip import cli
 from diffclip.data.scenes import FineGrainedSource
+from diffclip.data.scenes.compositional import NegativeSource, SwapSource
 from docs_stand_ins import stand_ins
 from pages import PAGES, code_blocks
 
@@ -59,7 +60,7 @@ ARGUMENTS = (
     (r"\{00000\.\.\d+\}", "{00000..00001}"),
     (r"^\d+x(\w+)$", r"2x\1"),
     (r"(scenes:train).*", r"\1?size=16&length=32"),
-    (r"(scenes:(?!train)\w+).*", r"\1?size=16&length=16"),
+    (r"(scenes:(?!train)\w+).*", r"\1?size=16&length=12"),
 )
 # What an option's value is replaced by.
 OPTIONS = {"--sample": "2", "--training.epochs": "1", "--data.examples": "32"}
@@ -82,7 +83,8 @@ def make_small(monkeypatch):
     """What no argument can make small: what probes learn from, pairs, episodes, and figures as PNG and PDF."""
     named = "diffclip.evaluation.datasets.named"
     monkeypatch.setattr(f"{named}.SCENES_TO_LEARN_FROM", 320)
-    monkeypatch.setattr(f"{named}.FineGrainedSource", partial(FineGrainedSource, count=2))
+    for source in (FineGrainedSource, NegativeSource, SwapSource):
+        monkeypatch.setattr(f"{named}.{source.__name__}", partial(source, count=2))
     monkeypatch.setattr("diffclip.reporting.figures.style.to_bytes", lambda figure, suffix, **_: b"a figure")
     monkeypatch.setattr("diffclip.reporting.figures.style.to_svg", lambda *_, **__: "<svg></svg>")
 
