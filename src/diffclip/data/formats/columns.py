@@ -36,7 +36,7 @@ def find(wanted: str | None, usual: Sequence[str], available: Sequence[str], whe
 
 
 def closest(name: str, names: Sequence[str]) -> str:
-    """For a message about a name that is not among those that there are: which of them was perhaps meant."""
+    """For a message about an unknown name: the known one that was perhaps meant."""
     near = difflib.get_close_matches(name, names, 1)
     return f"; is it {near[0]}?" if near else ""
 

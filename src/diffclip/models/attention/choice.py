@@ -1,7 +1,7 @@
 """Which form of attention is fastest where: read from a table that a benchmark wrote.
 
 `benchmarks/attention.py --write-table` measures forward and backward of every form on a CPU and writes
-choice.json. For GPUs it holds what is standard there, not measured.
+choice.json. Its entries for GPUs are PyTorch's usual choice, not measured.
 """
 
 import functools

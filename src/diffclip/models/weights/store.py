@@ -33,7 +33,7 @@ from diffclip.models.weights.files import (
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model wants done to an image, as its configuration says: resized, cut square, normalised."""
+    """Prepares an image for a model, as its configuration says: resized, cut square, normalised."""
 
     config: ModelConfig
 
