@@ -10,7 +10,7 @@ from diffclip.config import load_recipe
 from diffclip.data.scenes import FineGrainedSource
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.reporting.report import Written
+from diffclip.reporting.report import ReportFiles
 
 
 def shrunk(path):
@@ -55,7 +55,9 @@ def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys, monkeypa
 
     weights = (out / "clip" / "model.safetensors").stat().st_mtime_ns
     again = []
-    monkeypatch.setattr(quickstart, "report", lambda _, to, *__, **___: again.append(to) or Written(report, 0, 0, ()))
+    monkeypatch.setattr(
+        quickstart, "report", lambda _, to, *__, **___: again.append(to) or ReportFiles(report, 0, 0, ())
+    )
     assert quickstart.run(out, minutes=60, seed=3) == report
     assert again == [out]
     assert (out / "clip" / "model.safetensors").stat().st_mtime_ns == weights

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from diffclip import sweep as sweeps
 from diffclip.cli import main
+from diffclip.commands.sweep import run as run_sweep
 from diffclip.config import load_recipe, read_toml, to_toml
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.stats import seeds
-from diffclip.reporting import sweep_table
+from diffclip.reporting.tables import comparison
 from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint, step
 from diffclip.training import setup as trainer
@@ -83,7 +84,7 @@ def write(folder, sweep=SWEEP, base=BASE):
 
 def run(path, out, **options):
     defaults = {"base": None, "seeds": (), "variants": (), "root": None, "settings": (), "dry_run": False}
-    sweeps.command([path], out, **(defaults | options))
+    run_sweep([path], out, **(defaults | options))
 
 
 @pytest.fixture(scope="module")
@@ -266,8 +267,8 @@ def test_the_table_fits_80_columns(finished):
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     table = sweeps.write_table(load_sweep(path), out)
     longest = max((v.name for file in COMPLETE for v in load_sweep(file).variant), key=len)
-    wide = tuple(dataclasses.replace(row, variant=longest) if row.difference else row for row in table.rows)
-    console.print(sweep_table.to_rich(dataclasses.replace(table, rows=wide)))
+    wide = tuple(dataclasses.replace(row, model=longest) if row.difference else row for row in table)
+    console.print(comparison.sweep(wide))
     text = console.export_text()
     assert "not significant" in text
     assert "…" not in text

@@ -1,38 +1,85 @@
-"""Writes that are whole or not there: under another name first, on the disk before the name is changed."""
+"""Writes that are whole or not there: under another name first, on the disk before the name is changed.
+
+What a killed process leaves is hidden and ends in `.unfinished`: readers pass such names over, `remove_unfinished`
+deletes them.
+"""
 
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffclip.errors import UserError
 
-def write_text(path: Path, text: str) -> None:
-    """`text` as the whole content of `path`, which a crash leaves as it was or as it is to be. Raises OSError."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+UNFINISHED = ".unfinished"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A new path beside `path`, whose folder is made if need be, for a file that takes the name of `path` at the end.
+
+    The file is on the disk before it is renamed, and the new name once the block is left. An error in the block
+    deletes the file, and `path` stays as it was. No two writers share a new path, on one machine or several: the last
+    to end wins. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        yield unfinished
         sync(unfinished)
         replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            remove(unfinished)
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """`text` in UTF-8 as the whole content of `path`. Raises OSError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`content` as the whole content of `path`. Raises OSError."""
+    with writing(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file of tensors on the CPU, on the disk once this returns. Not whole until then. Raises OSError."""
+    """A safetensors file of tensors on the CPU. Raises OSError."""
+    with writing(path) as unfinished:
+        try:
+            save_file(dict(tensors), unfinished, metadata)
+        except SafetensorError as error:  # which keeps the system's error in its text alone
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise OSError(str(error)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+@contextmanager
+def user_errors(path: Path) -> Iterator[None]:
+    """Raises UserError, which says that `path` cannot be written and why, for an OSError in the block."""
     try:
-        save_file(dict(tensors), path, metadata)
-    except SafetensorError as error:  # which keeps the system's error in its text alone
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise OSError(str(error)) from error
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    sync(path)
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def remove_unfinished(folder: Path, *, older_than: float = 0.0) -> None:
+    """Delete what killed processes left in `folder`. Other processes that write there need `older_than`, seconds."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        with suppress(FileNotFoundError):  # another process was quicker
+            if not older_than or time.time() - path.stat().st_mtime > older_than:
+                remove(path)
 
 
 def replace(unfinished: Path, path: Path) -> None:

@@ -1,9 +1,9 @@
 """The quickstart: train CLIP and DiffCLIP on the embedded scenes, compare them, write one report."""
 
-import dataclasses
 import time
+from dataclasses import replace
 from importlib.metadata import version
-from importlib.resources import files
+from importlib.resources import files as resources
 from pathlib import Path
 
 import torch
@@ -20,11 +20,11 @@ from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, record
 from diffclip.evaluation.tasks import grounding
 from diffclip.models.weights.store import load
-from diffclip.reporting import pair as tables
-from diffclip.reporting.pair import Comparison, ModelName
+from diffclip.reporting.compare import ModelName, Row, compare_two, headline
 from diffclip.reporting.report import Options, report
+from diffclip.reporting.tables.comparison import two_models
 from diffclip.training import setup as trainer
-from diffclip.training.setup import new_state, training_loader, training_source
+from diffclip.training.setup import seconds_per_step, training_source
 from diffclip.training.step import Schedule
 
 # Baseline first: label, preset.
@@ -57,11 +57,11 @@ def run(out: Path, minutes: float, seed: int) -> Path:
         NamedModel(preset, str(runs[label]), load(runs[label], device=default_device())[0])
         for label, preset in MODELS.items()
     )
-    comparison = _compare(clip, diffclip, out / "results.jsonl", console)
-    console.print(tables.to_rich(comparison))
-    console.print(tables.headline(comparison))
+    rows = _compare(clip, diffclip, out / "results.jsonl", console)
+    console.print(two_models(rows))
+    console.print(headline(rows))
     recipe = recipes["DiffCLIP"]
-    written = report(
+    files = report(
         [out],
         out,
         Options(scenes=PANELS),
@@ -83,11 +83,11 @@ def run(out: Path, minutes: float, seed: int) -> Path:
             "versions": ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "timm")),
         },
     )
-    console.print(f"Report: {written.page}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
-    return written.page
+    console.print(f"Report: {files.page}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
+    return files.page
 
 
-def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> Comparison:
+def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> tuple[Row, ...]:
     """Both models on every test set, with the results in `path`, and on where they look."""
     models = (clip, diffclip)
     raise_failures(run_suite(models, test_data(), path, console))
@@ -95,7 +95,7 @@ def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Consol
         grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)
         record(path, key, grounded, fingerprint(named.model))
-    return tables.compare(
+    return compare_two(
         path, *(ModelName(label, named.name, named.pretrained) for label, named in zip(MODELS, models, strict=True))
     )
 
@@ -112,36 +112,28 @@ def test_data() -> list[DataSet]:
 
 def _recipes(out: Path, minutes: float, seed: int, console: Console) -> dict[str, Recipe]:
     """The recipe of each model: that of OUT where there is one, else as many epochs as the budget allows."""
-    found = [path for label in MODELS if (path := out / label.lower() / "recipe.toml").exists()]
-    if found:
-        recipe = load_recipe(found[0])
+    begun = [path for label in MODELS if (path := out / label.lower() / "recipe.toml").exists()]
+    if begun:
+        recipe = load_recipe(begun[0])
         if recipe.seed != seed:
             raise UserError(f"{out} holds runs of seed {recipe.seed}, not {seed}: give another --out")
         console.print(f"Going on with the runs in {out}", highlight=False)
     else:
-        with files("diffclip").joinpath("recipes/quickstart.toml").open("rb") as file:
-            recipe = dataclasses.replace(load_recipe(file.name), seed=seed)
-        recipe = _fitted(recipe, minutes, console)
-    return {
-        label: dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset))
-        for label, preset in MODELS.items()
-    }
+        with resources("diffclip").joinpath("recipes/quickstart.toml").open("rb") as file:
+            recipe = replace(load_recipe(file.name), seed=seed)
+        recipe = _fit(recipe, minutes, console)
+    return _of_models(recipe)
 
 
-def _fitted(recipe: Recipe, minutes: float, console: Console) -> Recipe:
+def _of_models(recipe: Recipe) -> dict[str, Recipe]:
+    return {label: replace(recipe, model=replace(recipe.model, preset=preset)) for label, preset in MODELS.items()}
+
+
+def _fit(recipe: Recipe, minutes: float, console: Console) -> Recipe:
     """The recipe, shortened if need be so that training both models fits into the budget."""
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
-    seconds = 0.0  # of one step of both
-    for preset in MODELS.values():
-        one = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, preset=preset))
-        candidate = new_state(one, schedule)
-        batches = training_loader(one, source).epoch(0)
-        candidate.step(0, next(batches))  # the first step also allocates
-        began = time.monotonic()
-        for step in range(1, TIMED_STEPS + 1):
-            candidate.step(step, next(batches))
-        seconds += (time.monotonic() - began) / TIMED_STEPS
+    seconds = sum(seconds_per_step(of_model, source, TIMED_STEPS) for of_model in _of_models(recipe).values())
     affordable = int((minutes - EVALUATION_MINUTES) * 60 / seconds)
     if affordable < schedule.warmup_steps + 1:
         raise UserError(
@@ -154,4 +146,4 @@ def _fitted(recipe: Recipe, minutes: float, console: Console) -> Recipe:
         highlight=False,
     )
     epochs = steps / schedule.steps_per_epoch
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=epochs))
+    return replace(recipe, training=replace(recipe.training, epochs=epochs))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from functools import partial
 
@@ -11,10 +12,10 @@ from PIL import Image
 
 from diffclip import cli
 from diffclip.config import SourceConfig
-from diffclip.data import parallel, show
+from diffclip.data import parallel
 from diffclip.data.images import decode
 from diffclip.data.sources import open_source
-from diffclip.data.tools import pack as packing
+from diffclip.data.tools import show
 from diffclip.data.tools.pack import ShardPlan, pack
 from diffclip.data.tools.verify import examine, lines, summary, verify
 from diffclip.errors import UserError
@@ -171,7 +172,7 @@ def test_packing_goes_on_where_it_was_stopped(table, tmp_path, monkeypatch, brok
     source, plan = open_source(str(table)), ShardPlan(shard_examples=2)
     whole = tmp_path / "whole"
     pack(source, whole, plan)
-    out, replace, calls = tmp_path / "shards", packing.os.replace, []
+    out, replace, calls = tmp_path / "shards", os.replace, []
 
     def failing(*names):
         calls.append(names)
@@ -180,7 +181,7 @@ def test_packing_goes_on_where_it_was_stopped(table, tmp_path, monkeypatch, brok
         replace(*names)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.os, "replace", failing)
+        patch.setattr(os, "replace", failing)
         with pytest.raises(KeyboardInterrupt):
             pack(source, out, plan)
     assert not (out / "00000.tar").exists() or (out / "00000.tar").read_bytes() == (whole / "00000.tar").read_bytes()

@@ -188,8 +188,9 @@ def test_a_log_is_told_the_time_left(monkeypatch):
     model = NamedModel("tiny", "runs/a", small_model("clip"))
     data = DataSet("mine", lambda: None, ())
     texts = {"zero_shot": 400, "robustness": 0}
-    job = Job(model, data, "", {}, {}, ("zero_shot", "robustness"), {"test": 800}, {"test": 1000}, 2, texts)
-    passes = get_task("robustness").passes
+    tasks = (get_task("zero_shot"), get_task("robustness"))
+    job = Job(model, data, "", {}, {}, tasks, {"test": 800}, {"test": 1000}, 2, texts)
+    passes = tasks[1].passes
     prompts = 400 * plan.text_work(model.model) / plan.image_work(model.model)
     reporter = progress.Reporter(Console(file=screen, width=100))
     reporter.on_plan(JobList([job]))

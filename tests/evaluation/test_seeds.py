@@ -5,22 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
-from diffclip.evaluation import results
-from diffclip.evaluation.results import PerExampleScores, Result
+from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats import seeds
-from diffclip.evaluation.stats.seeds import paired, split_seed, spread, spreads, t_quantile
-
-SET = "cifar10"
-TASK = "zeroshot_classification"
-
-
-def test_quantiles_of_student_are_scipys():
-    for df in [*range(1, 40), 99, 100]:
-        for probability in (0.5, 0.9, 0.975, 0.995):
-            assert t_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), rel=1e-9, abs=1e-12)
-    for wrong in ((0.4, 2), (0.975, 0), (1.0, 3)):
-        with pytest.raises(ValueError, match="t_quantile"):
-            t_quantile(*wrong)
+from diffclip.evaluation.stats.seeds import example_differences, paired, split_seed, spread
 
 
 def test_mean_and_deviation_over_seeds():
@@ -30,11 +17,6 @@ def test_mean_and_deviation_over_seeds():
     assert found.mean == pytest.approx(mean)
     assert found.sd == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
     assert spread([0.5]) == seeds.Spread(0.5, None, 1)
-    metric, other = (SET, TASK, "acc1"), (SET, TASK, "acc5")
-    both = spreads({0: {metric: 0.1, other: 0.4}, 1: {metric: 0.3}})
-    assert both[metric].count == 2
-    assert both[metric].mean == pytest.approx(0.2)
-    assert both[other] == seeds.Spread(0.4, None, 1)
     for wrong in ([], [float("nan")]):
         with pytest.raises(ValueError, match="one finite number a seed"):
             spread(wrong)
@@ -103,22 +85,33 @@ def test_the_interval_of_the_verdict_covers_where_the_bootstrap_or_t_alone_does_
     assert interval > 0.90
 
 
+def verdict(difference):
+    return difference.verdict("higher", "lower")
+
+
 def test_verdicts():
     baseline = {0: 0.5, 1: 0.5, 2: 0.5}
-    assert paired(baseline, {0: 0.60, 1: 0.61, 2: 0.60}).verdict == "higher"
-    assert paired(baseline, {0: 0.40, 1: 0.39, 2: 0.40}).verdict == "lower"
+    assert verdict(paired(baseline, {0: 0.60, 1: 0.61, 2: 0.60})) == "higher"
+    assert verdict(paired(baseline, {0: 0.40, 1: 0.39, 2: 0.40})) == "lower"
     # Every seed is better, so the bootstrap leaves out 0; three seeds are too few to be sure.
     hopeful = paired(baseline, {0: 0.51, 1: 0.58, 2: 0.53})
     assert hopeful.bootstrap.significant
     assert not hopeful.t.significant
-    assert hopeful.verdict == "not significant"
-    assert paired(baseline, baseline).verdict == "not significant"
-    one = paired({0: 0.5}, {0: 0.9})
-    assert one.verdict == "one seed"
-    assert one.t is None
-    assert one.sd is None
+    assert verdict(hopeful) == "not significant"
+    assert verdict(paired(baseline, baseline)) == "not significant"
     with pytest.raises(ValueError, match="no common seed"):
         paired({0: 0.5}, {1: 0.5})
+
+
+def test_one_seed_is_judged_by_its_examples_alone_and_without_them_not_at_all():
+    one = paired({0: 0.5}, {0: 0.9})
+    assert (one.t, one.sd, one.interval, one.significant, one.over) == (None, None, None, None, "")
+    assert verdict(one) == ""
+    known = paired({0: 0.5}, {0: 0.9}, examples=[np.array([[0.0, 1.0] * 50])])
+    assert known.interval == known.bootstrap
+    assert known.over == seeds.EXAMPLES
+    assert verdict(known) == "higher"
+    assert paired({0: 0.5, 1: 0.5}, {0: 0.9, 1: 0.8}).over == seeds.SEEDS
 
 
 @pytest.mark.parametrize(
@@ -136,52 +129,23 @@ def test_the_seed_is_read_from_the_name_of_the_weights(pretrained, expected):
     assert split_seed(pretrained) == expected
 
 
-def write(path, model, seed, metrics, indices=None):
-    """A result, with examples where metrics are lists."""
-    examples = PerExampleScores(
-        torch.arange(4) if indices is None else torch.tensor(indices),
-        {name: torch.tensor(values) for name, values in metrics.items()},
-        dict.fromkeys(metrics, 0.5),
-    )
-    result = Result(
-        dataset=SET, model=model, pretrained=f"runs/{model}/seed_{seed}", task=TASK, metrics=examples.metrics
-    )
-    results.append(path, result)
-    results.save_examples(path, result.key, examples, "f")
+def of_examples(values, indices=None):
+    indices = torch.arange(len(values)) if indices is None else torch.tensor(indices)
+    return PerExampleScores(indices, {"acc1": torch.tensor(values)}, {"acc1": 0.5})
 
 
-def test_from_results_with_their_examples(tmp_path):
-    path = tmp_path / "results.jsonl"
+def test_differences_of_examples_are_by_seed_and_leave_out_those_without_a_part_in_the_metric():
     nan = float("nan")
-    for seed in range(3):
-        write(path, "a", seed, {"acc1": [0.0, 0, 1, 1], "acc5": [1.0, 1, 1, nan]})
-        write(path, "b", seed, {"acc1": [1.0, 0, 1, 1], "acc5": [1.0, 1, 0, nan]})
-    results.append(path, Result(dataset=SET, model="a", pretrained="elsewhere", task=TASK, metrics={"acc1": 0.1}))
-    models = seeds.by_seed(results.read(path))
-    assert list(models) == [("a", "runs/a/seed_*"), ("b", "runs/b/seed_*")]
-    a, b = models.values()
-    assert seeds.values(a)[2] == {(SET, TASK, "acc1"): 0.5, (SET, TASK, "acc5"): 1.0}
-    found = seeds.compare(path, a, b)
-    assert list(found) == [f"{SET}, {TASK}, acc1", f"{SET}, {TASK}, acc5"]
-    first, second = found.values()
-    assert first.over_examples
-    assert first.mean == pytest.approx(0.25)
-    assert first.seeds == (0, 1, 2)
-    assert second.mean == pytest.approx(-1 / 3)
-    # The seeds agree exactly, so t alone would be sure; one example of four decides, so we are not.
-    assert first.t.significant
-    assert first.verdict == "not significant"
-    grouped = seeds.compare(path, a, b, {"both": [(SET, TASK, "acc1"), (SET, TASK, "acc5")], "none": [("x", "y", "z")]})
-    assert list(grouped) == ["both"]
-    assert grouped["both"].mean == pytest.approx((0.25 - 1 / 3) / 2)
+    pairs = [
+        (of_examples([0.0, 0, 1, nan]), of_examples([1.0, 0, 1, nan])),
+        (of_examples([1.0, 0, 1, 1]), of_examples([1.0, 1, 0, 1])),
+    ]
+    assert example_differences(pairs, "acc1").tolist() == [[1, 0, 0], [0, 1, -1]]
+    assert example_differences(pairs, "acc5") is None
+    assert example_differences([*pairs, (pairs[0][0], None)], "acc1") is None
+    assert example_differences([(of_examples([nan]), of_examples([1.0]))], "acc1") is None
 
 
-def test_examples_that_differ_are_not_paired(tmp_path):
-    path = tmp_path / "results.jsonl"
-    for seed in range(2):
-        write(path, "a", seed, {"acc1": [0.0, 0, 1, 1]})
-        write(path, "b", seed, {"acc1": [1.0, 0, 1, 1]}, indices=[0, 1, 2, 3 + seed])
-    a, b = seeds.by_seed(results.read(path)).values()
-    (found,) = seeds.compare(path, a, b).values()
-    assert not found.over_examples
-    assert found.mean == pytest.approx(0.25)
+def test_examples_that_differ_are_not_paired():
+    pairs = [(of_examples([0.0, 1]), of_examples([1.0, 1], indices=[0, 2]))]
+    assert example_differences(pairs, "acc1") is None

@@ -5,12 +5,12 @@ from safetensors.numpy import load_file
 
 from diffclip import cli
 from diffclip.analysis import image_attention, relevance, text_attention
+from diffclip.analysis.look import LayerMaps, Look, look
+from diffclip.commands.attend import _labels
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.models.weights.store import save
-from diffclip.reporting import attend
-from diffclip.reporting.figures import attention as attend_figures
-from diffclip.reporting.figures.attention import LayerMaps, Looked
+from diffclip.reporting.figures import attention as figures
 from small_models import small_model
 
 TEXTS = ("a red star", "a ring beside a very long wall")
@@ -71,9 +71,9 @@ def test_the_command_writes_figures_and_every_map(here, tmp_path, ending, capsys
 
 def test_layers_are_in_multiples_of_the_even_share():
     model = tiny("diffclip")
-    seen = attend.look(model, picture(), TEXTS)
-    assert [set(layer.maps) for layer in seen.rows] == [{"A1", "A2", "A1 − λA2"}] * 2
-    layer, raw = seen.rows[1], seen.image[1]
+    seen = look(model, picture(), TEXTS)
+    assert [set(layer.maps) for layer in seen.class_token] == [{"A1", "A2", "A1 − λA2"}] * 2
+    layer, raw = seen.class_token[1], seen.image_layers[1]
     np.testing.assert_allclose(layer.maps["A1"], raw.a1[0, :, 0, 1:].reshape(2, 4, 4).numpy() * 17, rtol=1e-6)
     np.testing.assert_allclose(
         layer.maps["A1 − λA2"], layer.maps["A1"] - layer.lam * layer.maps["A2"], rtol=1e-5, atol=1e-6
@@ -89,31 +89,32 @@ def layers(seed, count, *, differential):
     generator = np.random.default_rng(seed)
     names = ("A1", "A2", "A1 − λA2") if differential else ("A",)
     lam = 0.8 if differential else None
-    return [LayerMaps({name: generator.normal(size=(2, 4, 4)) for name in names}, lam) for _ in range(count)]
+    maps = ({name: generator.normal(size=(2, 4, 4)) for name in names} for _ in range(count))
+    return Look(picture(), (), (), tuple(LayerMaps(of_layer, lam) for of_layer in maps), (), ())
 
 
 def test_layer_and_head_figures_show_every_map_on_one_symmetric_scale():
     models = {
-        "clip": (picture(), layers(0, 2, differential=False)),
-        "diffclip": (picture(), layers(1, 3, differential=True)),
+        "clip": layers(0, 2, differential=False),
+        "diffclip": layers(1, 3, differential=True),
     }
-    every = [m for _, of_model in models.values() for layer in of_model for m in layer.maps.values()]
+    every = [m for of_model in models.values() for layer in of_model.class_token for m in layer.maps.values()]
     for figure, expected in (
-        (attend_figures.layer_figure(models), [m.mean(0) for m in every]),
-        (attend_figures.head_figure(models), [one for m in every for one in m]),
+        (figures.layer_figure(models), [m.mean(0) for m in every]),
+        (figures.head_figure(models), [one for m in every for one in m]),
     ):
         shown = [(array, limits) for array, limits in drawn(figure) if array.shape == (4, 4)]
         assert len(shown) == len(expected) == len({tuple(m.ravel()) for m in expected})
         assert {tuple(array.ravel().tolist()) for array, _ in shown} == {tuple(m.ravel().tolist()) for m in expected}
         (low, high) = {limits for _, limits in shown}.pop()
         assert low == -high
-        assert high == pytest.approx(np.quantile(np.abs(expected), attend_figures.SCALE_QUANTILE))
+        assert high == pytest.approx(np.quantile(np.abs(expected), figures.SCALE_QUANTILE))
         assert len({limits for _, limits in shown}) == 1
 
 
 def test_the_relevance_figure_has_a_row_for_each_model_and_a_column_for_each_text():
-    one = Looked(picture(20, 20), (np.eye(4), np.zeros((4, 4))), (0.25, -0.001))
-    figure = attend_figures.relevance_figure({"one": one, "two": one}, TEXTS)
+    one = Look(picture(20, 20), (np.eye(4), np.zeros((4, 4))), (0.25, -0.001), (), (), ())
+    figure = figures.relevance_figure({"one": one, "two": one}, TEXTS)
     assert len(drawn(figure)) == 2 * (1 + 2)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["", *TEXTS]
     assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "cosine 0.25", "cosine 0.00"]
@@ -147,6 +148,6 @@ def test_an_image_that_is_none_is_told(here, tmp_path):
 
 
 def test_labels_tell_models_apart():
-    assert attend._labels(["runs/clip", "runs/diffclip/"]) == ["clip", "diffclip"]
-    assert attend._labels(["a/model", "b/model"]) == ["a/model", "b/model"]
-    assert attend._labels(["a", "a"]) == ["a (1)", "a (2)"]
+    assert _labels(["runs/clip", "runs/diffclip/"]) == ["clip", "diffclip"]
+    assert _labels(["a/model", "b/model"]) == ["a/model", "b/model"]
+    assert _labels(["a", "a"]) == ["a (1)", "a (2)"]

@@ -3,14 +3,14 @@ from made_results import make_run, put
 
 from diffclip.errors import UserError
 from diffclip.reporting.collect import collect
-from diffclip.reporting.families import group, kind_of
+from diffclip.reporting.families import find_groups, kind_of
 from diffclip.reporting.page import contents
 
 
 def found(tmp_path, *models, labels=()):
     for model, pretrained in models:
         put(tmp_path / "results.jsonl", "cifar10", model, pretrained, "linear_probe", acc1=0.5)
-    return group(collect([tmp_path]), labels)
+    return find_groups(collect([tmp_path]), labels)
 
 
 def shape(groups):
@@ -82,7 +82,7 @@ def test_own_labels(tmp_path):
     assert shape(groups) == {"CC3M": {"Base": [None], "Ours": [None]}}
     assert groups[0].baseline.label == "Base"
     with pytest.raises(UserError, match=r"--label A=nothing matches no model; there are clip_vit_b16, diffclip"):
-        group(collect([tmp_path]), [("A", "nothing")])
+        find_groups(collect([tmp_path]), [("A", "nothing")])
 
 
 def test_the_config_of_a_run_says_more_than_a_name(tmp_path):
@@ -106,13 +106,13 @@ def test_an_unfinished_run_is_what_its_recipe_makes_of_the_preset(tmp_path):
     (run / "config.json").unlink()
     with (run / "recipe.toml").open("a") as file:
         file.write('[model.overrides]\nvision_attention = "standard"\ntext_attention = "standard"\n')
-    assert shape(group(collect([tmp_path]))) == {"scenes": {"CLIP": [0]}}
+    assert shape(find_groups(collect([tmp_path]))) == {"scenes": {"CLIP": [0]}}
 
 
 def test_captions_speak_of_bands_only_where_there_are_several_seeds(tmp_path):
     make_run(tmp_path / "a-seed0", seed=0, preset="clip_vit_quickstart")
-    (one,) = group(collect([tmp_path]))
+    (one,) = find_groups(collect([tmp_path]))
     assert contents._bands(one) == ""
     make_run(tmp_path / "a-seed1", seed=1, preset="clip_vit_quickstart")
-    (two,) = group(collect([tmp_path]))
+    (two,) = find_groups(collect([tmp_path]))
     assert contents._bands(two) == " Bands: one sd over seeds."

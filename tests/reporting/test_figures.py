@@ -37,13 +37,13 @@ def test_svg_follows_the_page_s_colour_and_asks_for_nothing_outside():
     assert svg == drawn()
 
 
-def test_thinned_averages_each_stretch():
-    thin = figures.thinned(
+def test_thin_averages_each_stretch():
+    thin = figures.thin(
         Curve(np.arange(7), np.array([[0.0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [20, 21]])), 3
     )
     assert thin.steps.tolist() == [1, 4, 6]
     assert thin.values.tolist() == [[2, 3], [8, 9], [20, 21]]
-    short = figures.thinned(curve(5), 300)
+    short = figures.thin(curve(5), 300)
     assert short.values.tolist() == curve(5).values.tolist()
 
 

@@ -12,8 +12,8 @@ from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.models.weights.store import save
 from diffclip.reporting.collect import collect
-from diffclip.reporting.families import group
-from diffclip.reporting.figures.panels import attention_panel, of_group, pair_of, scene_panels
+from diffclip.reporting.families import find_groups
+from diffclip.reporting.figures.panels import attention_panel, group_panels, pair_of, scene_panels
 from small_models import small_model
 
 
@@ -72,8 +72,8 @@ def test_a_group_s_models_are_shown_with_one_seed(tmp_path):
     for name, seed in (("clip", 0), ("clip", 1), ("diffclip", 1), ("diffclip", 2)):
         trained(tmp_path, name, seed=seed)
     Image.fromarray(picture()).save(tmp_path / "desk.png")
-    (one,) = group(collect([tmp_path]))
-    found = of_group(one, [(tmp_path / "desk.png", ("a mug", "a lamp"))], scenes=1)
+    (one,) = find_groups(collect([tmp_path]))
+    found = group_panels(one, [(tmp_path / "desk.png", ("a mug", "a lamp"))], scenes=1)
     assert (found.baseline, found.candidate) == ("CLIP", "DiffCLIP")
     mine, scene = found.panels
     assert mine.queries == ("a mug", "a lamp")
@@ -82,14 +82,14 @@ def test_a_group_s_models_are_shown_with_one_seed(tmp_path):
     assert (first.seed, second.seed) == (1, 1)
     (tmp_path / "no.png").write_text("x")
     with pytest.raises(UserError, match=r"no\.png is no image that can be read"):
-        of_group(one, [(tmp_path / "no.png", ("a mug",))], scenes=0)
+        group_panels(one, [(tmp_path / "no.png", ("a mug",))], scenes=0)
 
 
 def test_models_of_other_data_are_not_shown_scenes(tmp_path):
     for name in ("clip", "diffclip"):
         trained(tmp_path, name, seed=0, data="cc3m")
-    (one,) = group(collect([tmp_path]))
-    assert of_group(one, [], scenes=2) is None
+    (one,) = find_groups(collect([tmp_path]))
+    assert group_panels(one, [], scenes=2) is None
     (tmp_path / "clip-seed0" / "model.safetensors").unlink()
-    (one,) = group(collect([tmp_path]))
+    (one,) = find_groups(collect([tmp_path]))
     assert pair_of(one) is None

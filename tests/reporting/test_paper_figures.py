@@ -5,7 +5,7 @@ import pytest
 from made_results import paper_results, scene_results
 
 from diffclip.reporting.collect import collect
-from diffclip.reporting.families import group
+from diffclip.reporting.families import find_groups
 from diffclip.reporting.figures import bars as paper_figures
 from diffclip.reporting.figures import curves as curve_figures
 from diffclip.reporting.figures import style as figures
@@ -62,7 +62,7 @@ def test_a_model_has_one_colour_and_others_get_what_is_left():
 
 def scenes(tmp_path):
     collection = collect([scene_results(tmp_path)])
-    (one,) = group(collection)
+    (one,) = find_groups(collection)
     return Scores(collection), one, Palette.of([family.label for family in one.families])
 
 
@@ -80,7 +80,7 @@ def test_bars_are_as_high_as_the_table_says(tmp_path):
 
 def test_a_missing_bar_leaves_its_place_empty_and_the_paper_s_is_hollow(tmp_path):
     collection = collect([paper_results(tmp_path / "results.jsonl")])
-    (one,) = group(collection)
+    (one,) = find_groups(collection)
     scores, palette = Scores(collection), Palette.of(["CLIP", "DiffCLIP"])
     table = fill(paper_tables.task_layout(scores, one, 1), scores, [one], with_paper=True)
     axes = paper_figures.bars(table, one.name, palette).axes

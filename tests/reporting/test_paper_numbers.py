@@ -58,15 +58,15 @@ def test_the_seeds_of_tables_4_and_5_agree_with_table_1():
 
 def test_rows_by_column():
     rows = paper_numbers.rows("linear_probe", "CC3M")
-    assert rows["DiffCLIP"]["Caltech-101"] == paper_numbers.Stated(0.762, None, pytest.approx(0.037))
+    assert rows["DiffCLIP"]["Caltech-101"] == paper_numbers.PaperNumber(0.762, None, pytest.approx(0.037))
     assert rows["CLIP"]["Avg."].mean == pytest.approx(0.638)
     assert rows["CLIP"]["Avg."].gain is None
-    assert paper_numbers.rows("seeds few_shot", "CC12M")["CLIP"]["DTD"] == paper_numbers.Stated(
+    assert paper_numbers.rows("seeds few_shot", "CC12M")["CLIP"]["DTD"] == paper_numbers.PaperNumber(
         pytest.approx(0.819), pytest.approx(0.004)
     )
     assert paper_numbers.rows("retrieval", "LAION") == {}
     tasks = paper_numbers.rows("tasks", "CC12M")
     assert tasks["DiffCLIP*"]["ImageNet"].mean == pytest.approx(0.346)
-    assert tasks["DiffCLIP†"]["Zero-shot OOD"] == paper_numbers.Stated(None, None, pytest.approx(0.023))
+    assert tasks["DiffCLIP†"]["Zero-shot OOD"] == paper_numbers.PaperNumber(None, None, pytest.approx(0.023))
     assert tasks["DiffCLIP"]["Zero-shot OOD"].gain == pytest.approx(0.021)
     assert paper_numbers.groups("tasks") == ["CC3M", "CC12M"]

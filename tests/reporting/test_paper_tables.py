@@ -6,7 +6,7 @@ import pytest
 from made_results import paper_results, put, put_examples, scene_results
 
 from diffclip.reporting.collect import collect
-from diffclip.reporting.families import group
+from diffclip.reporting.families import find_groups
 from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import formats
 from diffclip.reporting.tables import layouts as paper_tables
@@ -15,7 +15,7 @@ from diffclip.reporting.tables.fill import fill
 
 def read(path):
     collection = collect([path])
-    return Scores(collection), group(collection)
+    return Scores(collection), find_groups(collection)
 
 
 def tables_of(path, **options):

@@ -132,7 +132,7 @@ def test_names_are_escaped_and_sizes_told(tmp_path):
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "<b>" not in text
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; 2" in text  # under "test examples"
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; 2" in text  # under "test examples"
 
 
 @pytest.mark.parametrize("label", ["x", "=x", "x="])

@@ -4,9 +4,10 @@ import statistics
 import pytest
 from made_results import put, put_examples
 
+from diffclip.evaluation.stats.seeds import EXAMPLES, SEEDS
 from diffclip.reporting.collect import collect
-from diffclip.reporting.families import group
-from diffclip.reporting.scores import EXAMPLES, SEEDS, Scores, Source, plain
+from diffclip.reporting.families import find_groups
+from diffclip.reporting.scores import Scores, Source, plain_name
 
 ON = (Source(("cifar10",), "linear_probe", ("mean_per_class_recall", "acc1")),)
 BOTH = (*ON, Source(("dtd",), "linear_probe", ("acc1",)))
@@ -14,17 +15,17 @@ BOTH = (*ON, Source(("dtd",), "linear_probe", ("acc1",)))
 
 def of(path):
     collection = collect([path])
-    (one,) = group(collection)
+    (one,) = find_groups(collection)
     return Scores(collection), one
 
 
 @pytest.mark.parametrize("name", ["wds/vtab/caltech101", "caltech-101", "vtab/caltech101", "Caltech_101", "caltech101"])
 def test_plain_names(name):
-    assert plain(name) == "caltech101"
+    assert plain_name(name) == "caltech101"
 
 
 def test_plain_keeps_folders_that_mean_something():
-    assert plain("scenes/test_v2") == "scenes/testv2"
+    assert plain_name("scenes/test_v2") == "scenes/testv2"
 
 
 def test_mean_and_sd_over_seeds_and_pairing_by_seed(tmp_path):

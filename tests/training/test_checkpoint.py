@@ -12,7 +12,6 @@ import torch
 from killed import recipe
 
 import diffclip
-from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
@@ -213,17 +212,3 @@ def test_a_failed_checkpoint_does_not_hide_what_ended_the_run(tmp_path, trainer,
     checkpoints.save(checkpoint.state_tensors(trainer.model, trainer.optimizer), {"step": 3})
     checkpoints.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert "step_00000003" in caplog.text
-
-
-def test_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "text"
-    durable.write_text(path, "old")
-
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="No space left"):
-        durable.write_text(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["text"]

@@ -1,5 +1,6 @@
-"""What the attention does: relevance maps, how well they find the object, and λ over layers and time."""
+"""What the attention does: maps by layer and head, relevance for a text, what occlusion hides, and λ over training."""
 
-from diffclip.analysis.attention_maps import image_attention, relevance, text_attention
+from diffclip.analysis.attention_maps import image_attention, text_attention
+from diffclip.analysis.relevance import relevance
 
 __all__ = ["image_attention", "relevance", "text_attention"]

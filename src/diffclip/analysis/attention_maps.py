@@ -1,4 +1,4 @@
-"""What the attention of a model is on given inputs: its maps by layer and head, and what they add up to for a text."""
+"""The attention maps of a model on given inputs, by layer and head."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def image_attention(model: CLIP, pixels: Tensor) -> tuple[AttentionMaps, ...]:
     come in the order class token, registers where the tower has any, patches row by row; `class_token_rows` takes the
     part that can be drawn. Works in evaluation mode, and leaves the model's mode as it was.
     """
-    return _recorded(model, model.visual, pixels)
+    return _maps_of(model, model.visual, pixels)
 
 
 def text_attention(model: CLIP, tokens: Tensor) -> tuple[AttentionMaps, ...]:
@@ -25,10 +25,10 @@ def text_attention(model: CLIP, tokens: Tensor) -> tuple[AttentionMaps, ...]:
     Attention is causal: what lies above the diagonal is 0. A text that ends before the longest has rows and columns
     after its end; they do not reach its feature.
     """
-    return _recorded(model, model.text, tokens)
+    return _maps_of(model, model.text, tokens)
 
 
-def _recorded(model: CLIP, tower: torch.nn.Module, inputs: Tensor) -> tuple[AttentionMaps, ...]:
+def _maps_of(model: CLIP, tower: torch.nn.Module, inputs: Tensor) -> tuple[AttentionMaps, ...]:
     with evaluation_mode(model), torch.no_grad():
         _, layers = forward_with_maps(tower, inputs)
     return tuple(
@@ -49,42 +49,3 @@ def class_token_rows(model: CLIP, attention: Tensor) -> Tensor:
     """
     patches = attention[..., 0, model.visual.num_prefix_tokens :]  # (B, heads, rows × columns)
     return patches.reshape(*patches.shape[:-1], *model.visual.patch_embed.grid_size)
-
-
-def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
-    """What each image patch adds to the score of its image-text pair: (B, rows, columns) float ≥ 0.
-
-    pixels (B, 3, S, S) float, normalised; tokens (B, L) int64, one text an image. After Chefer et al. 2021
-    ("Generic Attention-model Explainability", arXiv 2103.15679: its rule for self-attention, applied to the
-    image tower), as in the DiffCLIP paper's Figure 2. With s the cosine of the pair, A the map of a block
-    that multiplied the values in this very forward pass, (heads, N, N), and ∇A = ∂s/∂A:
-
-        Ā = mean over heads of (∇A ⊙ A)⁺,   R ← R + Ā R from the first block to the last, R = 1 before it,
-
-    read at the class token's row. In a differential layer A is the signed A1 − λ A2. The product ∇A ⊙ A is
-    the first order of what the weight adds to s, whatever its sign, so its positive part holds two kinds of
-    patches: attended ones (A > 0) whose values raise the score, and subtracted ones (A < 0) whose values
-    would lower it. The map says that a patch matters in favour of the text, not in which of these two ways.
-
-    Works in evaluation mode and leaves the model's mode and gradients as they were. Maps of two models are
-    not on one scale: compare places in a map, not sizes between maps. Nor is the rule neutral between the two
-    kinds of attention: the RMSNorm of a differential head makes the terms of each of its rows add up to 0, so
-    as much is clipped as is kept. `occlusion` is, and is the control for such a comparison.
-    """
-    with evaluation_mode(model), torch.no_grad():
-        text = model.encode_text(tokens, normalize=True)  # (B, embed_dim)
-    with evaluation_mode(model), torch.enable_grad():
-        # From the pixels on, so that there are gradients also where the weights are frozen.
-        features, maps = forward_with_maps(model.visual, pixels.detach().requires_grad_())  # (B, width)
-        image = torch.nn.functional.normalize(features @ model.image_projection, dim=-1)
-        attention = [recorded.combined for recorded in maps]  # (B, heads, N, N) each
-        # Images of a batch do not see each other: the gradient of the sum holds each pair's own.
-        gradients = torch.autograd.grad((image * text).sum(), attention)
-    with torch.no_grad():
-        total = torch.eye(attention[0].shape[-1], dtype=image.dtype, device=image.device)
-        total = total.expand(len(pixels), -1, -1)  # (B, N, N)
-        for weights, gradient in zip(attention, gradients, strict=True):
-            total = total + (gradient * weights).clamp(min=0).mean(dim=1).to(total.dtype) @ total
-        patches = total[:, 0, model.visual.num_prefix_tokens :]  # (B, rows × columns)
-        grid: Tensor = patches.reshape(len(pixels), *model.visual.patch_embed.grid_size)
-        return grid

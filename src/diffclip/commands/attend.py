@@ -1,8 +1,20 @@
-"""`diffclip attend`: where models look in one image."""
+"""`diffclip attend`: where models look in one image for some texts, and the attention maps behind it."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional, UseAppendAction
+
+from diffclip.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FIGURES, ARRAYS = (".png", ".pdf", ".svg"), (".safetensors", ".npz")
 
 
 def attend(
@@ -29,6 +41,55 @@ def attend(
         heads: A third: the same of every head.
         maps: All maps as arrays: .safetensors or .npz.
     """
-    from diffclip.reporting.attend import run
+    from rich.console import Console
 
-    run((model, *beside), image, text, out, layers=layers, heads=heads, maps=maps)
+    from diffclip import durable
+    from diffclip.analysis.look import look, save_arrays
+    from diffclip.distributed import default_device
+    from diffclip.models.weights.store import load
+    from diffclip.reporting.figures.attention import head_figure, layer_figure, relevance_figure
+    from diffclip.reporting.figures.style import save
+
+    if not text or not all(query.strip() for query in text):
+        raise UserError('no text to look for: give --text "a red star", once for each text')
+    for path, endings in ((out, FIGURES), (layers, FIGURES), (heads, FIGURES), (maps, ARRAYS)):
+        if path is not None and path.suffix.lower() not in endings:
+            raise UserError(f"{path}: its name must end in one of {', '.join(endings)}")
+    picture, models = _read(image), (model, *beside)
+    looks = {
+        label: look(load(source, device=default_device())[0], picture, text)
+        for label, source in zip(_labels(models), models, strict=True)
+    }
+    console = Console()
+    for label, of_model in looks.items():
+        for query, score in zip(text, of_model.scores, strict=True):
+            console.print(f"{label}  {query}:  cosine {score:.3f}", highlight=False, soft_wrap=True)
+    figures = [(out, relevance_figure(looks, text))]
+    figures += [(layers, layer_figure(looks))] if layers else []
+    figures += [(heads, head_figure(looks))] if heads else []
+    for path, figure in figures:
+        with durable.user_errors(path):
+            save(figure, path)
+    if maps is not None:
+        with durable.user_errors(maps):
+            save_arrays(maps, looks.values())
+    written = ", ".join(str(path) for path in (out, layers, heads, maps) if path is not None)
+    console.print(f"Written to {written}", highlight=False, soft_wrap=True)
+
+
+def _read(image: Path) -> NDArray[np.uint8]:
+    from diffclip.data.images import BadImage, decode
+
+    try:
+        return decode(image.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {image}: {error.strerror}") from None
+    except BadImage as error:
+        raise UserError(f"{image} cannot be used as an image: {error.reason.replace('_', ' ')}") from None
+
+
+def _labels(models: Sequence[str]) -> list[str]:
+    """The last part of each name, or the whole where two models share it; the same model twice is counted."""
+    last = [Path(model).name or model for model in models]
+    labels = last if len(set(last)) == len(last) else list(models)
+    return [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]

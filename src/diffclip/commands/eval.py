@@ -109,7 +109,8 @@ def run(
     from diffclip.evaluation.run.distributed import encode_distributed
     from diffclip.evaluation.run.named_model import named_model
     from diffclip.evaluation.run.progress import raise_failures, run_suite
-    from diffclip.reporting import pair
+    from diffclip.reporting import compare
+    from diffclip.reporting.tables.comparison import two_models
 
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
@@ -132,9 +133,9 @@ def run(
         raise Stopped("stopped; the same command goes on from here") from None
     if len(named) == 2 and path.exists():
         letters = [
-            pair.ModelName(letter, model.name, model.pretrained) for letter, model in zip("AB", named, strict=True)
+            compare.ModelName(letter, model.name, model.pretrained) for letter, model in zip("AB", named, strict=True)
         ]
-        console.print(pair.to_rich(pair.compare(path, *letters)))
+        console.print(two_models(compare.compare_two(path, *letters)))
         console.print(*(f"{name.label}: {name.pretrained}" for name in letters), highlight=False, soft_wrap=True)
     if path.exists():
         console.print(f"Written to {path}", highlight=False, soft_wrap=True)

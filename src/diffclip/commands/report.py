@@ -1,8 +1,14 @@
 """`diffclip report`: tables, figures and one page of any results."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from diffclip.reporting.report import ReportFiles
 
 
 def report(
@@ -25,7 +31,17 @@ def report(
         image: IMAGE=QUERY;QUERY: show where the models look in an image for each query; needs their run directories.
         scenes: The same on this many test scenes, for models that were trained on scenes.
     """
-    from diffclip.reporting import report as command
+    from diffclip.reporting.report import Options, report
 
-    options = command.Options(labels=label, with_paper=with_paper, images=image, scenes=scenes)
-    command.tell(command.report(inputs, out, options))
+    print_files(report(inputs, out, Options(labels=label, with_paper=with_paper, images=image, scenes=scenes)))
+
+
+def print_files(files: ReportFiles) -> None:
+    """Say what is missing, and where the report is."""
+    from rich.console import Console
+
+    console, out = Console(), files.page.parent
+    for line in files.missing:
+        console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
+    written = f"{files.tables} tables in {out / 'tables'}, {files.figures} figures in {out / 'figures'}"
+    console.print(written, f"Report: {files.page}", sep="\n", highlight=False, soft_wrap=True)

@@ -1,11 +1,26 @@
-"""`diffclip sweep`: variants of a recipe × seeds, and their table."""
+"""`diffclip sweep`: variants of a recipe × seeds, and their table.
 
+What is done already is not done again, so the same command goes on after it was stopped or killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from diffclip.errors import UserError
+from diffclip.errors import Stopped, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from diffclip.sweep import Remaining
+
+ROUGH = 1000
+"""Resamples of the intervals between two runs; the last table has all."""
 
 
 def sweep(
@@ -34,11 +49,9 @@ def sweep(
         settings: SECTION.KEY=VALUE of the base recipe, such as data.train.path=/data/cc12m.
         dry_run: Say what is left to do, how many steps and about how long, and stop.
     """
-    from diffclip.sweep import command
-
     if not recipes:
         raise UserError("no sweep: give a TOML file, such as recipes/sweeps/figure5.toml")
-    command(
+    run(
         recipes,
         out or Path("runs") / "_".join(recipe.stem for recipe in recipes),
         base=base,
@@ -48,3 +61,89 @@ def sweep(
         settings=settings,
         dry_run=dry_run,
     )
+
+
+def run(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    base: Path | None,
+    seeds: Sequence[int],
+    variants: Sequence[str],
+    root: Path | None,
+    settings: Sequence[str],
+    dry_run: bool,
+) -> None:
+    """Train, measure and tabulate what is not done already; print how it goes.
+
+    Raises UserError, once all else is done, with a list of what could not be.
+    """
+    from rich.console import Console
+
+    from diffclip import durable
+    from diffclip.config import to_toml
+    from diffclip.evaluation.features.cache import FeatureCache
+    from diffclip.evaluation.run.named_model import named_model
+    from diffclip.evaluation.run.progress import raise_failures, run_suite
+    from diffclip.evaluation.run.suite import Failure
+    from diffclip.reporting.tables import comparison
+    from diffclip.sweep import open_data, plan, reason, remaining, train, write_table
+    from diffclip.sweep_config import load_sweep, parse_settings
+
+    sweep = load_sweep(*paths, base=base, settings=parse_settings(settings))
+    if seeds:
+        sweep = replace(sweep, seeds=tuple(dict.fromkeys(seeds)))
+    runs = plan(sweep, out, variants)
+    data, failures = open_data(sweep, root)
+    console = Console()
+    for failure in failures:
+        console.print(f"Not measured: {failure}", style="yellow", highlight=False, soft_wrap=True)
+    if dry_run:
+        console.print(remaining_table(remaining(runs)), highlight=False)
+        return
+    with durable.user_errors(out / "sweep.toml"):
+        durable.write_text(out / "sweep.toml", to_toml(sweep))
+    for number, each in enumerate(runs, start=1):
+        console.print(f"{number} of {len(runs)}: {each}", style="bold", highlight=False)
+        try:
+            train(each)
+            model = replace(named_model(str(each.folder)), pretrained=each.pretrained)
+        except Stopped:
+            raise Stopped(f"stopped while training {each}, and saved; the same command goes on") from None
+        except Exception as error:  # the other runs go on
+            failures.append(Failure(str(each), reason(error)))
+            console.print(f"{each} failed: {failures[-1].reason}", style="red", highlight=False, soft_wrap=True)
+            continue
+        failures += run_suite([model], data, out / "results.jsonl", console, cache=FeatureCache(out / "features"))
+        write_table(sweep, out, resamples=ROUGH)
+    rows = write_table(sweep, out)
+    console.print(comparison.sweep(rows))
+    for row in rows:
+        if row.missing:
+            numbers = ", ".join(map(str, row.missing))
+            console.print(f"{row.model} lacks results of {row.group} with seeds {numbers}", highlight=False)
+    console.print(f"Written to {out}: table.md, table.csv, results.jsonl", highlight=False, soft_wrap=True)
+    raise_failures(failures)
+
+
+def remaining_table(rows: Iterable[Remaining]) -> Table:
+    """Steps and minutes of training that are left, by run."""
+    from rich.table import Table
+
+    table = Table("run", "state", "steps left", "minutes left", box=None, padding=(0, 2, 0, 0))
+    seconds: float | None = 0.0
+    for row in rows:
+        if row.finished:
+            table.add_row(str(row.run), "finished", "0", "0")
+            continue
+        state = f"at step {row.steps - row.left:,} of {row.steps:,}" if row.left < row.steps else "new"
+        of_run = row.left * row.seconds if row.seconds else None
+        table.add_row(str(row.run), state, f"{row.left:,}", _minutes(of_run))
+        seconds = None if seconds is None or of_run is None else seconds + of_run
+    table.add_section()
+    table.add_row("all, evaluation apart", "", "", _minutes(seconds), style="bold")
+    return table
+
+
+def _minutes(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"{seconds / 60:.1f}"

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from diffclip import durable
 from diffclip.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -136,17 +136,13 @@ class PerExampleScores:
 
 
 def save_examples(results: Path, key: Key, examples: PerExampleScores, fingerprint: str) -> None:
-    """Write the file that belongs to a result of `results` (a results.jsonl), under a temporary name first.
+    """Write the file that belongs to a result of `results` (a results.jsonl), whole or not at all.
 
     fingerprint: of the weights and the data that the result came from, see `fingerprint`.
     """
-    path = examples_path(results, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     tensors = {f"value/{name}": values.float().contiguous() for name, values in examples.values.items()}
     metadata = {"chance": json.dumps(dict(examples.chance)), "fingerprint": fingerprint}
-    save_file({"indices": examples.indices, **tensors}, unfinished, metadata)
-    os.replace(unfinished, path)
+    durable.write_tensors(examples_path(results, key), {"indices": examples.indices, **tensors}, metadata)
 
 
 def load_examples(results: Path, key: Key) -> PerExampleScores | None:

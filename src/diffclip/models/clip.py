@@ -172,3 +172,13 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def check_finite(what: str, features: Tensor) -> None:
+    """Raises UserError where any feature is not finite.
+
+    NaN compares as neither better nor worse, so that a broken model could otherwise score anything.
+    """
+    broken = (~features.isfinite()).any(dim=1).sum().item()
+    if broken:
+        raise UserError(f"{broken} of {len(features)} {what} are not finite: the model's weights are broken")

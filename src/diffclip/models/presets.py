@@ -3,7 +3,6 @@
 CLIP and DiffCLIP of one size differ in `vision_attention` and `text_attention`, and in nothing else.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, create_model
 
 from diffclip.errors import UserError, describe
+from diffclip.text import did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -250,7 +250,9 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     Raises UserError for a name that is no preset, a field that does not exist, or numbers that do not fit.
     """
     if name not in PRESETS:
-        raise UserError(f"there is no model {name!r}{_suggest(name, PRESETS)}; diffclip.list_models() has all names")
+        raise UserError(
+            f"there is no model {name!r}{did_you_mean(name, PRESETS)}; diffclip.list_models() has all names"
+        )
     return override(PRESETS[name], overrides)
 
 
@@ -259,12 +261,7 @@ def override(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     for key in changes:
         if key not in ModelConfig.__dataclass_fields__:
             raise UserError(
-                f"there is no model setting {key!r}{_suggest(key, ModelConfig.__dataclass_fields__)}; "
+                f"there is no model setting {key!r}{did_you_mean(key, ModelConfig.__dataclass_fields__)}; "
                 f"there are {', '.join(ModelConfig.__dataclass_fields__)}"
             )
     return replace(config, **changes)
-
-
-def _suggest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

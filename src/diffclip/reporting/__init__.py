@@ -1,1 +1,1 @@
-"""Results and runs as tables, figures and one HTML file. Nothing else imports this package."""
+"""Results and runs as tables, figures and one HTML page. Only commands, the quickstart and sweeps import it."""

@@ -59,6 +59,12 @@ class Collection:
     runs: tuple[RunDirectory, ...]
     _examples: dict[Key, PerExampleScores | None] = field(default_factory=dict, compare=False, repr=False)
 
+    @classmethod
+    def of_file(cls, path: Path) -> "Collection":
+        """The results of one results.jsonl; none where there is no such file."""
+        every = results.read(path)
+        return cls(tuple(every), {result.key: path for result in every}, ())
+
     def examples(self, key: Key) -> PerExampleScores | None:
         """The values of single examples of a result, where they are kept."""
         if key not in self._examples:
@@ -77,10 +83,10 @@ class Collection:
         parts = wanted.parts
         matches = [(_common_ending(run.path.parts, parts), run) for run in self.runs]
         longest = max((length for length, _ in matches), default=0)
-        found = [run for length, run in matches if length == longest]
+        nearest = [run for length, run in matches if length == longest]
         # One name alone is no proof: many runs are called "clip". All of a relative path's parts are.
-        if len(found) == 1 and longest and (longest >= 2 or longest == len(parts)):
-            return found[0]
+        if len(nearest) == 1 and longest and (longest >= 2 or longest == len(parts)):
+            return nearest[0]
         return _read_run(wanted) if wanted.is_dir() else None
 
 
@@ -90,7 +96,7 @@ def collect(inputs: Sequence[Path]) -> Collection:
     Raises UserError for an input that does not exist or is of no known form, and where there is no result and no
     run at all.
     """
-    found: dict[Key, Result] = {}
+    by_key: dict[Key, Result] = {}
     origin: dict[Key, Path] = {}
     runs: dict[Path, RunDirectory] = {}
     for given in inputs:
@@ -102,13 +108,13 @@ def collect(inputs: Sequence[Path]) -> Collection:
                 runs[run.path] = run
                 continue
             for result in _read_results(path):
-                found.pop(result.key, None)
-                found[result.key] = result
+                by_key.pop(result.key, None)
+                by_key[result.key] = result
                 origin[result.key] = path
-    if not found and not runs:
+    if not by_key and not runs:
         places = ", ".join(map(str, inputs)) or "nothing"
         raise UserError(f"no results in {places}: expected results.jsonl, which `diffclip eval` writes")
-    return Collection(tuple(found.values()), origin, tuple(runs.values()))
+    return Collection(tuple(by_key.values()), origin, tuple(runs.values()))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -190,9 +196,9 @@ def _laion_result(table: dict[str, Any], metrics: Any, where: Path) -> Result:
     return Result(**named, metrics=numbers, language=language)
 
 
-def _common_ending(one: Sequence[str], other: Sequence[str]) -> int:
+def _common_ending(first: Sequence[str], second: Sequence[str]) -> int:
     length = 0
-    for a, b in zip(reversed(one), reversed(other), strict=False):
+    for a, b in zip(reversed(first), reversed(second), strict=False):
         if a != b:
             break
         length += 1

@@ -62,7 +62,7 @@ class Group:
         return self.families[0]
 
 
-def group(collection: Collection, labels: Sequence[tuple[str, str]] = ()) -> tuple[Group, ...]:
+def find_groups(collection: Collection, labels: Sequence[tuple[str, str]] = ()) -> tuple[Group, ...]:
     """Sort every model of a collection into groups and families.
 
     labels: (NAME, PATTERN) pairs; a model whose `model` or `pretrained` a shell pattern matches is called NAME,
@@ -86,8 +86,10 @@ def group(collection: Collection, labels: Sequence[tuple[str, str]] = ()) -> tup
         groups.setdefault(name, {}).setdefault(label, []).append(member)
     order = [name for name, _ in labels]
     return tuple(
-        Group(name, _ordered([f for label, found in families.items() for f in _families(label, found)], order))
-        for name, families in sorted(groups.items(), key=lambda item: _natural(item[0]))
+        Group(
+            name, _sort_families([f for label, members in families.items() for f in _families(label, members)], order)
+        )
+        for name, families in sorted(groups.items(), key=lambda item: _natural_order(item[0]))
     )
 
 
@@ -142,11 +144,11 @@ def _families(label: str, members: Sequence[Member]) -> list[Family]:
     shortest = _distinct_endings(list(stems))
     return [
         family
-        for stem, found in stems.items()
+        for stem, members in stems.items()
         for family in (
-            _families(f"{label} ({shortest[stem]})", found)
+            _families(f"{label} ({shortest[stem]})", members)
             if len(stems) > 1
-            else [Family(f"{label} ({one.pretrained})", one.kind, (one,)) for one in found]
+            else [Family(f"{label} ({member.pretrained})", member.kind, (member,)) for member in members]
         )
     ]
 
@@ -160,13 +162,13 @@ def _distinct_endings(names: Sequence[str]) -> dict[str, str]:
     """Each path's last parts, as many as tell them all apart."""
     parts = {name: Path(name).parts for name in names}
     for length in range(1, max(map(len, parts.values())) + 1):
-        short = {name: "/".join(found[-length:]) for name, found in parts.items()}
+        short = {name: "/".join(path[-length:]) for name, path in parts.items()}
         if len(set(short.values())) == len(names):
             return short
     return {name: name for name in names}
 
 
-def _ordered(families: Sequence[Family], labels: Sequence[str]) -> tuple[Family, ...]:
+def _sort_families(families: Sequence[Family], labels: Sequence[str]) -> tuple[Family, ...]:
     """CLIP first, then the paper's order; among equals the order of --label, then that of the results."""
 
     def place(family: Family) -> tuple[int, int]:
@@ -213,5 +215,5 @@ def _matches(member: Member, pattern: str) -> bool:
     return fnmatchcase(member.model, pattern) or fnmatchcase(member.pretrained, pattern)
 
 
-def _natural(text: str) -> list[str | int]:
+def _natural_order(text: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", text)]

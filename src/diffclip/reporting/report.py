@@ -1,11 +1,11 @@
-"""`diffclip report`: from results to tables, figures and one page."""
+"""From results to tables, figures and one page."""
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import track
 
+from diffclip import durable
 from diffclip.errors import UserError
-from diffclip.reporting import differences
 from diffclip.reporting.collect import Collection, collect
-from diffclip.reporting.families import Group, group
+from diffclip.reporting.compare import summary
+from diffclip.reporting.families import Group, find_groups
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.page import render as page
 from diffclip.reporting.page.contents import Drawing, Report, build
 from diffclip.reporting.scores import Scores
-from diffclip.reporting.tables import formats
+from diffclip.reporting.tables import comparison, formats
 from diffclip.reporting.tables.fill import Table
 from diffclip.reporting.tables.layouts import slug
 
@@ -49,14 +50,14 @@ DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
-class Written:
+class ReportFiles:
     """What a report consists of."""
 
     page: Path
     tables: int
     figures: int
     missing: tuple[str, ...]
-    """One line each."""
+    """What has no number, one line each."""
 
 
 def report(
@@ -67,7 +68,7 @@ def report(
     title: str = "CLIP and DiffCLIP: results",
     introduction: str | None = None,
     facts: Mapping[str, str] | None = None,
-) -> Written:
+) -> ReportFiles:
     """Write OUT/report.html, OUT/tables and OUT/figures.
 
     introduction, facts: what the page says first, and how it was made, instead of what the inputs say. Raises
@@ -76,40 +77,31 @@ def report(
     labels = [_label(text) for text in options.labels]
     images = [_image(text) for text in options.images]
     collection = collect(inputs)
-    groups = group(collection, labels)
-    made = build(Scores(collection), groups, with_paper=options.with_paper)
+    groups = find_groups(collection, labels)
+    content = build(Scores(collection), groups, with_paper=options.with_paper)
     panels = _panels(groups, images, options.scenes)
-    console = Console()
-    for table in _tables(made):
+    tables = _tables(content)
+    for table in tables:
         for suffix, form in TABLE_FORMS.items():
-            write(out / "tables" / f"{table.layout.name}.{suffix}", form(table).encode())
-    for part in made.parts:
-        if part.compared:
-            name = f"differences-{slug(part.compared[0].group)}"
-            write(out / "tables" / f"{name}.csv", differences.to_csv(part.compared).encode())
-            write(out / "tables" / f"{name}.md", differences.to_markdown(part.compared).encode())
-    drawings = [*(drawing for part in made.parts for drawing in part.drawings), *_panel_drawings(panels)]
+            durable.write_text(out / "tables" / f"{table.layout.name}.{suffix}", form(table))
+    for rows in (part.differences for part in content.parts if part.differences):
+        name = f"differences-{slug(rows[0].group)}"
+        durable.write_text(out / "tables" / f"{name}.csv", comparison.report_csv(rows))
+        durable.write_text(out / "tables" / f"{name}.md", comparison.report_markdown(rows))
+    drawings = [*(drawing for part in content.parts for drawing in part.drawings), *_panel_drawings(panels)]
+    console = Console()
     for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
         _save(drawing, out / "figures")
     text = page.render(
-        made,
+        content,
         panels,
         title=title,
         introduction=introduction or _introduction(collection, groups),
-        outcome=_outcome(made, groups),
+        outcome=[text for part in content.parts if (text := summary(part.differences))],
         facts=facts or _facts(collection, groups, inputs, out, options),
     )
-    write(out / "report.html", text.encode())
-    return Written(out / "report.html", len(_tables(made)), len(drawings), made.missing)
-
-
-def tell(written: Written) -> None:
-    """Say what is missing, and where the report is."""
-    console, out = Console(), written.page.parent
-    for line in written.missing:
-        console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
-    made = f"{written.tables} tables in {out / 'tables'}, {written.figures} figures in {out / 'figures'}"
-    console.print(made, f"Report: {written.page}", sep="\n", highlight=False, soft_wrap=True)
+    durable.write_text(out / "report.html", text)
+    return ReportFiles(out / "report.html", len(tables), len(drawings), content.missing)
 
 
 def _panels(
@@ -120,10 +112,10 @@ def _panels(
         return {}
     from diffclip.reporting.figures import panels
 
-    found = {one.name: panels.of_group(one, images, scenes=scenes) for one in groups}
-    if images and not any(found.values()):
+    by_group = {group.name: panels.group_panels(group, images, scenes=scenes) for group in groups}
+    if images and not any(by_group.values()):
         raise UserError("--image: no group has the weights of two models at hand: give their run directories")
-    return {name: of_group for name, of_group in found.items() if of_group}
+    return {name: of_group for name, of_group in by_group.items() if of_group}
 
 
 def _panel_drawings(panels: Mapping[str, GroupPanels]) -> list[Drawing]:
@@ -133,18 +125,10 @@ def _panel_drawings(panels: Mapping[str, GroupPanels]) -> list[Drawing]:
             f"Where the models look, {name}",
             "",
             "",
-            lambda of=found: figures.attention_figure(of.panels, baseline=of.baseline, candidate=of.candidate),  # type: ignore[misc]
+            partial(figures.attention_figure, look.panels, baseline=look.baseline, candidate=look.candidate),
         )
-        for name, found in panels.items()
+        for name, look in panels.items()
     ]
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -164,29 +148,22 @@ def _image(text: str) -> tuple[Path, tuple[str, ...]]:
     return Path(path), wanted
 
 
-def _tables(made: Report) -> list[Table]:
-    shown = [table for part in made.parts for table in part.tables]
-    return shown + [drawing.table for part in made.parts for drawing in part.drawings if drawing.table]
+def _tables(content: Report) -> list[Table]:
+    tables = [table for part in content.parts for table in part.tables]
+    return tables + [drawing.table for part in content.parts for drawing in part.drawings if drawing.table]
 
 
 def _save(drawing: Drawing, folder: Path) -> None:
     with figures.style(figures.PRINT):
         figure = drawing.draw()
         for suffix in ("png", "pdf"):
-            write(folder / f"{drawing.name}.{suffix}", figures.to_bytes(figure, suffix, dpi=DPI))
+            durable.write_bytes(folder / f"{drawing.name}.{suffix}", figures.to_bytes(figure, suffix, dpi=DPI))
 
 
 def _introduction(collection: Collection, groups: Sequence[Group]) -> str:
-    models = sum(len(family.members) for one in groups for family in one.families)
-    names = ", ".join(one.name for one in groups)
+    models = sum(len(family.members) for group in groups for family in group.families)
+    names = ", ".join(group.name for group in groups)
     return f"{len(collection.results)} results of {models} trained models, pretrained on {names}."
-
-
-def _outcome(made: Report, groups: Sequence[Group]) -> list[str]:
-    """A paragraph a group that has something to compare."""
-    rows = [row for part in made.parts for row in part.compared]
-    texts = (differences.summary([row for row in rows if row.group == one.name]) for one in groups)
-    return [text for text in texts if text]
 
 
 def _facts(
@@ -202,12 +179,12 @@ def _facts(
     words += ["--with-paper"] if options.with_paper else []
     words += ["--scenes", str(options.scenes)] if options.scenes != DEFAULTS.scenes else []
     facts = {"command": shlex.join(words)}
-    for one in groups:
-        for family in one.families:
+    for group in groups:
+        for family in group.families:
             seeds = ", ".join(str(member.seed) for member in family.members if member.seed is not None)
             models = ", ".join(dict.fromkeys(member.model for member in family.members))
             places = ", ".join(dict.fromkeys(member.pretrained for member in family.members))
-            facts[f"{family.label}, {one.name}"] = "; ".join([models, *([f"seeds {seeds}"] if seeds else []), places])
+            facts[f"{family.label}, {group.name}"] = "; ".join([models, *([f"seeds {seeds}"] if seeds else []), places])
     sizes: dict[str, int] = {}
     for result in collection.results:
         if result.dataset not in sizes:

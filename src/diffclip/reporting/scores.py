@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from diffclip.evaluation.results import PerExampleScores, Result
 from diffclip.evaluation.stats import seeds
-from diffclip.evaluation.stats.bootstrap import Interval
+from diffclip.evaluation.stats.seeds import Difference
 from diffclip.reporting.collect import Collection
 from diffclip.reporting.families import Family, Member
-
-SEEDS, EXAMPLES = "seeds", "test examples"
 
 
 @dataclass(frozen=True)
@@ -22,10 +20,15 @@ class Source:
     """Which result a number is taken from."""
 
     datasets: tuple[str, ...]
-    """Names of one data set, as `plain` makes them; the first with a result counts."""
+    """Names of one data set, as results or `plain_name` have them; the first with a result counts."""
     task: str
     metrics: tuple[str, ...]
     """The first that the result has counts."""
+
+    @classmethod
+    def of(cls, dataset: str, task: str, *metrics: str) -> "Source":
+        """Of a data set as results call it, under its plain name too: other results may write it otherwise."""
+        return cls((dataset, plain_name(dataset)), task, metrics)
 
 
 Sources = tuple[Source, ...]
@@ -51,31 +54,17 @@ class Score:
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else self.repeats_sd
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A score minus the baseline's, over the seeds that both have."""
-
-    mean: float
-    interval: Interval | None
-    """None where nothing can be said: single runs without the values of their test examples."""
-    over: str
-    """What the interval is over: SEEDS (and test examples, where those are known), EXAMPLES, or nothing."""
-
-    @property
-    def significant(self) -> bool | None:
-        """Whether the 95 % interval leaves out 0; None where there is no interval."""
-        return None if self.interval is None else self.interval.significant
-
-
 class Scores:
     """The results of a collection, found by data set, task and member."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, collection: Collection, *, resamples: int = 10_000) -> None:
         self.collection = collection
+        self._resamples = resamples
         self._differences: dict[tuple[object, ...], Difference | None] = {}
         self._found: dict[tuple[str, str, str, str], Result] = {}
-        for result in collection.results:
-            self._found[plain(result.dataset), result.task, result.model, result.pretrained] = result
+        for rename in (plain_name, str):  # of two data sets with one plain name, each also has its own
+            for result in collection.results:
+                self._found[rename(result.dataset), result.task, result.model, result.pretrained] = result
 
     def result(self, member: Member, source: Source) -> tuple[Result, str] | None:
         """The result of a source and the metric of it that counts."""
@@ -93,43 +82,41 @@ class Scores:
             values = [self._value(member, source) for source in sources]
             numbers = [value for value in values if value is not None]
             if numbers and len(numbers) == len(values):
-                by_seed[member.seed] = statistics.fmean(numbers)
+                by_seed[member.seed] = float(np.mean(numbers))
         return Score(by_seed, self._repeats_sd(family, sources) if len(by_seed) == 1 else None) if by_seed else None
 
     def _repeats_sd(self, family: Family, sources: Sources) -> float | None:
         """What few-shot, repeated with other episodes, says beside its one number."""
-        found = [self.result(member, sources[0]) for member in family.members] if len(sources) == 1 else []
-        return next((each[0].metrics.get(f"{each[1]}_sd") for each in found if each), None)
+        results = [self.result(member, sources[0]) for member in family.members] if len(sources) == 1 else []
+        return next((found[0].metrics.get(f"{found[1]}_sd") for found in results if found), None)
 
     def difference(self, baseline: Family, family: Family, sources: Sources) -> Difference | None:
         """Paired by seed, over the seeds that both have; None where one of the two has no score.
 
         Two lone runs are a pair, whatever their seeds: then the interval is over the test examples alone.
         """
-        names = tuple(tuple((m.model, m.pretrained) for m in each.members) for each in (baseline, family))
+        names = tuple(tuple((m.model, m.pretrained) for m in of.members) for of in (baseline, family))
         if (names, sources) not in self._differences:  # a bootstrap takes long, and tables share their numbers
             self._differences[names, sources] = self._difference(baseline, family, sources)
         return self._differences[names, sources]
 
     def _difference(self, baseline: Family, family: Family, sources: Sources) -> Difference | None:
-        one, other = self.score(baseline, sources), self.score(family, sources)
-        if one is None or other is None:
+        first, second = self.score(baseline, sources), self.score(family, sources)
+        if first is None or second is None:
             return None
-        pairs = [(seed, seed) for seed in one.by_seed if seed in other.by_seed]
-        if len(one.by_seed) == len(other.by_seed) == 1:
-            pairs = [(next(iter(one.by_seed)), next(iter(other.by_seed)))]
+        pairs = [(seed, seed) for seed in first.by_seed if seed in second.by_seed]
+        if len(first.by_seed) == len(second.by_seed) == 1:
+            pairs = [(next(iter(first.by_seed)), next(iter(second.by_seed)))]
         if not pairs:
-            return Difference(other.mean - one.mean, None, "")
-        members = [(baseline.by_seed[first], family.by_seed[second]) for first, second in pairs]
+            return Difference(second.mean - first.mean, None, (), None, None, False)
+        members = [(baseline.by_seed[a], family.by_seed[b]) for a, b in pairs]
         matrices = self._example_differences(members, sources)
-        found = seeds.paired(
-            {place: one.by_seed[first] for place, (first, _) in enumerate(pairs)},
-            {place: other.by_seed[second] for place, (_, second) in enumerate(pairs)},
+        return seeds.paired(
+            {place: first.by_seed[seed] for place, (seed, _) in enumerate(pairs)},
+            {place: second.by_seed[seed] for place, (_, seed) in enumerate(pairs)},
             examples=matrices,
+            resamples=self._resamples,
         )
-        if len(pairs) > 1:
-            return Difference(found.mean, found.interval, SEEDS)
-        return Difference(found.mean, found.interval if matrices else None, EXAMPLES if matrices else "")
 
     def _example_differences(
         self, members: Sequence[tuple[Member, Member]], sources: Sources
@@ -137,11 +124,11 @@ class Scores:
         """What each test example adds to the difference, by source; empty where one source cannot tell."""
         matrices = []
         for source in sources:
-            found = [[self.result(member, source) for member in pair] for pair in members]
-            metrics = {each[1] for pair in found for each in pair if each is not None}
+            results = [[self.result(member, source) for member in pair] for pair in members]
+            metrics = {found[1] for pair in results for found in pair if found is not None}
             if len(metrics) != 1:
                 return []
-            pairs = [tuple(self._examples(each) for each in pair) for pair in found]
+            pairs = [tuple(map(self._examples, pair)) for pair in results]
             matrix = seeds.example_differences([(first, second) for first, second in pairs], metrics.pop())
             if matrix is None:
                 return []
@@ -161,7 +148,7 @@ class Scores:
         return (r for r in self.collection.results if (r.model, r.pretrained) in names)
 
 
-def plain(dataset: str) -> str:
+def plain_name(dataset: str) -> str:
     """A data set's name without what differs between programs: `wds/vtab/caltech101`, `caltech-101`."""
     name = re.sub(r"[-_ ]", "", dataset.lower())
     return re.sub(r"^(wds/)?(vtab/)?", "", name)

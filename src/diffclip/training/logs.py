@@ -99,7 +99,7 @@ class Events:
         self._event(began, 0, session_log=SessionLog(status=SessionLog.START))
         for record in records:
             self.write(record)
-        os.replace(unfinished, folder / name)
+        durable.replace(unfinished, folder / name)
         for path in before:
             if path.name != name:
                 path.unlink()

@@ -35,8 +35,7 @@ def claim_directory(run: Path, recipe: str, resume: bool) -> Iterator[bool]:
             resume = resume or (restarted and os.pread(lock, 200, 0) == launch)
         _write_recipe(run, recipe, resume)
         for folder in (run, run / "checkpoints", run / "tensorboard"):
-            for left in folder.glob(".*.unfinished"):  # by a process that was killed
-                durable.remove(left)
+            durable.remove_unfinished(folder)
         if launch is not None:
             os.ftruncate(lock, 0)
             os.pwrite(lock, launch, 0)

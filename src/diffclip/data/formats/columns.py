@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -12,12 +11,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from diffclip.errors import UserError
+from diffclip.text import closest, listed
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_bytes", "bytes")
 PATHS = ("filepath", "path", "image_path", "image", "img", "file_name", "filename", "file", "filepaths")
 CAPTIONS = ("caption", "captions", "text", "txt", "title", "alt_text", "sentence", "sentences", "description")
 MASKS = ("mask", "mask_path", "mask_file")
-LISTED = 20
 LABELS = ("label", "labels", "class", "cls", "target", "category", "fine_label")
 
 
@@ -33,19 +32,6 @@ def find(wanted: str | None, usual: Sequence[str], available: Sequence[str], whe
     if wanted not in available:
         raise UserError(f"{where} has no column {wanted!r}; it has {listed(available)}{closest(wanted, available)}")
     return wanted
-
-
-def closest(name: str, names: Sequence[str]) -> str:
-    """For a message about an unknown name: the known one that was perhaps meant."""
-    near = difflib.get_close_matches(name, names, 1)
-    return f"; is it {near[0]}?" if near else ""
-
-
-def listed(names: Iterable[str]) -> str:
-    """For a message: the names, or as many as a person reads."""
-    every = [name if len(name) <= 60 else f"{name[:60]}…" for name in names]
-    more = [f"{len(every) - LISTED:,} more"] if len(every) > LISTED else []
-    return ", ".join(every[:LISTED] + more) or "none"
 
 
 def nothing_to_learn(where: str, what: str, available: Iterable[str]) -> UserError:

@@ -19,6 +19,7 @@ from diffclip.data.formats.paths import contents, entries
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import read_image
 from diffclip.errors import UserError
+from diffclip.text import listed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
@@ -38,7 +39,7 @@ class TableSource:
         names = tables[0].column_names
         image = columns.find(options.image_key, columns.PATHS, names, where)
         if image is None:
-            raise UserError(f"{where}: no column of image paths among {columns.listed(names)}; name it with image_key")
+            raise UserError(f"{where}: no column of image paths among {listed(names)}; name it with image_key")
         caption = columns.find(options.caption_key, columns.CAPTIONS, names, where)
         label = columns.find(options.label_key, columns.LABELS, names, where)
         if caption is None and label is None:

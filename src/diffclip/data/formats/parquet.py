@@ -20,6 +20,7 @@ from diffclip.data.formats import columns
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage
 from diffclip.errors import UserError
+from diffclip.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _with_types(schema: pa.Schema) -> str:
-    return columns.listed(f"{field.name} ({field.type})" for field in schema)
+    return listed(f"{field.name} ({field.type})" for field in schema)
 
 
 def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str) -> str:
@@ -225,5 +226,5 @@ def _caption_columns(schema: pa.Schema, key: str | None, where: str) -> list[str
 def _label_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str) -> str | None:
     declared = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     if key is None and len(declared) > 1 and "label" not in declared:
-        raise UserError(f"{where} has several label columns ({columns.listed(declared)}): choose one with label_key")
+        raise UserError(f"{where} has several label columns ({listed(declared)}): choose one with label_key")
     return columns.find(key, columns.LABELS, schema.names, where) or next(iter(declared), None)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffclip.data.formats.columns import closest, listed
 from diffclip.data.formats.patterns import expand_braces
 from diffclip.errors import UserError
+from diffclip.text import closest, listed
 
 FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 ANYTHING = "a folder, a file, a pattern of shards, or scenes:SPLIT"

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
 
+from diffclip import durable
 from diffclip.data.formats.tar import BLOCK, Member, examples, members
 from diffclip.data.parallel import in_order, processors
 
@@ -180,22 +180,7 @@ def _store(index: ShardIndex, file: Path, state: tuple[int, int]) -> None:
     writable = bool(beside.parent.stat().st_mode & 0o222)
     for place in (beside, cached) if writable else (cached,):
         with suppress(OSError):
-            if place == cached:
-                place.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(place) as unfinished:
+            with durable.writing(place) as unfinished:
                 unfinished.write_bytes(data)
                 unfinished.chmod(file.stat().st_mode & 0o666)  # who may read the shard may read its index
             return
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of `path` once it is written; of several processes' the last stays."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".unfinished", dir=path.parent)
-    os.close(descriptor)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

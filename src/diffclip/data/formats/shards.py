@@ -16,6 +16,7 @@ from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.formats.tar import read
 from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.errors import UserError
+from diffclip.text import closest, listed
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def example_of(contents: dict[str, bytes], caption: Text, label: Text) -> Exampl
 def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[Text, Text]:
     """Where captions and labels are, decided by the entries of the first shard."""
     if "image" not in index.suffixes:
-        raise UserError(f"shard {file} holds no images; its members end in {columns.listed(index.suffixes)}")
+        raise UserError(f"shard {file} holds no images; its members end in {listed(index.suffixes)}")
     content = None
     if "json" in index.suffixes:
         spans = index.spans(["json"])[:, 0]
@@ -108,8 +109,8 @@ def texts_among(where: str, suffixes: Sequence[str], content: bytes | None, opti
         if key == suffix and suffix in suffixes:
             return suffix, ""
         if key not in keys:
-            known = columns.listed(suffixes) + (f", and its .json has {columns.listed(keys)}" if keys else "")
-            meant = columns.closest(key, [*suffixes, *keys])
+            known = listed(suffixes) + (f", and its .json has {listed(keys)}" if keys else "")
+            meant = closest(key, [*suffixes, *keys])
             raise UserError(f"{where} has no {key!r}: its examples have {known}{meant}")
         return "json", key
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from diffclip import durable
 from diffclip.data.formats.stamp import Stamped
 from diffclip.data.images import FORMATS, BadImage, decode
 from diffclip.data.parallel import in_order
@@ -123,7 +123,8 @@ def pack(source: Source, out: Path, plan: ShardPlan, *, workers: int = 1) -> dic
         out.mkdir(parents=True, exist_ok=True)
         state = _begun(out, facts) or facts | {"done": 0, "left_out": {}, "shards": [], "finished": False}
         if not state["finished"]:
-            _write(out / PROGRESS, json.dumps(state, indent=1).encode())  # from now on the folder is known as ours
+            durable.remove_unfinished(out)
+            durable.write_text(out / PROGRESS, json.dumps(state, indent=1))  # from now on the folder is known as ours
             _write_class_files(source, out)
             _pack(source, out, plan, workers, state)
     except OSError as error:
@@ -135,7 +136,7 @@ def _begun(out: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     """How far a packing in this folder has come. Raises UserError where it is another one, or not ours."""
     file = out / PROGRESS
     if not file.exists():
-        there = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(".unfinished"))
+        there = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(durable.UNFINISHED))
         if there:
             raise UserError(f"{out} is not empty ({', '.join(there[:5])}): give a new folder as --out")
         return None
@@ -181,12 +182,12 @@ def _pack(source: Source, out: Path, plan: ShardPlan, workers: int, state: dict[
                 state["shards"].append({"file": name, "examples": len(members)})
             state["done"] += len(group)
             state["left_out"] = dict(left_out)
-            _write(out / PROGRESS, json.dumps(state, indent=1).encode())
+            durable.write_text(out / PROGRESS, json.dumps(state, indent=1))
             bar.update(task, completed=state["done"])
     if not state["shards"]:
         raise UserError(f"{source.name}: none of {len(source):,} examples can be used: {dict(left_out)}")
     state["finished"] = True
-    _write(out / PROGRESS, json.dumps(state, indent=1).encode())
+    durable.write_text(out / PROGRESS, json.dumps(state, indent=1))
 
 
 def _each(source: Source, plan: ShardPlan, order: NDArray[np.int64], workers: int) -> Iterator[Packed]:
@@ -214,14 +215,12 @@ def _groups(examples: Iterator[Packed], plan: ShardPlan) -> Iterator[list[Packed
 
 
 def _write_shard(path: Path, examples: Sequence[tuple[tuple[str, bytes], ...]]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
+    with durable.writing(path) as unfinished, tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, members in enumerate(examples):
             for suffix, content in members:
                 info = tarfile.TarInfo(f"{path.stem}{number:05d}.{suffix}")
                 info.size = len(content)  # all else stays as it is: the same examples make the same bytes
                 archive.addfile(info, io.BytesIO(content))
-    os.replace(unfinished, path)
 
 
 def _write_class_files(source: Source, out: Path) -> None:
@@ -230,13 +229,7 @@ def _write_class_files(source: Source, out: Path) -> None:
         ("zeroshot_classification_templates.txt", source.templates),
     ):
         if source.classnames and texts:
-            _write(out / name, "".join(f"{text}\n" for text in texts).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+            durable.write_text(out / name, "".join(f"{text}\n" for text in texts))
 
 
 def tell(state: dict[str, Any], out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from diffclip import durable
 from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Source, captions_of
 from diffclip.data.transforms import shrunk
@@ -113,11 +113,6 @@ def show(source: Source, out: Path, *, count: int, columns: int, seed: int) -> N
         raise UserError(f"{out}: the sheet is a PNG file: give a name that ends in .png")
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]
     page = sheet(source, np.sort(chosen).tolist(), columns)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with durable.user_errors(out), durable.writing(out) as unfinished:
         page.save(unfinished, "PNG")
-        os.replace(unfinished, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     print(f"{out}: {len(chosen)} of {len(source):,} examples of {source.name}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from diffclip import durable
 from diffclip.data.images import BadImage, decode
 from diffclip.data.parallel import in_order
 from diffclip.data.sources import Source, place_of
@@ -228,13 +228,8 @@ def verify(source: Source, *, workers: int, json_file: Path | None = None) -> No
     for line in lines(report):
         printed.print(line, highlight=False, markup=False, soft_wrap=True)
     if json_file is not None:
-        unfinished = json_file.with_name(f".{json_file.name}.unfinished")
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(unfinished, json_file)
-        except OSError as error:
-            raise UserError(f"cannot write {json_file}: {error.strerror}") from None
+        with durable.user_errors(json_file):
+            durable.write_text(json_file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if report["wrong"]:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in report["wrong"].items())
         raise UserError(f"{report['data']}: {sum(report['wrong'].values()):,} of {len(source):,} are wrong: {counts}")

@@ -9,8 +9,6 @@ damaged one is found and made anew. `index.json` comes last and says that all pa
 import hashlib
 import json
 import logging
-import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from diffclip import durable
 from diffclip.data.formats.stamp import Stamped
 from diffclip.data.images import BadImage
 from diffclip.data.sources import Source
@@ -134,8 +132,7 @@ class Entry:
             return None
 
     def write(self, span: range, part: Part) -> None:
-        """Add a part, under a temporary name first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Add a part, whole or not at all."""
         captions = json.dumps(part.captions).encode()
         tensors = {
             "features": part.features.contiguous(),
@@ -144,9 +141,7 @@ class Entry:
             "captions": torch.from_numpy(np.frombuffer(captions, dtype=np.uint8).copy()),
         }
         metadata = {"skipped": json.dumps(part.skipped), "digest": _content(tensors)}
-        unfinished = _unfinished(self.path(span))
-        save_file(tensors, unfinished, metadata)
-        os.replace(unfinished, self.path(span))
+        durable.write_tensors(self.path(span), tensors, metadata)
 
     def finish(self, **facts: Any) -> None:
         """Write the index, which says that every part is there; facts are for people."""
@@ -155,12 +150,7 @@ class Entry:
             parts = [self.path(span).name for span in self.spans]
             count = self.spans[-1].stop if self.spans else 0
             _write_json(path, {**facts, "examples": count, **self._facts, "format": FORMAT, "parts": parts})
-        for file in self.folder.glob(".*.unfinished"):
-            try:
-                if time.time() - file.stat().st_mtime > ABANDONED:
-                    file.unlink()
-            except OSError:  # another process was quicker
-                continue
+        durable.remove_unfinished(self.folder, older_than=ABANDONED)
 
 
 def _read_note(note: Path | None) -> str | None:
@@ -209,12 +199,5 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _unfinished(path)
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    durable.write_text(path, json.dumps(content, indent=1) + "\n")

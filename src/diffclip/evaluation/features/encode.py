@@ -16,7 +16,7 @@ from diffclip.distributed import World, get_world
 from diffclip.errors import UserError
 from diffclip.evaluation.features.cache import FeatureCache, Part, spans_of
 from diffclip.evaluation.results import fingerprint
-from diffclip.models.clip import CLIP, evaluation_mode
+from diffclip.models.clip import CLIP, check_finite, evaluation_mode
 
 # Features that are projected at a time.
 BLOCK = 2**14
@@ -210,16 +210,6 @@ def text_features(
     check_finite("text features", features)
     place = {distinct[text]: row for row, text in enumerate(order.tolist())}
     return features[torch.tensor([place[text] for text in texts])]
-
-
-def check_finite(what: str, features: Tensor) -> None:
-    """Raises UserError where any feature is not finite.
-
-    NaN compares as neither better nor worse, so that a broken model could otherwise score anything.
-    """
-    broken = (~features.isfinite()).any(dim=1).sum().item()
-    if broken:
-        raise UserError(f"{broken} of {len(features)} {what} are not finite: the model's weights are broken")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The list of jobs of an evaluation: which results are known, which images have features, what work is left.
 
-Here, and only here, a data set's splits are opened to see which of its tasks it can serve.
+Each data set is opened once, in `_survey`, to see which of its tasks it can serve; the rest is handed on as numbers.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.context import Settings
 from diffclip.evaluation.results import Failure, Result
 from diffclip.evaluation.run.named_model import NamedModel
-from diffclip.evaluation.task import get_task, missing
+from diffclip.evaluation.task import Task, get_task, missing
 from diffclip.models.clip import CLIP
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Job:
     weights: str
     fingerprints: Mapping[str, str]
     known: Mapping[str, Result]
-    todo: tuple[str, ...]
+    todo: tuple[Task, ...]
     images: Mapping[str, int]
     """Images of each split that are not in the cache, as far as is known before their files are read."""
     sizes: Mapping[str, int]
@@ -46,8 +46,9 @@ class Job:
     texts: Mapping[str, int]
     """About how many texts each task encodes."""
 
-    def key(self, task: str) -> results.Key:
-        return (self.data.name, self.model.name, self.model.pretrained, get_task(task).result)
+    def key(self, task: Task) -> results.Key:
+        """What results call this model, this data set and a task."""
+        return _key(self.model, self.data, task)
 
     @property
     def work(self) -> float:
@@ -58,10 +59,10 @@ class Job:
         """Of encoding the images of a split that are left."""
         return self.images[split] * image_work(self.model.model)
 
-    def work_of(self, task: str) -> float:
+    def work_of(self, task: Task) -> float:
         """Of what a task encodes itself: changed images, texts."""
         model = self.model.model
-        return self.sample * get_task(task).passes * image_work(model) + self.texts[task] * text_work(model)
+        return self.sample * task.passes * image_work(model) + self.texts[task.name] * text_work(model)
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,9 @@ def list_jobs(
     weights = [results.fingerprint(model.model) for model in models]
     for dataset in data:
         try:
-            lacking = missing(dataset.tasks, offers(dataset))
-            if lacking:
-                plan.unable[dataset.name] = plan.unable.get(dataset.name, {}) | lacking
-            tasks, stamps = [], dict[str, str]()
-            for task in dataset.tasks:
-                if task in lacking:
-                    continue
-                try:
-                    stamps |= _stamps(dataset, task)
-                    tasks.append(task)
-                except UserError as error:  # another split than the test split is not there
-                    plan.failures.append(Failure(dataset.name, str(error), task=task))
+            survey = _survey(dataset, settings, plan)
             for model, digest in zip(models, weights, strict=True):
-                plan.jobs.append(_job(model, digest, dataset, tasks, stamps, path, known, settings, cache, force))
+                plan.jobs.append(_job(model, digest, dataset, survey, path, {} if force else known, cache))
         except Exception as error:
             plan.failures.append(Failure(dataset.name, reason_of(error)))
         finally:
@@ -111,15 +101,49 @@ def list_jobs(
     return plan
 
 
-def _stamps(data: DataSet, task: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Survey:
+    """What a data set has for those of its tasks that it can serve."""
+
+    digests: Mapping[Task, str]
+    """Of the splits and settings that decide a task's result."""
+    sizes: Mapping[str, int]
+    """Images of each split that any task reads."""
+    texts: Mapping[str, int]
+    """About how many texts each task encodes."""
+    sample: int
+
+
+def _survey(data: DataSet, settings: Settings, plan: JobList) -> _Survey:
+    """Open the splits of a data set that its tasks need. What it cannot serve, and what fails, is noted in the plan."""
+    lacking = missing(data.tasks, offers(data))
+    if lacking:
+        plan.unable[data.name] = plan.unable.get(data.name, {}) | lacking
+    digests: dict[Task, str] = {}
+    for task in (get_task(name) for name in data.tasks if name not in lacking):
+        try:
+            stamps = _stamps(data, task)
+        except UserError as error:  # another split than the test split is not there
+            plan.failures.append(Failure(data.name, str(error), task=task.name))
+            continue
+        facts = (list(stamps.items()), settings.values_of(task.settings), data.mean_per_class)
+        digests[task] = hashlib.sha256(repr(facts).encode()).hexdigest()
+    read = dict.fromkeys(split for task in digests for split in task.splits if data.has(split))
+    sample = len(data.test) if settings.sample is None else min(settings.sample, len(data.test))
+    texts = {task.name: task.texts(data) for task in digests}
+    return _Survey(digests, {split: len(data.split(split)) for split in read}, texts, sample)
+
+
+def _stamps(data: DataSet, task: Task) -> dict[str, str]:
     """What tells that the splits which decide a task's result are still the same. Opens them.
 
     Some copies of a data set lack the validation split, which no task needs. Raises UserError for another split.
     """
     stamps = {}
-    for split in _splits(data, task):
+    for split in dict.fromkeys(("test", *task.splits)):
         try:
-            stamps[split] = _stamp(data.split(split))
+            if data.has(split):
+                stamps[split] = _stamp(data.split(split))
         except UserError as error:
             if split != "val":
                 raise
@@ -129,36 +153,37 @@ def _stamps(data: DataSet, task: str) -> dict[str, str]:
     return stamps
 
 
+def _stamp(source: Source) -> str:
+    facts = (source.name, len(source), source.classnames, source.templates)
+    return repr((*facts, source.stamp() if isinstance(source, Stamped) else None))
+
+
 def _job(
     model: NamedModel,
     weights: str,
     data: DataSet,
-    tasks: Sequence[str],
-    stamps: Mapping[str, str],
+    survey: _Survey,
     path: Path,
     known: Mapping[results.Key, Result],
-    settings: Settings,
     cache: FeatureCache | None,
-    force: bool,
 ) -> Job:
-    prints, done = {}, {}
-    for task in tasks:
-        choices = settings.values_of(get_task(task).settings)
-        facts = [(split, stamps[split]) for split in _splits(data, task)]
-        digest = hashlib.sha256(repr((facts, choices, data.mean_per_class)).encode()).hexdigest()
-        prints[task] = f"{weights}-{digest}"
-        key = (data.name, model.name, model.pretrained, get_task(task).result)
-        if not force and key in known and results.stored_fingerprint(path, key) == prints[task]:
-            done[task] = known[key]
-    todo = tuple(task for task in tasks if task not in done)
-    read = dict.fromkeys(split for task in todo for split in get_task(task).splits if data.has(split))
-    sizes = {split: len(data.split(split)) for split in read}
+    prints = {task.name: f"{weights}-{digest}" for task, digest in survey.digests.items()}
+    done = {
+        task.name: known[key]
+        for task in survey.digests
+        if (key := _key(model, data, task)) in known and results.stored_fingerprint(path, key) == prints[task.name]
+    }
+    todo = tuple(task for task in survey.digests if task.name not in done)
+    read = dict.fromkeys(split for task in todo for split in task.splits if split in survey.sizes)
+    sizes = {split: survey.sizes[split] for split in read}
     images = sizes
     if cache:
-        images = {split: cache.missing(weights, model.model.config, data.split(split)) for split in read}
-    sample = len(data.test) if settings.sample is None else min(settings.sample, len(data.test))
-    texts = {task: get_task(task).texts(data) for task in todo}
-    return Job(model, data, weights, prints, done, todo, images, sizes, sample, texts)
+        images = {split: cache.missing(weights, model.model.config, data.split(split)) for split in sizes}
+    return Job(model, data, weights, prints, done, todo, images, sizes, survey.sample, survey.texts)
+
+
+def _key(model: NamedModel, data: DataSet, task: Task) -> results.Key:
+    return (data.name, model.name, model.pretrained, task.result)
 
 
 def image_work(model: CLIP) -> float:
@@ -171,17 +196,6 @@ def text_work(model: CLIP) -> float:
     """Roughly what encoding a text takes: the blocks' parameters, once for each token of a usual caption."""
     tokens = min(USUAL_TOKENS, model.config.context_length)
     return float(tokens * sum(parameter.numel() for parameter in model.text.blocks.parameters()))
-
-
-def _splits(data: DataSet, task: str) -> list[str]:
-    """The splits whose content decides a task's result."""
-    splits: tuple[str, ...] = ("test", *get_task(task).splits)
-    return list(dict.fromkeys(split for split in splits if data.has(split)))
-
-
-def _stamp(source: Source) -> str:
-    facts = (source.name, len(source), source.classnames, source.templates)
-    return repr((*facts, source.stamp() if isinstance(source, Stamped) else None))
 
 
 def reason_of(error: Exception) -> str:

@@ -15,7 +15,8 @@ from diffclip.evaluation.results import Failure
 from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.run.plan import Job, JobList
 from diffclip.evaluation.run.suite import Outcome, ValidationHook, evaluate
-from diffclip.evaluation.task import get_task
+from diffclip.evaluation.task import Task
+from diffclip.text import duration
 
 FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
 """Seconds of encoding after which a log is told the time left, and how often it is told again."""
@@ -71,20 +72,20 @@ class Reporter(ValidationHook):
         share = max(0, images - (size - left)) / left if left else 1.0
         self._advance(share, images, size)
 
-    def on_task(self, job: Job, task: str) -> None:
-        self._progress.update(self._bar, description=f"{job.data.name} {task}")
-        passes, what = get_task(task).passes, f"{job.data.name} {task} with {job.model.pretrained}"
+    def on_task(self, job: Job, task: Task) -> None:
+        self._progress.update(self._bar, description=f"{job.data.name} {task.name}")
+        passes, what = task.passes, f"{job.data.name} {task.name} with {job.model.pretrained}"
         if not self._console.is_terminal:
             if passes:
                 self._line(f"{what}: {job.sample:,} images, {passes:g} times")
-            elif "train" in job.sizes and "train" in get_task(task).splits:
+            elif "train" in job.sizes and "train" in task.splits:
                 self._line(f"{what}: learning from {job.sizes['train']:,} images")
         self._start(job.work_of(task))
 
-    def on_progress(self, job: Job, task: str, done: int, total: int) -> None:
-        self._advance(done / total, done, total, "images" if get_task(task).passes else "texts")
+    def on_progress(self, job: Job, task: Task, done: int, total: int) -> None:
+        self._advance(done / total, done, total, "images" if task.passes else "texts")
 
-    def on_task_end(self, job: Job, task: str) -> None:
+    def on_task_end(self, job: Job, task: Task) -> None:
         self._start(0.0)
 
     def _start(self, work: float) -> None:
@@ -159,14 +160,6 @@ class Rate:
         return (total - self._done) * self._seconds / self._work if self._work else None
 
 
-def duration(seconds: float) -> str:
-    """As a person would say it: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def describe(plan: JobList) -> list[str]:
     """What will be computed, what is known already, and what cannot be, in lines."""
     todo, known = sum(len(job.todo) for job in plan.jobs), sum(len(job.known) for job in plan.jobs)
@@ -175,9 +168,10 @@ def describe(plan: JobList) -> list[str]:
     lines = [f"{todo} results to compute, {known} known already{' (--force computes them anew)' if known else ''}"]
     if todo:
         lines[0] += f"; {images:,} images to encode" + (f", {cached:,} features known already" if cached else "")
-    for job in {job.data.name + str(job.todo): job for job in plan.jobs if job.todo}.values():
+    for (data, tasks), job in {(job.data.name, job.todo): job for job in plan.jobs if job.todo}.items():
         sizes = ", ".join(f"{split} {size:,}" for split, size in job.sizes.items())
-        lines.append(f"  {job.data.name}: {', '.join(job.todo)}" + (f"; images: {sizes}" if sizes else ""))
+        names = ", ".join(task.name for task in tasks)
+        lines.append(f"  {data}: {names}" + (f"; images: {sizes}" if sizes else ""))
     for data, lacking in plan.unable.items():
         lines += [f"  {data} cannot serve {task}: it needs {needs}" for task, needs in lacking.items()]
     return lines

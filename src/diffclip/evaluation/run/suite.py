@@ -14,7 +14,7 @@ from diffclip.evaluation.features.context import EvalContext, Settings
 from diffclip.evaluation.results import Failure, PerExampleScores, Result
 from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.run.plan import Job, JobList, list_jobs, reason_of
-from diffclip.evaluation.task import TASKS, get_task, missing
+from diffclip.evaluation.task import TASKS, Task, get_task, missing
 from diffclip.models.clip import CLIP
 
 __all__ = ["DataSet", "Failure", "NamedModel", "Outcome", "Settings", "ValidationHook", "evaluate", "measure", "record"]
@@ -45,13 +45,13 @@ class ValidationHook:
     def on_images(self, job: Job, split: str, images: int) -> None:
         """So many images of a split have features, those of the cache among them."""
 
-    def on_task(self, job: Job, task: str) -> None:
+    def on_task(self, job: Job, task: Task) -> None:
         """The features are there, and a task starts on them."""
 
-    def on_progress(self, job: Job, task: str, done: int, total: int) -> None:
+    def on_progress(self, job: Job, task: Task, done: int, total: int) -> None:
         """A task is done with so many of the images or texts that it encodes itself."""
 
-    def on_task_end(self, job: Job, task: str) -> None:
+    def on_task_end(self, job: Job, task: Task) -> None:
         """A task is done, or has failed."""
 
 
@@ -103,18 +103,18 @@ def _do(
     )
     for task in job.todo:
         try:
-            for split in get_task(task).splits:
+            for split in task.splits:
                 if job.data.has(split):
                     if not context.has(split):
                         hook.on_split(job, split)
                     context.features(split)
             hook.on_task(job, task)
             began = time.monotonic()
-            examples = get_task(task).measure(context)
-            result = record(path, job.key(task), examples, job.fingerprints[task])
+            examples = task.measure(context)
+            result = record(path, job.key(task), examples, job.fingerprints[task.name])
             outcome: Outcome | Failure = Outcome(result, True, context.skipped, time.monotonic() - began)
         except Exception as error:
-            outcome = Failure(job.data.name, reason_of(error), job.model.pretrained, task)
+            outcome = Failure(job.data.name, reason_of(error), job.model.pretrained, task.name)
         hook.on_task_end(job, task)
         yield outcome
 

@@ -8,23 +8,18 @@ interval that holds both. docs/statistics.md has the coverage of each, simulated
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import scipy.stats
 from numpy.typing import NDArray
 
-from diffclip.evaluation import results
-from diffclip.evaluation.results import PerExampleScores, Result
+from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats import bootstrap
 from diffclip.evaluation.stats.bootstrap import Interval
 
-Metric = tuple[str, str, str]
-"""(data set, task, metric), as in results.jsonl."""
-Scores = Mapping[int, Mapping[Metric, float]]
-"""seed → metric → value, of one model."""
-
+SEEDS, EXAMPLES = "seeds", "test examples"
 NOTE = (
     "Differences are paired by seed, in percentage points. Their 95 % interval is the smallest that holds both a "
     "bootstrap over seeds and test examples and Student's t over the seeds; “not significant” where it contains 0. "
@@ -52,28 +47,38 @@ class Difference:
     sd: float | None
     """Of the differences, with n − 1 in the denominator; None for one seed."""
     seeds: tuple[int, ...]
-    bootstrap: Interval
-    """Percentile bootstrap that resamples seeds and, where `over_examples`, test examples."""
+    bootstrap: Interval | None
+    """Percentile bootstrap that resamples seeds and, where `over_examples`, test examples; None without a seed."""
     t: Interval | None
     """mean ± t·sd/√n with n − 1 degrees of freedom; None for one seed."""
     over_examples: bool
     """Whether the values of each test example were known, and the same examples for all seeds and both models."""
 
     @property
-    def interval(self) -> Interval:
-        """The smallest interval that holds both; the verdict rests on it."""
-        if self.t is None:
-            return self.bootstrap
+    def over(self) -> str:
+        """What the interval is over: SEEDS (and test examples, where those are known), EXAMPLES, or nothing."""
+        return SEEDS if self.t else EXAMPLES if self.over_examples else ""
+
+    @property
+    def interval(self) -> Interval | None:
+        """The smallest 95 % interval that holds both, on which the verdict rests.
+
+        None where nothing can be said: single runs without the values of their test examples.
+        """
+        if self.bootstrap is None or self.t is None:
+            return self.bootstrap if self.over_examples else None
         return Interval(self.mean, min(self.bootstrap.low, self.t.low), max(self.bootstrap.high, self.t.high))
 
     @property
-    def verdict(self) -> str:
-        """`higher` or `lower` (the candidate), `not significant`, or `one seed`, of which nothing can be said."""
-        if self.t is None:
-            return "one seed"
-        if not self.interval.significant:
-            return "not significant"
-        return "higher" if self.mean > 0 else "lower"
+    def significant(self) -> bool | None:
+        """Whether the interval leaves out 0; None where there is no interval."""
+        return self.interval.significant if self.interval else None
+
+    def verdict(self, higher: str, lower: str) -> str:
+        """What the interval says of the candidate: `higher`, `lower`, "not significant", or nothing without one."""
+        if not self.significant:
+            return "" if self.significant is None else "not significant"
+        return higher if self.mean > 0 else lower
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -82,12 +87,6 @@ def spread(values: Sequence[float]) -> Spread:
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"a mean over seeds needs one finite number a seed, found shape {array.shape}")
     return Spread(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, len(array))
-
-
-def spreads(scores: Scores) -> dict[Metric, Spread]:
-    """The spread of each metric over the seeds that have it, in the order in which metrics first appear."""
-    metrics = dict.fromkeys(metric for of_seed in scores.values() for metric in of_seed)
-    return {m: spread([of_seed[m] for of_seed in scores.values() if m in of_seed]) for m in metrics}
 
 
 def paired(
@@ -108,16 +107,16 @@ def paired(
     common = tuple(sorted(baseline.keys() & candidate.keys()))
     if not common:
         raise ValueError(f"no common seed: {sorted(baseline)} and {sorted(candidate)}")
-    differences = np.array([candidate[one] - baseline[one] for one in common])
-    found = spread(differences.tolist())
+    differences = np.array([candidate[s] - baseline[s] for s in common])
+    over_seeds = spread(differences.tolist())
     matrices = examples or [differences[:, None]]
     low, high = np.quantile(_resampled(matrices, resamples, np.random.default_rng(seed)), [0.025, 0.975])
     t = None
-    if found.sd is not None:
-        half = t_quantile(0.975, len(common) - 1) * found.sd / math.sqrt(len(common))
-        t = Interval(found.mean, found.mean - half, found.mean + half)
-    interval = Interval(found.mean, float(low), float(high))
-    return Difference(found.mean, found.sd, common, interval, t, bool(examples))
+    if over_seeds.sd is not None:
+        half = float(scipy.stats.t.ppf(0.975, len(common) - 1)) * over_seeds.sd / math.sqrt(len(common))
+        t = Interval(over_seeds.mean, over_seeds.mean - half, over_seeds.mean + half)
+    interval = Interval(over_seeds.mean, float(low), float(high))
+    return Difference(over_seeds.mean, over_seeds.sd, common, interval, t, bool(examples))
 
 
 def _resampled(
@@ -139,30 +138,6 @@ def _resampled(
     return total / len(matrices)
 
 
-def t_quantile(probability: float, df: int) -> float:
-    """Student's t with df ≥ 1 degrees of freedom: the value that it stays below with `probability` in [0.5, 1).
-
-    By bisection of the distribution function, a finite sum for whole df (Abramowitz & Stegun 26.7.3 and 26.7.4).
-    """
-    if df < 1 or not 0.5 <= probability < 1:
-        raise ValueError(f"t_quantile({probability}, {df}): expected a probability in [0.5, 1) and df of at least 1")
-    low, high = 0.0, math.pi / 2  # of θ = atan(t/√df)
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, df) < 2 * probability - 1 else (low, middle)
-    return math.tan(low) * math.sqrt(df)
-
-
-def _inside(theta: float, df: int) -> float:
-    """The probability of |t| < √df·tan θ."""
-    odd = df % 2
-    term, total = (math.cos(theta) if odd else 1.0), 0.0
-    for k in range(df // 2):
-        total += term
-        term *= math.cos(theta) ** 2 * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
-    return (2 / math.pi) * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
-
-
 def split_seed(pretrained: str) -> tuple[str, int | None]:
     """What results call a run's weights, and its seed: `runs/clip/seed_3` is (`runs/clip/seed_*`, 3).
 
@@ -174,79 +149,6 @@ def split_seed(pretrained: str) -> tuple[str, int | None]:
     return f"{pretrained[: match.start(1)]}*{pretrained[match.end(1) :]}", int(match.group(1))
 
 
-def by_seed(found: Iterable[Result]) -> dict[tuple[str, str], dict[int, dict[Metric, Result]]]:
-    """(model, weights without the seed) → seed → metric → its result. Results without a seed are left out."""
-    grouped: dict[tuple[str, str], dict[int, dict[Metric, Result]]] = {}
-    for result in found:
-        name, seed = split_seed(result.pretrained)
-        if seed is not None:
-            metrics = grouped.setdefault((result.model, name), {}).setdefault(seed, {})
-            metrics |= {(result.dataset, result.task, metric): result for metric in result.metrics}
-    return grouped
-
-
-def values(of_model: Mapping[int, Mapping[Metric, Result]]) -> dict[int, dict[Metric, float]]:
-    """One model of `by_seed` as scores."""
-    return {
-        seed: {metric: result.metrics[metric[2]] for metric, result in metrics.items()}
-        for seed, metrics in of_model.items()
-    }
-
-
-def compare(
-    path: Path,
-    baseline: Mapping[int, Mapping[Metric, Result]],
-    candidate: Mapping[int, Mapping[Metric, Result]],
-    groups: Mapping[str, Sequence[Metric]] | None = None,
-    *,
-    resamples: int = 10_000,
-) -> dict[str, Difference]:
-    """Paired differences of two models of `by_seed`, whose results lie in `path` with their examples beside it.
-
-    groups: name → metrics whose mean is compared; by default each metric for itself, named "data set, task, metric".
-    A seed counts where both models have all metrics of a group; a group without such a seed is left out.
-    """
-    if groups is None:
-        known = dict.fromkeys(metric for of_seed in baseline.values() for metric in of_seed)
-        groups = {", ".join(metric): [metric] for metric in known}
-    load = _loader(path)
-    found = {}
-    for name, metrics in groups.items():
-        common = [
-            seed
-            for seed in sorted(baseline.keys() & candidate.keys())
-            if metrics and all(m in baseline[seed] and m in candidate[seed] for m in metrics)
-        ]
-        if not common:
-            continue
-        means = [
-            {seed: float(np.mean([model[seed][m].metrics[m[2]] for m in metrics])) for seed in common}
-            for model in (baseline, candidate)
-        ]
-        matrices = []
-        for metric in metrics:
-            pairs = [(load(baseline[seed][metric]), load(candidate[seed][metric])) for seed in common]
-            matrix = example_differences(pairs, metric[2])
-            if matrix is None:
-                break
-            matrices.append(matrix)
-        complete = matrices if len(matrices) == len(metrics) else []
-        found[name] = paired(*means, examples=complete, resamples=resamples)
-    return found
-
-
-def _loader(path: Path) -> Callable[[Result], PerExampleScores | None]:
-    """Reads each file of examples once: a file holds all metrics of its result."""
-    kept: dict[results.Key, PerExampleScores | None] = {}
-
-    def load(result: Result) -> PerExampleScores | None:
-        if result.key not in kept:
-            kept[result.key] = results.load_examples(path, result.key)
-        return kept[result.key]
-
-    return load
-
-
 def example_differences(
     pairs: Sequence[tuple[PerExampleScores | None, PerExampleScores | None]], metric: str
 ) -> NDArray[np.float64] | None:
@@ -255,9 +157,9 @@ def example_differences(
     Examples without a part in the metric are left out. None where examples are missing, or not the same ones in all.
     """
     every = [examples for pair in pairs for examples in pair]
-    known = [one for one in every if one is not None and metric in one.values]
-    if not known or len(known) < len(every) or any(not one.indices.equal(known[0].indices) for one in known):
+    known = [scores for scores in every if scores is not None and metric in scores.values]
+    if not known or len(known) < len(every) or any(not scores.indices.equal(known[0].indices) for scores in known):
         return None
-    table = np.stack([one.values[metric].double().numpy() for one in known])  # (2 · seeds, N)
+    table = np.stack([scores.values[metric].double().numpy() for scores in known])  # (2 · seeds, N)
     table = table[:, ~np.isnan(table).any(axis=0)]
     return table[1::2] - table[::2] if table.shape[1] else None

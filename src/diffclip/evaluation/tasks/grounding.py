@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffclip.analysis.attention_maps import relevance
 from diffclip.analysis.occlusion import CELLS, occlusion
+from diffclip.analysis.relevance import relevance
 from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer

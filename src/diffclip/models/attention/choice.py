@@ -1,7 +1,7 @@
 """Which form of attention is fastest where: read from a table that a benchmark wrote.
 
 `benchmarks/attention.py --write-table` measures forward and backward of every form on a CPU and writes
-choice.json. Its entries for GPUs are PyTorch's usual choice, not measured.
+choice.json. What is said here of GPUs was measured on an H200 (docs/performance.md).
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from diffclip.models.attention import gpu
 from diffclip.models.attention import native as native_attention
 
 Kind = Literal["differential", "standard"]
@@ -35,6 +36,8 @@ def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _spans(kind: Kind, device: str, dtype: torch.dtype) -> tuple[tuple[tuple[int, str], ...], str]:
     """What is fastest up to some numbers of tokens, ascending, and what beyond."""
+    if device == "cuda" and kind == "differential" and dtype in gpu.DTYPES and gpu.available():
+        return (), "fused"
     if device != "cpu":
         return (), "sdpa"
     if kind == "differential" and dtype not in (torch.float32, torch.bfloat16):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from diffclip.models.attention import native as native_attention
+from diffclip.models.attention.gpu import empty_by_token
 
 MAP_BYTES = 2**21
 """Size of a block of maps in the loops over PyTorch's operators; smaller ones cost calls, larger ones cache."""
@@ -90,7 +91,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, is_causal: boo
 
     The result lies in memory as (B, N, P, 2D), so that joining the heads afterwards copies nothing.
     """
-    out = _empty_by_token(v)
+    out = empty_by_token(v)
     if _native(q):
         native_attention.attention([*map(_addressable, (q, k, v)), out], float(lam), is_causal)
     else:
@@ -103,7 +104,7 @@ def _fused_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, is_causal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and λ."""
-    dq, dk, dv = (_empty_by_token(x) for x in (q, k, v))
+    dq, dk, dv = (empty_by_token(x) for x in (q, k, v))
     if _native(q):
         read = [_addressable(x) for x in (grad, q, k, v)]
         dlam = torch.tensor(native_attention.attention([*read, dq, dk, dv], float(lam), is_causal))
@@ -184,21 +185,16 @@ def _scaled_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.baddbmm(left.new_zeros(()), left, right, beta=0, alpha=right.shape[-1] ** -0.5)
 
 
-def _empty_by_token(x: Tensor) -> Tensor:
-    """An empty (B, H, N, D) that lies in memory as (B, N, H, D), as the projections before and after want it."""
-    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-
-
 @fused_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, is_causal: bool) -> Tensor:
-    return _empty_by_token(v)
+    return empty_by_token(v)
 
 
 @_fused_attention_backward.register_fake
 def _(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, is_causal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty_by_token(q), _empty_by_token(k), _empty_by_token(v), torch.empty_like(lam)
+    return empty_by_token(q), empty_by_token(k), empty_by_token(v), torch.empty_like(lam)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, bool], output: Tensor) -> None:

@@ -12,13 +12,14 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from diffclip import durable
 
 log = logging.getLogger(__name__)
 
@@ -122,23 +123,12 @@ def _built() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffclip"
     path = folder / name
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         libraries = Path(torch.__file__).parent / "lib"
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            code, built = Path(scratch) / "code.cpp", Path(scratch) / name
-            code.write_bytes(source)
-            command = [
-                compiler,
-                *FLAGS,
-                str(code),
-                "-o",
-                str(built),
-                f"-L{libraries}",
-                "-ltorch_cpu",
-                "-Wl,--no-undefined",
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        with durable.writing(path) as built:  # several processes may start together
+            code = ["-x", "c++", "-", "-x", "none"]  # from the standard input
+            command = [compiler, *FLAGS, *code, "-o", str(built), f"-L{libraries}", "-ltorch_cpu", "-Wl,--no-undefined"]
+            done = subprocess.run(command, input=source, capture_output=True, timeout=300)
             if done.returncode:
-                raise OSError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-            os.replace(built, path)  # in one step, for processes that start together
+                message = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+                raise OSError(f"{compiler} failed: {message[-1]}")
     return path

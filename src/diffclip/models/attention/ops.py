@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from diffclip.errors import UserError
+from diffclip.models.attention import gpu
 from diffclip.models.attention.choice import fastest
 from diffclip.models.attention.fused import fused_attention
+from diffclip.models.attention.gpu import gpu_attention
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +84,11 @@ def differential_attention(
         attn_mask: broadcastable to (B, H/2, N, N); bool, True where a query may attend, or floats to add to
             the logits. A query that may attend to nothing gets zeros.
         dropout_p: share of each softmax map set to 0, drawn separately for A1 and A2.
-        backend: "eager" materialises both maps, and is the reference; "fused" keeps no map, on CPUs; "sdpa" calls
-            torch's scaled_dot_product_attention for each group; "flex" is FlexAttention, compiled, for GPUs; "auto"
-            is what was measured to be fastest on the device, for the dtype and number of tokens. "fused" takes no
-            attn_mask and no dropout, "flex" no dropout: with those, eager is taken, and a warning logged once if
-            the backend was asked for by name.
+        backend: "eager" materialises both maps, and is the reference; "fused" keeps no map, on CPUs and on NVIDIA
+            GPUs; "sdpa" calls torch's scaled_dot_product_attention for each group; "flex" is FlexAttention, compiled,
+            for GPUs; "auto" is what was measured to be fastest on the device, for the dtype and number of tokens.
+            "fused" takes no attn_mask and no dropout, "flex" no dropout: with those, eager is taken, and a warning
+            logged once if the backend was asked for by name.
 
     Returns: (B, H/2, N, 2D), of the dtype of v.
     Raises: UserError for an odd number of heads, shapes that do not fit, both masks, an unknown backend, or one that
@@ -99,8 +101,10 @@ def differential_attention(
     name: str = backend
     if name == "auto":
         name = fastest("differential", device, q.dtype, q.shape[2])
+        if device == "cuda" and name == "fused" and not gpu.supports(device, q.dtype, q.shape[-1]):
+            name = "sdpa"
         if not _serves(name, attn_mask, dropout_p):
-            name = "eager"
+            name = "eager" if device == "cpu" else "sdpa"
     elif name not in BACKENDS:
         raise UserError(f"backend = {name!r}: choose one of auto, {', '.join(BACKENDS)}")
     elif not _serves(name, attn_mask, dropout_p):
@@ -191,12 +195,18 @@ def _subtract(first: Tensor, second: Tensor, lam: Tensor | float) -> Tensor:
 
 
 def _fused(call: AttentionCall) -> Tensor:
-    device, lam = call.q.device, call.lam
-    if device.type != "cpu":
-        raise UserError(f'backend = "fused" is for CPUs, these tensors are on {device}: use sdpa, flex or auto')
+    q, device, lam = call.q, call.q.device, call.lam
+    if device.type != "cpu" and not gpu.supports(device.type, q.dtype, q.shape[-1]):
+        raise UserError(
+            'backend = "fused" is for CPUs, and for NVIDIA GPUs since 2020 with Triton, float16 or bfloat16 and heads '
+            f"of {', '.join(map(str, gpu.WIDTHS))}; this is {q.dtype}, {q.shape[-1]} wide, on {device}: use sdpa"
+        )
     if not isinstance(lam, Tensor):
-        lam = torch.tensor(lam, dtype=torch.promote_types(call.q.dtype, torch.float32))
-    out: Tensor = fused_attention(call.q, call.k, call.v, lam, call.is_causal)
+        lam = torch.full((), lam, dtype=torch.promote_types(q.dtype, torch.float32), device=device)
+    if device.type == "cpu":
+        out: Tensor = fused_attention(q, call.k, call.v, lam, call.is_causal)
+    else:
+        out, _ = gpu_attention(q, call.k, call.v, lam.float().reshape(()), call.is_causal)
     return out
 
 

@@ -1,7 +1,6 @@
 """Models on disk: `save` writes safetensors and JSON; `load` reads them, and three others' weights."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from diffclip import durable
-from diffclip.data.formats.columns import listed
 from diffclip.data.images import to_rgb
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
@@ -29,6 +27,7 @@ from diffclip.models.weights.files import (
     read_json,
     read_tensors,
 )
+from diffclip.text import listed
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,9 @@ def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
 def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | Path, **metadata: Any) -> None:
     """`save` of a model's tensors, on the CPU, apart from the model. Raises OSError."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     fields = asdict(config)
     content = {"library": "diffclip", "version": version("diffclip"), **metadata, "model": fields}
-    unfinished = directory / f".{WEIGHTS_NAME}.{os.getpid()}.unfinished"
-    try:
-        durable.write_tensors(unfinished, tensors, {"format": "pt", "config": json.dumps(fields)})
-        durable.replace(unfinished, directory / WEIGHTS_NAME)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    durable.write_tensors(directory / WEIGHTS_NAME, tensors, {"format": "pt", "config": json.dumps(fields)})
     durable.write_text(directory / CONFIG_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

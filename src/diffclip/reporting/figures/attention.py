@@ -2,8 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from diffclip.analysis.look import Look
 from diffclip.reporting.figures.style import overlay
 
 FloatArray = NDArray[np.float64]
@@ -23,69 +22,44 @@ SCALE_QUANTILE = 0.995
 """Of the sizes of all numbers in a figure: where the colours end, so that one patch does not make all others pale."""
 
 
-@dataclass(frozen=True)
-class Looked:
-    """One image, and where one model looks in it for each text."""
-
-    image: NDArray[np.uint8]
-    """(H, W, 3): the part that the model sees."""
-    relevance: tuple[NDArray[np.floating], ...]
-    """(rows, columns) ≥ 0 for each text."""
-    scores: tuple[float, ...]
-    """The cosine of image and text."""
-
-
-@dataclass(frozen=True)
-class LayerMaps:
-    """What the class token gives to each patch in one layer, in multiples of the even share 1/N."""
-
-    maps: Mapping[str, FloatArray]
-    """Name ("A1", "A2", "A1 − λA2", or "A") → (heads, rows, columns)."""
-    lam: float | None
-
-
-Layers = Mapping[str, tuple[NDArray[np.uint8], Sequence[LayerMaps]]]
-"""Label of a model → the image that it sees, and its layers from the input on."""
-
-
-def relevance_figure(looked: Mapping[str, Looked], texts: Sequence[str]) -> Figure:
+def relevance_figure(looks: Mapping[str, Look], texts: Sequence[str]) -> Figure:
     """The image and the relevance of each text over it, a model a row; every map is scaled to its own range."""
     with matplotlib.rc_context(STYLE):
         columns = 1 + len(texts)
-        figure = Figure(figsize=(2.2 * columns + 0.3, 2.5 * len(looked) + 0.3), layout="constrained")
-        grid = figure.subplots(len(looked), columns, squeeze=False)
-        for row, (axes, (label, one)) in enumerate(zip(grid, looked.items(), strict=True)):
-            _bare(axes[0])
-            axes[0].imshow(one.image)
+        figure = Figure(figsize=(2.2 * columns + 0.3, 2.5 * len(looks) + 0.3), layout="constrained")
+        grid = figure.subplots(len(looks), columns, squeeze=False)
+        for row, (axes, (label, look)) in enumerate(zip(grid, looks.items(), strict=True)):
+            _hide_axes(axes[0])
+            axes[0].imshow(look.image)
             axes[0].set_ylabel(textwrap.fill(label, 28))
             for column, text in enumerate(texts):
                 place = axes[1 + column]
-                _bare(place)
-                place.imshow(overlay(one.image, one.relevance[column], size=448))
-                place.set_xlabel(f"cosine {_two_places(one.scores[column])}")
+                _hide_axes(place)
+                place.imshow(overlay(look.image, look.relevance[column], size=448))
+                place.set_xlabel(f"cosine {_two_places(look.scores[column])}")
                 if row == 0:
                     place.set_title(textwrap.fill(text, 30))
     return figure
 
 
-def layer_figure(layers: Layers) -> Figure:
+def layer_figure(looks: Mapping[str, Look]) -> Figure:
     """The signed maps of every layer, averaged over heads: layers from left to right, the maps of each model below
     each other, all on one scale."""
     blocks = [
-        (label, image, name, [layer.maps.get(name) for layer in of_model], [layer.lam for layer in of_model])
-        for label, (image, of_model) in layers.items()
-        for name in _names(of_model)
+        (label, look.image, name, [layer.maps.get(name) for layer in look.class_token])
+        for label, look in looks.items()
+        for name in dict.fromkeys(name for layer in look.class_token for name in layer.maps)
     ]
-    depth = max(len(of_model) for _, of_model in layers.values())
+    depth = max(len(look.class_token) for look in looks.values())
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.05 * (depth + 1) + 0.9, 1.12 * len(blocks) + 0.5), layout="constrained")
         grid = figure.subplots(len(blocks), depth + 1, squeeze=False)
-        means = [m.mean(0) for *_, maps, _ in blocks for m in maps if m is not None]
+        means = [m.mean(0) for *_, maps in blocks for m in maps if m is not None]
         norm = _norm(means)
         shown = ""
-        for row, (axes, (label, image, name, maps, lams)) in enumerate(zip(grid, blocks, strict=True)):
-            for one in axes:
-                _bare(one)
+        for row, (axes, (label, image, name, maps)) in enumerate(zip(grid, blocks, strict=True)):
+            for place in axes:
+                _hide_axes(place)
             if shown != label:
                 axes[0].imshow(image)
                 axes[0].set_title(textwrap.fill(label, 18))
@@ -93,30 +67,31 @@ def layer_figure(layers: Layers) -> Figure:
             else:
                 axes[0].set_visible(False)
             axes[1].set_ylabel(name)
-            for place, m, lam in zip(axes[1:], maps, lams, strict=False):
+            for number, (m, layer) in enumerate(zip(maps, looks[label].class_token, strict=True), start=1):
                 if m is None:
                     continue
-                place.imshow(m.mean(0), cmap=SIGNED, norm=norm)
+                axes[number].imshow(m.mean(0), cmap=SIGNED, norm=norm)
                 if row == 0:
-                    place.set_title(f"layer {axes.tolist().index(place)}")
-                if lam is not None and "λ" in name:
-                    place.set_xlabel(f"λ = {_two_places(lam)}")
+                    axes[number].set_title(f"layer {number}")
+                if layer.lam is not None and "λ" in name:
+                    axes[number].set_xlabel(f"λ = {_two_places(layer.lam)}")
         _colour_bar(figure, norm)
     return figure
 
 
-def head_figure(layers: Layers) -> Figure:
+def head_figure(looks: Mapping[str, Look]) -> Figure:
     """The signed maps of every head of every layer: a layer a row, the heads of each map side by side."""
-    blocks = {label: [(n, len(m)) for n, m in of_model[0].maps.items()] for label, (_, of_model) in layers.items()}
+    layers = {label: look.class_token for label, look in looks.items()}
+    blocks = {label: [(n, len(m)) for n, m in of_model[0].maps.items()] for label, of_model in layers.items()}
     widths = {label: sum(count + GAP for _, count in named) - GAP for label, named in blocks.items()}
-    depth = sum(len(of_model) for _, of_model in layers.values())
+    depth = sum(map(len, layers.values()))
     width, height = 0.55 * max(widths.values()) + 1.5, 0.55 * depth + 0.62 * len(layers)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
-        norm = _norm([m for _, of_model in layers.values() for layer in of_model for m in layer.maps.values()])
+        norm = _norm([m for of_model in layers.values() for layer in of_model for m in layer.maps.values()])
         unit = 0.55 / width, 0.55 / height  # of one map, in parts of the figure
         top = 1.0
-        for label, (_, of_model) in layers.items():
+        for label, of_model in layers.items():
             figure.text(0.35 / width, top - 0.22 / height, label, fontsize=9, fontweight="bold")
             top -= 0.52 / height
             left = 0.35 / width
@@ -126,7 +101,7 @@ def head_figure(layers: Layers) -> Figure:
                     for column, m in enumerate(layer.maps[name]):
                         corner = left + column * unit[0], top - (row + 1) * unit[1]
                         axes = figure.add_axes((*corner, 0.94 * unit[0], 0.94 * unit[1]))
-                        _bare(axes)
+                        _hide_axes(axes)
                         axes.imshow(m, cmap=SIGNED, norm=norm)
                         if block == 0 and column == 0:
                             axes.set_ylabel(f"layer {row + 1}", fontsize=7)
@@ -137,18 +112,9 @@ def head_figure(layers: Layers) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its suffix says: png, pdf or svg."""
-    figure.savefig(path, dpi=160, facecolor="white")
-
-
 def _two_places(number: float) -> str:
     """With a real minus, and none before zero."""
     return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
-
-
-def _names(layers: Sequence[LayerMaps]) -> list[str]:
-    return list(dict.fromkeys(name for layer in layers for name in layer.maps))
 
 
 def _norm(maps: Sequence[FloatArray]) -> Normalize:
@@ -165,7 +131,7 @@ def _colour_bar(figure: Figure, norm: Normalize, place: Axes | None = None) -> N
     bar.outline.set_visible(False)
 
 
-def _bare(axes: Axes) -> None:
+def _hide_axes(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

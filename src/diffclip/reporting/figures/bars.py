@@ -1,6 +1,6 @@
-"""The paper's figures, drawn from filled tables: bars (Figures 1, 3 and 5) and the radar (Figure 4).
+"""The paper's figures, drawn from tables: bars (Figures 1, 3 and 5) and the radar (Figure 4).
 
-Each function makes a figure in the style that is set around it (`styled`), 3.4 inches wide, the column of a paper.
+Each function makes a figure in the style that is set around it (`style.style`), 3.4 inches wide, the column of a paper.
 """
 
 import textwrap
@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from diffclip.reporting.figures import style as figures
-from diffclip.reporting.pair import percent
 from diffclip.reporting.tables.fill import Cell, Row, Table
 from diffclip.reporting.tables.formats import gain_text
+from diffclip.text import percent
 
 COLUMN = 3.4
 """Inches: the width of a paper's column."""

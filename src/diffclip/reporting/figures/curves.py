@@ -18,7 +18,7 @@ from diffclip.analysis.lambda_curves import by_layer
 from diffclip.reporting.families import Family, Group
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.figures.bars import COLUMN, Palette
-from diffclip.reporting.scores import Score, Scores, Source, plain
+from diffclip.reporting.scores import Score, Scores, Source, plain_name
 
 ATTACKED = re.compile(r"acc1/(\w+)/eps_([\d.]+)")
 CORRUPTED = re.compile(r"acc1/(\w+)/(\d+)")
@@ -64,12 +64,12 @@ def attacks(scores: Scores, group: Group, dataset: str, palette: Palette) -> Fig
 
 def attack_name(name: str) -> str:
     """ "pgd20x5_margin" as "PGD, 20 steps, 5 starts, margin loss"."""
-    found = re.fullmatch(r"(fgsm|pgd)(\d*)(?:x(\d+))?(_margin)?", name)
-    if found is None:
+    match = re.fullmatch(r"(fgsm|pgd)(\d*)(?:x(\d+))?(_margin)?", name)
+    if match is None:
         return name.upper()
-    steps, starts = found[2], found[3]
-    parts = [found[1].upper(), f"{steps} steps" if steps else "", f"{starts} starts" if starts else ""]
-    return ", ".join(part for part in (*parts, "margin loss" if found[4] else "") if part)
+    steps, starts = match[2], match[3]
+    parts = [match[1].upper(), f"{steps} steps" if steps else "", f"{starts} starts" if starts else ""]
+    return ", ".join(part for part in (*parts, "margin loss" if match[4] else "") if part)
 
 
 def severities(scores: Scores, group: Group, dataset: str, palette: Palette) -> Figure | None:
@@ -80,7 +80,7 @@ def severities(scores: Scores, group: Group, dataset: str, palette: Palette) -> 
         points = _points(scores, family, dataset, "corruptions", {0.0: "acc1/clean"})
         for level in sorted({level for of_kind in kinds.values() for level in of_kind}):
             metrics = [of_kind[level] for of_kind in kinds.values() if level in of_kind]
-            sources = tuple(Source((plain(dataset),), "corruptions", (metric,)) for metric in metrics)
+            sources = tuple(Source.of(dataset, "corruptions", metric) for metric in metrics)
             score = scores.score(family, sources)
             if score is not None:
                 points[level] = score
@@ -161,14 +161,14 @@ def lambda_over_time(family: Family) -> Figure | None:
     for axes, (tower, curves) in zip(grid, towers.items(), strict=True):
         shortest = min(curves, key=lambda curve: len(curve.steps))
         same = [curve for curve in curves if np.array_equal(curve.steps, shortest.steps)]
-        thin = [figures.thinned(curve) for curve in same]
-        values = np.stack([curve.values for curve in thin])  # (seeds, T, layers)
+        shown = [figures.thin(curve) for curve in same]
+        values = np.stack([curve.values for curve in shown])  # (seeds, T, layers)
         for layer in range(values.shape[2]):
             colour = figures.LAYERS(layer / max(1, most - 1))
-            axes.plot(thin[0].steps, values[:, :, layer].mean(0), color=colour, linewidth=1.3, label=str(layer + 1))
+            axes.plot(shown[0].steps, values[:, :, layer].mean(0), color=colour, linewidth=1.3, label=str(layer + 1))
             if len(same) > 1:
                 low, high = values[:, :, layer].min(0), values[:, :, layer].max(0)
-                axes.fill_between(thin[0].steps, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(shown[0].steps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(TOWERS.get(tower, tower), fontsize=7)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -182,21 +182,21 @@ def lambda_over_time(family: Family) -> Figure | None:
 
 def lambda_curves(family: Family) -> dict[str, list[Curve]]:
     """Tower → λ over the run, of each seed whose run directory is at hand."""
-    found: dict[str, list[Curve]] = {}
+    towers: dict[str, list[Curve]] = {}
     for member in family.members:
         if member.run is not None and member.run.finished and (member.run.path / "metrics.jsonl").exists():
             for tower, curve in by_layer(member.run.path).items():
-                if not found.get(tower) or found[tower][0].values.shape[1] == curve.values.shape[1]:
-                    found.setdefault(tower, []).append(curve)
-    return found
+                if not towers.get(tower) or towers[tower][0].values.shape[1] == curve.values.shape[1]:
+                    towers.setdefault(tower, []).append(curve)
+    return towers
 
 
 def training_curves(curves: Mapping[str, Sequence[Curve]], palette: Palette, *, ylabel: str) -> Figure:
     """One number over the steps of training, a line a family, the range over its seeds as a band."""
     figure, (axes,) = _panels([""])
-    for label, found in curves.items():
-        shortest = min(found, key=lambda curve: len(curve.steps))
-        same = [figures.thinned(curve) for curve in found if np.array_equal(curve.steps, shortest.steps)]
+    for label, by_seed in curves.items():
+        shortest = min(by_seed, key=lambda curve: len(curve.steps))
+        same = [figures.thin(curve) for curve in by_seed if np.array_equal(curve.steps, shortest.steps)]
         values = np.stack([curve.values for curve in same])
         axes.plot(same[0].steps, values.mean(0), color=palette[label], linewidth=1.3)
         if len(same) > 1:
@@ -247,7 +247,7 @@ def _matches(scores: Scores, group: Group, dataset: str, task: str, pattern: re.
     names = dict.fromkeys(
         metric
         for result in scores.of(group.families)
-        if result.task == task and plain(result.dataset) == plain(dataset)
+        if result.task == task and plain_name(result.dataset) == plain_name(dataset)
         for metric in result.metrics
     )
     return [match for match in map(pattern.fullmatch, names) if match]
@@ -255,15 +255,15 @@ def _matches(scores: Scores, group: Group, dataset: str, task: str, pattern: re.
 
 def _by_first(matches: Sequence[re.Match[str]], *, place: int, first: int = 1) -> dict[str, dict[float, str]]:
     """What part `first` of a metric's name says → the number that part `place` says → the name."""
-    found: dict[str, dict[float, str]] = {}
+    names: dict[str, dict[float, str]] = {}
     for match in matches:
-        found.setdefault(match[first], {})[float(match[place])] = match[0]
-    return found
+        names.setdefault(match[first], {})[float(match[place])] = match[0]
+    return names
 
 
 def _points(
     scores: Scores, family: Family, dataset: str, task: str, metrics: Mapping[float, str]
 ) -> dict[float, Score]:
     """x → score, of the metric at each x that the family has."""
-    found = {x: scores.score(family, (Source((plain(dataset),), task, (name,)),)) for x, name in metrics.items()}
-    return {x: score for x, score in found.items() if score is not None}
+    points = {x: scores.score(family, (Source.of(dataset, task, name),)) for x, name in metrics.items()}
+    return {x: score for x, score in points.items() if score is not None}

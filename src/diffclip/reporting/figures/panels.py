@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from diffclip.analysis.attention_maps import relevance
+from diffclip.analysis.look import inputs, visible
+from diffclip.analysis.relevance import relevance
 from diffclip.data.images import BadImage, decode
 from diffclip.data.scenes import SceneSource
-from diffclip.data.tokenizer import get_tokenizer
-from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.tasks.grounding import MaskedSource
 from diffclip.models.clip import CLIP
@@ -36,8 +32,8 @@ def attention_panel(baseline: CLIP, candidate: CLIP, image: bytes | Pixels, quer
     """
     pixels = decode(image)
     maps = [_maps(model, pixels, queries) for model in (baseline, candidate)]
-    seen = EvalTransform(min(pixels.shape[:2]), baseline.config.resize)(pixels)  # (3, S, S) uint8
-    return AttentionPanel(np.ascontiguousarray(seen.permute(1, 2, 0).numpy()), tuple(queries), maps[0], maps[1])
+    image = visible(baseline, pixels, min(pixels.shape[:2]))
+    return AttentionPanel(image, tuple(queries), maps[0], maps[1])
 
 
 def scene_panels(
@@ -66,9 +62,10 @@ def pair_of(group: Group) -> tuple[Family, Member, Family, Member] | None:
     able = [family for family in group.families if having[family.label]]
     if len(able) < 2 or able[0] is not group.baseline:
         return None
-    one, other = (having[family.label] for family in able[:2])
-    shared = next((seed for seed in one if seed in other), None)
-    members = (one[shared], other[shared]) if shared in one and shared in other else (*one.values(), *other.values())
+    first, second = (having[family.label] for family in able[:2])
+    seed = next((seed for seed in first if seed in second), None)
+    both = seed in first and seed in second
+    members = (first[seed], second[seed]) if both else (*first.values(), *second.values())
     return able[0], members[0], able[1], members[-1]
 
 
@@ -79,7 +76,7 @@ def weights_of(member: Member) -> str | None:
     return member.pretrained if Path(member.pretrained).is_file() else None
 
 
-def of_group(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *, scenes: int) -> GroupPanels | None:
+def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *, scenes: int) -> GroupPanels | None:
     """Relevance maps of a group's first two models: on images of the user's and, if trained on scenes, on scenes.
 
     None where the weights of two are not at hand, or there is nothing to look at. Raises UserError for a file that
@@ -89,8 +86,8 @@ def of_group(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *, sc
     drawn = any(str(_training_data(member)).startswith("scenes") for member in pair[1::2]) if pair else False
     if pair is None or not (images or (scenes and drawn)):
         return None
-    baseline, one, candidate, other = pair
-    models = [load(str(weights_of(member)))[0] for member in (one, other)]
+    baseline, first, candidate, second = pair
+    models = [load(str(weights_of(member)))[0] for member in (first, second)]
     panels = []
     for path, queries in images:
         try:
@@ -107,9 +104,5 @@ def _training_data(member: Member) -> object:
 
 
 def _maps(model: CLIP, image: Pixels, queries: Sequence[str]) -> tuple[Map, ...]:
-    config, device = model.config, next(model.parameters()).device
-    pixels = EvalTransform(config.image_size, config.resize)(image).to(device)  # (3, S, S) uint8
-    batch = normalise(pixels.expand(len(queries), -1, -1, -1), config.image_mean, config.image_std)
-    tokens = get_tokenizer(config.context_length)(list(queries)).to(device)
-    found: torch.Tensor = relevance(model, batch, tokens).cpu()
-    return tuple(found.numpy())
+    pixels, tokens = inputs(model, image, queries)
+    return tuple(relevance(model, pixels.expand(len(queries), -1, -1, -1), tokens).cpu().numpy())

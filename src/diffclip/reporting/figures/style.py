@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffclip import durable
 from diffclip.analysis.curves import Curve
 
 # The paper's blue and pink, and for its other variants colours that stay apart for colour-blind readers and on white
@@ -123,7 +124,7 @@ def overlay(image: Pixels, relevance: Map, *, size: int = 256) -> Pixels:
     return pixels
 
 
-def thinned(curve: Curve, points: int = POINTS) -> Curve:
+def thin(curve: Curve, points: int = POINTS) -> Curve:
     """A curve of at most about `points` points, each the mean of its stretch."""
     stretch = -(-len(curve.steps) // points)
     starts = np.arange(0, len(curve.steps), stretch)
@@ -157,9 +158,9 @@ def to_bytes(figure: Figure, suffix: str, *, dpi: int = 160) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its suffix says: png, pdf or svg."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160, facecolor="white")
+    """Write a figure as its suffix says: png, pdf or svg. Raises OSError."""
+    with durable.writing(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=160, facecolor="white")
 
 
 def _show(axes: Axes, pixels: Pixels, title: str) -> None:

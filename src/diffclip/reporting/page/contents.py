@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from diffclip.analysis.curves import Curve, read_curves
 from diffclip.errors import UserError
-from diffclip.reporting.differences import Compared, compared, metric_name
+from diffclip.reporting.compare import Row, compare_families
 from diffclip.reporting.families import Group
 from diffclip.reporting.figures import bars as paper_figures
 from diffclip.reporting.figures import curves as curve_figures
@@ -17,6 +19,7 @@ from diffclip.reporting.tables import layouts as paper_tables
 from diffclip.reporting.tables.fill import Table, fill
 from diffclip.reporting.tables.formats import gain_text, value_text
 from diffclip.reporting.tables.layouts import Layout, slug
+from diffclip.reporting.titles import metric_title
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Part:
     introduction: str = ""
     tables: tuple[Table, ...] = ()
     drawings: tuple[Drawing, ...] = ()
-    compared: tuple[Compared, ...] = ()
+    differences: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def _paper_part(
 ) -> Part:
     tables = []
     for layout in paper_tables.paper_layouts():
-        table = _filled(layout, scores, groups, missing, with_paper)
+        table = _fill(layout, scores, groups, missing, with_paper)
         if table is not None:
             tables.append(table)
         if table is None or not any(not row.paper for block in table.rows for row in block):
@@ -95,7 +98,7 @@ def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[s
     tables = [
         table
         for layout in (*paper_tables.other_layouts(scores, group), *paper_tables.grounding_layouts(scores, group))
-        if (table := _filled(layout, scores, [group], missing))
+        if (table := _fill(layout, scores, [group], missing))
     ]
     drawings: list[Drawing] = []
     if not paper_tables.uses_paper_data(scores, group):
@@ -111,9 +114,8 @@ def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[s
     training = list(_training(group, palette))
     if training:
         yield Part(f"Training, {group.name}", "", (), tuple(training))
-    found = compared(scores, group)
-    if found:
-        yield Part(f"Differences, {group.name}", DIFFERENCES, compared=tuple(found))
+    if differences := compare_families(scores, group):
+        yield Part(f"Differences, {group.name}", DIFFERENCES, differences=differences)
 
 
 DIFFERENCES = (
@@ -129,7 +131,7 @@ TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
 EVALUATED = ("/acc1", "/image_retrieval_recall@1", "/text_retrieval_recall@1", "/pair_accuracy")
 
 
-def _filled(
+def _fill(
     layout: Layout, scores: Scores, groups: Sequence[Group], missing: list[str], with_paper: bool = False
 ) -> Table | None:
     table = fill(layout, scores, groups, with_paper=with_paper)
@@ -152,7 +154,7 @@ def _task_drawings(
         (paper_tables.pattern_layout(scores, group), group, f"Figure 4, {name}"),
     ]
     for layout, of, called in layouts:
-        table = _filled(layout, scores, [of], missing, with_paper) if layout else None
+        table = _fill(layout, scores, [of], missing, with_paper) if layout else None
         if table is None:
             if not (called.startswith("Figure 5") and not several):
                 missing.append(f"{called}: no results")
@@ -163,8 +165,8 @@ def _task_drawings(
             table.layout.name,
             table.layout.title,
             _caption(table, radar),
-            in_words(table, name),
-            lambda chart=chart, table=table: chart(table, name, palette),  # type: ignore[misc]
+            describe(table, name),
+            partial(chart, table, name, palette),
             table,
         )
 
@@ -188,7 +190,7 @@ def _caption(table: Table, radar: bool) -> str:
     return " ".join(texts)
 
 
-def in_words(table: Table, group: str) -> str:
+def describe(table: Table, group: str) -> str:
     """The numbers of a chart as a sentence: what it shows to those who do not see it."""
     rows = [row for block in table.rows for row in block if row.group == group and not row.paper]
     parts = []
@@ -216,7 +218,7 @@ def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Draw
             f"Adversarial robustness on {dataset}, {group.name}",
             "An image that is wrong without an attack counts as wrong under each." + _bands(group),
             text,
-            lambda d=dataset: _drawn(curve_figures.attacks(scores, group, d, palette)),  # type: ignore[misc]
+            partial(_draw, curve_figures.attacks, scores, group, dataset, palette),
         )
     for dataset in paper_tables.data_sets(scores, group, "corruptions"):
         yield Drawing(
@@ -224,7 +226,7 @@ def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Draw
             f"Common corruptions on {dataset}, {group.name}",
             "Mean over the kinds of corruption." + _bands(group),
             f"Top-1 accuracy on {dataset} over the severity of corruptions",
-            lambda d=dataset: _drawn(curve_figures.severities(scores, group, d, palette)),  # type: ignore[misc]
+            partial(_draw, curve_figures.severities, scores, group, dataset, palette),
         )
 
 
@@ -236,7 +238,7 @@ def _noise(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
             "On the same images clean, cluttered and noisy. Of standard attention, A1 and A2 are neighbouring heads."
             + _bands(group),
             f"Correlation of the two attention maps by layer on clean, cluttered and noisy images of {dataset}",
-            lambda d=dataset: _drawn(curve_figures.noise(scores, group, d, palette)),  # type: ignore[misc]
+            partial(_draw, curve_figures.noise, scores, group, dataset, palette),
         )
 
 
@@ -249,7 +251,7 @@ def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
             f"λ by layer after training, {group.name}",
             "How much of the second map each layer subtracts." + (" Lines: mean; dots: seeds." if several else ""),
             f"λ of each layer after training, of {', '.join(family.label for family in having)}",
-            lambda: _drawn(curve_figures.lambda_by_layer(group, palette)),
+            partial(_draw, curve_figures.lambda_by_layer, group, palette),
         )
     for family in having:
         yield Drawing(
@@ -257,12 +259,12 @@ def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
             f"λ over training, {family.label}, {group.name}",
             "Layer 1 is nearest the input." + (" Lines: mean; bands: range over seeds." if several else ""),
             f"λ of each layer over the steps of training of {family.label}",
-            lambda family=family: _drawn(curve_figures.lambda_over_time(family)),  # type: ignore[misc]
+            partial(_draw, curve_figures.lambda_over_time, family),
         )
 
 
 def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
-    found: dict[str, dict[str, list[Curve]]] = {}
+    by_name: dict[str, dict[str, list[Curve]]] = {}
     for family in group.families:
         for member in family.members:
             if member.run is None or not member.run.finished or not (member.run.path / "metrics.jsonl").exists():
@@ -270,25 +272,26 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
             for name, curve in read_curves(member.run.path).items():
                 # An evaluation after the last step alone is no curve.
                 if name in TRAINED or (name.endswith(EVALUATED) and len(curve.steps) > 1):
-                    found.setdefault(name, {}).setdefault(family.label, []).append(curve)
-    for name, curves in found.items():
-        title = TRAINED.get(name) or _evaluated(name)
+                    by_name.setdefault(name, {}).setdefault(family.label, []).append(curve)
+    for name, curves in by_name.items():
+        title = TRAINED.get(name) or _evaluation_title(name)
         yield Drawing(
             f"{slug(name)}-{slug(group.name)}",
             f"{title} over training, {group.name}",
             "Lines: mean; bands: range over seeds." if max(map(len, curves.values())) > 1 else "",
             f"{title} over the steps of training of {', '.join(curves)}",
-            lambda of=curves, title=title: curve_figures.training_curves(of, palette, ylabel=title),  # type: ignore[misc]
+            partial(curve_figures.training_curves, curves, palette, ylabel=title),
         )
 
 
-def _evaluated(name: str) -> str:
+def _evaluation_title(name: str) -> str:
     """What is measured during training is logged as "data set/metric"."""
     dataset, _, metric = name.rpartition("/")
-    return f"{metric_name(metric)[:1].upper()}{metric_name(metric)[1:]} on {dataset}"
+    return f"{metric_title(metric)[:1].upper()}{metric_title(metric)[1:]} on {dataset}"
 
 
-def _drawn(figure: Figure | None) -> Figure:
+def _draw(figure_of: Callable[..., Figure | None], *arguments: Any) -> Figure:
+    figure = figure_of(*arguments)
     if figure is None:
         raise UserError("these results name no metric that this figure shows")
     return figure

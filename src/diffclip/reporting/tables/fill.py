@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from diffclip.evaluation.stats.seeds import SEEDS, Difference
 from diffclip.reporting.families import Family, Group
-from diffclip.reporting.scores import SEEDS, Difference, Score, Scores
+from diffclip.reporting.scores import Score, Scores
 from diffclip.reporting.tables import paper_numbers
 from diffclip.reporting.tables.layouts import Block, Layout
 
@@ -15,7 +16,7 @@ class Cell:
 
     score: Score | None = None
     difference: Difference | None = None
-    stated: paper_numbers.Stated | None = None
+    stated: paper_numbers.PaperNumber | None = None
     """The paper's number instead of a measured one."""
     best: bool = False
 
@@ -68,10 +69,10 @@ def fill(layout: Layout, scores: Scores, groups: Sequence[Group], *, with_paper:
         of_block: list[Row] = []
         for group in groups:
             measured = [_row(layout, block, scores, group, family) for family in group.families]
-            found = _best([row for row in measured if row is not None])
+            rows_of_group = _mark_best([row for row in measured if row is not None])
             if with_paper and block.paper:
-                found += paper_rows(block.paper, group.name, names)
-            of_block += found
+                rows_of_group += paper_rows(block.paper, group.name, names)
+            of_block += rows_of_group
         if with_paper and block.paper:
             here = {group.name for group in groups}
             for other in paper_numbers.groups(block.paper):
@@ -112,7 +113,7 @@ def _row(layout: Layout, block: Block, scores: Scores, group: Group, family: Fam
     return Row(group.name, family.label, family.kind, tuple(cells), without=without)
 
 
-def _best(rows: Sequence[Row]) -> list[Row]:
+def _mark_best(rows: Sequence[Row]) -> list[Row]:
     """Mark the highest number of each column, to the decimal that is shown; nothing where there is one row."""
     if len(rows) < 2:
         return list(rows)
@@ -144,10 +145,10 @@ def _notes(layout: Layout, rows: Sequence[Sequence[Row]], groups: Sequence[Group
         yield "± of a single training run: one standard deviation over repeats of the evaluation with other episodes."
     if any(len(score.by_seed) > 1 for score in scores):
         spans = [
-            f"{one.name} {family.label}: {', '.join(str(seed) for seed in family.by_seed)}"
-            for one in groups
-            for family in one.families
-            if (one.name, family.label) in shown and len(family.members) > 1
+            f"{group.name} {family.label}: {', '.join(str(seed) for seed in family.by_seed)}"
+            for group in groups
+            for family in group.families
+            if (group.name, family.label) in shown and len(family.members) > 1
         ]
         yield f"Mean ± sd over seeds of the training ({'; '.join(spans)})."
     differences = [cell.difference for row in measured for cell in row.cells if cell.difference]

@@ -1,11 +1,11 @@
-"""A filled table as Markdown, LaTeX and CSV. Numbers are percent to one decimal; the CSV has them in full."""
+"""A table as Markdown, LaTeX and CSV. Numbers are percent to one decimal; the CSV has them in full."""
 
 import csv
 import io
 from itertools import groupby
 
-from diffclip.reporting.pair import percent
 from diffclip.reporting.tables.fill import Cell, Row, Table
+from diffclip.text import percent
 
 PAPER = "paper"
 LATEX = {
@@ -17,7 +17,7 @@ LATEX = {
 
 def value_text(cell: Cell) -> str:
     """ "72.5", "72.5 ± 0.1", or nothing."""
-    return percent(cell.mean) + (f" ± {percent(cell.sd)}" if cell.sd is not None else "")
+    return percent(cell.mean, sd=cell.sd)
 
 
 def gain_text(cell: Cell) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from diffclip.reporting.families import Group
-from diffclip.reporting.scores import Scores, Source, Sources, plain
+from diffclip.reporting.scores import Scores, Source, Sources, plain_name
+from diffclip.reporting.titles import GROUNDING_COLUMNS, ZERO_SHOT
 
 PROBE, FEW_SHOT = "linear_probe", "few_shot"
-ZERO_SHOT, RETRIEVAL = "zeroshot_classification", "zeroshot_retrieval"
+RETRIEVAL = "zeroshot_retrieval"
 # Caltech-101, Pets, Flowers and Aircraft are scored by the mean over classes in the paper's protocol.
 BY_CLASS = ("mean_per_class_recall", "acc1")
 TOP1 = ("acc1",)
@@ -39,15 +40,6 @@ SHIFTS = {
 MMVP = ("mmvpvlm", "mmvp")
 FINE_GRAINED, PAIRS = "fine_grained", "pair_accuracy"
 GROUNDING = "grounding"
-GROUNDED = {
-    "pointing_game": "Pointing game",
-    "energy_in_mask": "Energy in the mask",
-    "average_precision": "Average precision",
-    "average_precision_of_other_query": "The same, another query's map",
-    "pointing_game_by_occlusion": "Pointing game, by occlusion",
-    "energy_in_mask_by_occlusion": "Energy in the mask, by occlusion",
-    "average_precision_by_occlusion": "Average precision, by occlusion",
-}
 SIX = ("Linear probing", "Few-shot", "Image retrieval", "Text retrieval", "Zero-shot", "Zero-shot OOD")
 # Data sets that small models are tried on as well: alone they do not make a comparison with the paper.
 SMALL = {"cifar10"}
@@ -85,16 +77,21 @@ class Layout:
     title: str
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
-    note: str = ""
     seeds: bool = False
     """Whether the table is about the spread over seeds: then it has no gains, and only rows with several."""
 
 
 def paper_layouts() -> list[Layout]:
-    """Tables 1, 2, 4 and 5. (Table 3 is of a language model; see `diffclip eval --tasks pope`.)"""
+    """Tables 1, 2, 4 and 5. (Table 3 is of a language model: see `diffclip pope`.)"""
     nine = (*(Column(label) for label in NINE), Column("Avg."))
     probe, few_shot = (
         _with_average([Source(names, task, metrics) for names, metrics in NINE.values()]) for task in (PROBE, FEW_SHOT)
+    )
+    captioned = (Column(label, f"{way.title()} retrieval") for way in RECALL for label in (*CAPTIONED, "Avg."))
+    recall = (
+        sources
+        for metrics in RECALL.values()
+        for sources in _with_average([Source(names, RETRIEVAL, metrics) for names in CAPTIONED.values()])
     )
     return [
         Layout(
@@ -106,22 +103,8 @@ def paper_layouts() -> list[Layout]:
         Layout(
             "table2",
             "Table 2: zero-shot retrieval (recall@5, %) and zero-shot ImageNet (accuracy, %)",
-            (
-                *(Column(label, "Image retrieval") for label in (*CAPTIONED, "Avg.")),
-                *(Column(label, "Text retrieval") for label in (*CAPTIONED, "Avg.")),
-                Column("ImageNet", "Zero-shot"),
-            ),
-            (
-                Block(
-                    "",
-                    (
-                        *_with_average([Source(names, RETRIEVAL, RECALL["image"]) for names in CAPTIONED.values()]),
-                        *_with_average([Source(names, RETRIEVAL, RECALL["text"]) for names in CAPTIONED.values()]),
-                        (Source(IMAGENET, ZERO_SHOT, TOP1),),
-                    ),
-                    "retrieval",
-                ),
-            ),
+            (*captioned, Column("ImageNet", "Zero-shot")),
+            (Block("", (*recall, (Source(IMAGENET, ZERO_SHOT, TOP1),)), "retrieval"),),
         ),
         Layout(
             "table4",
@@ -143,21 +126,21 @@ def paper_layouts() -> list[Layout]:
 def shift_layout(scores: Scores, group: Group) -> Layout | None:
     """Figure 3: zero-shot accuracy on a data set, on its shifted versions, and the mean over those."""
     if uses_paper_data(scores, group):
-        names = {"ImageNet": IMAGENET, **{f"ImageNet-{name}": found for name, found in SHIFTS.items()}}
+        names = {"ImageNet": IMAGENET, **{f"ImageNet-{name}": spellings for name, spellings in SHIFTS.items()}}
         title = f"Figure 3: zero-shot ImageNet and its shifts, {group.name} (accuracy, %)"
         layout = _shifts(f"figure3-{slug(group.name)}", title, names)
         return replace(layout, blocks=(replace(layout.blocks[0], paper="shifts"),))
-    found = shifts_of(data_sets(scores, group, ZERO_SHOT))
-    if not found:
+    shifts = shifts_of(data_sets(scores, group, ZERO_SHOT))
+    if not shifts:
         return None
-    reference, shifted = next(iter(found.items()))
-    names = {name: (plain(name),) for name in (reference, *shifted)}
+    reference, shifted = next(iter(shifts.items()))
+    names = {name: (name, plain_name(name)) for name in (reference, *shifted)}
     title = f"Zero-shot on {reference} and its shifts (accuracy, %), as Figure 3"
     return _shifts(f"figure3-{slug(group.name)}", title, names)
 
 
 def _shifts(name: str, title: str, names: Mapping[str, tuple[str, ...]]) -> Layout:
-    reference, *shifted = ((Source(found, ZERO_SHOT, TOP1),) for found in names.values())
+    reference, *shifted = ((Source(spellings, ZERO_SHOT, TOP1),) for spellings in names.values())
     average = tuple(source for sources in shifted for source in sources)
     columns = (*(Column(label) for label in names), Column("Avg. of shifts"))
     return Layout(name, title, columns, (Block("", (reference, *shifted, average)),))
@@ -168,12 +151,15 @@ def pattern_layout(scores: Scores, group: Group) -> Layout | None:
     results = [result for result in scores.of(group.families) if result.task == FINE_GRAINED]
     if not results:
         return None
-    mmvp = next((result for result in results if plain(result.dataset) in MMVP), None)
+    mmvp = next((result for result in results if plain_name(result.dataset) in MMVP), None)
     dataset = (mmvp or results[0]).dataset
     prefix = f"{PAIRS}/"
     patterns = [m for r in results if r.dataset == dataset for m in r.metrics if m.startswith(prefix)]
     patterns = list(dict.fromkeys(patterns))
-    sources = [(Source(MMVP if mmvp else (plain(dataset),), FINE_GRAINED, (metric,)),) for metric in (*patterns, PAIRS)]
+    sources = [
+        (Source(MMVP if mmvp else (dataset, plain_name(dataset)), FINE_GRAINED, (metric,)),)
+        for metric in (*patterns, PAIRS)
+    ]
     labels = [pattern.removeprefix(prefix).replace("_", " ").capitalize() for pattern in patterns]
     columns = (*map(Column, labels), Column("Avg."))
     if mmvp:
@@ -194,14 +180,13 @@ def task_layout(scores: Scores, group: Group, number: int) -> Layout | None:
         averages += [recall[3], recall[7], recall[8]]
     else:
         averages = [
-            tuple(Source((plain(name),), task, TOP1) for name in data_sets(scores, group, task))
-            for task in (PROBE, FEW_SHOT)
+            tuple(Source.of(name, task, *TOP1) for name in data_sets(scores, group, task)) for task in (PROBE, FEW_SHOT)
         ]
         captioned = data_sets(scores, group, RETRIEVAL)
-        averages += [tuple(Source((plain(n),), RETRIEVAL, metrics) for n in captioned) for metrics in RECALL.values()]
+        averages += [tuple(Source.of(n, RETRIEVAL, *metrics) for n in captioned) for metrics in RECALL.values()]
         zero_shot = data_sets(scores, group, ZERO_SHOT)
         reference = next(iter(shifts_of(zero_shot)), zero_shot[0] if zero_shot else "")
-        averages.append((Source((plain(reference),), ZERO_SHOT, TOP1),) if reference else ())
+        averages.append((Source.of(reference, ZERO_SHOT, *TOP1),) if reference else ())
     shifts = shift_layout(scores, group)
     averages.append(shifts.blocks[0].sources[-1] if shifts else ())
     title = f"Figure {number}: six groups of tasks, {group.name} (%)"
@@ -212,7 +197,7 @@ def task_layout(scores: Scores, group: Group, number: int) -> Layout | None:
         return None
     columns = tuple(Column("ImageNet" if paper and label == SIX[4] else label) for label, _ in kept)
     name = f"figure{number}-{slug(group.name)}"
-    return Layout(name, title, columns, (Block("", tuple(found for _, found in kept), "tasks" if paper else ""),))
+    return Layout(name, title, columns, (Block("", tuple(sources for _, sources in kept), "tasks" if paper else ""),))
 
 
 def grounding_layouts(scores: Scores, group: Group) -> list[Layout]:
@@ -220,9 +205,9 @@ def grounding_layouts(scores: Scores, group: Group) -> list[Layout]:
     layouts = []
     for dataset in data_sets(scores, group, GROUNDING):
         known = {m for r in scores.of(group.families) if (r.dataset, r.task) == (dataset, GROUNDING) for m in r.metrics}
-        measured = {metric: label for metric, label in GROUNDED.items() if metric in known}
+        measured = {metric: label for metric, label in GROUNDING_COLUMNS.items() if metric in known}
         columns = tuple(map(Column, measured.values()))
-        sources = tuple((Source((plain(dataset),), GROUNDING, (metric,)),) for metric in measured)
+        sources = tuple((Source.of(dataset, GROUNDING, metric),) for metric in measured)
         title = f"Relevance and masks on {dataset} (%)"
         layouts.append(Layout(f"grounding-{slug(group.name)}-{slug(dataset)}", title, columns, (Block("", sources),)))
     return layouts
@@ -242,13 +227,13 @@ def _with_average(sources: Sequence[Source]) -> tuple[Sources, ...]:
 def paper_data_sets() -> set[str]:
     """Plain names of every data set in the paper's tables and in its Figure 3."""
     names = [names for names, _ in NINE.values()]
-    return {name for found in (*names, *CAPTIONED.values(), IMAGENET, *SHIFTS.values()) for name in found}
+    return {name for spellings in (*names, *CAPTIONED.values(), IMAGENET, *SHIFTS.values()) for name in spellings}
 
 
 def uses_paper_data(scores: Scores, group: Group) -> bool:
     """Whether a group was measured on a data set that speaks of the paper's comparison."""
     telling = paper_data_sets() - SMALL
-    return any(plain(result.dataset) in telling for result in scores.of(group.families))
+    return any(plain_name(result.dataset) in telling for result in scores.of(group.families))
 
 
 def other_layouts(scores: Scores, group: Group) -> list[Layout]:
@@ -257,53 +242,42 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
     skip = paper_data_sets() if uses_paper_data(scores, group) else set()
 
     def on(task: str) -> list[str]:
-        return list(dict.fromkeys(r.dataset for r in mine if r.task == task and plain(r.dataset) not in skip))
+        return list(dict.fromkeys(r.dataset for r in mine if r.task == task and plain_name(r.dataset) not in skip))
 
-    shifted = {name for found in shifts_of(on(ZERO_SHOT)).values() for name in found}
+    shifted = {name for shifts in shifts_of(on(ZERO_SHOT)).values() for name in shifts}
     classified = {PROBE: on(PROBE), FEW_SHOT: on(FEW_SHOT), ZERO_SHOT: [d for d in on(ZERO_SHOT) if d not in shifted]}
-    names = list(dict.fromkeys(name for found in classified.values() for name in found))
+    names = list(dict.fromkeys(name for names in classified.values() for name in names))
     titles = {PROBE: "Linear probing", FEW_SHOT: "Few-shot", ZERO_SHOT: "Zero-shot"}
     layouts = []
 
     def block(task: str, measured: Sequence[str]) -> Block:
         """A data set on which nobody was measured leaves its column empty, and out of the average."""
-        each = {name: Source((plain(name),), task, TOP1) for name in measured}
+        each = {name: Source.of(name, task, *TOP1) for name in measured}
         columns: list[Sources] = [(each[name],) if name in each else () for name in names]
         average = [tuple(each.values()) if len(each) > 1 else ()] if len(names) > 1 else []
         return Block(titles[task], (*columns, *average))
 
     columns = tuple(Column(n) for n in names) + ((Column("Avg."),) if len(names) > 1 else ())
     if names:
-        blocks = tuple(block(task, found) for task, found in classified.items() if found)
+        blocks = tuple(block(task, measured) for task, measured in classified.items() if measured)
         title = f"Classification on {group.name} (accuracy, %), as Table 1"
         layouts.append(Layout(f"table1-{slug(group.name)}", title, columns, blocks))
     captioned = on(RETRIEVAL)
     if captioned:
-        average = ("Avg.",) if len(captioned) > 1 else ()
-        layouts.append(
-            Layout(
-                f"table2-{slug(group.name)}",
-                f"Zero-shot retrieval on {group.name} (recall@5, %), as Table 2",
-                tuple(Column(n, f"{way.title()} retrieval") for way in RECALL for n in (*captioned, *average)),
-                (
-                    Block(
-                        "",
-                        tuple(
-                            sources
-                            for metrics in RECALL.values()
-                            for sources in _with_average([Source((plain(n),), RETRIEVAL, metrics) for n in captioned])
-                        ),
-                    ),
-                ),
-            )
+        image, text = (
+            _with_average([Source.of(name, RETRIEVAL, *metrics) for name in captioned]) for metrics in RECALL.values()
         )
+        labels = (*captioned, "Avg.") if len(captioned) > 1 else captioned
+        columns = tuple(Column(label, f"{way.title()} retrieval") for way in RECALL for label in labels)
+        title = f"Zero-shot retrieval on {group.name} (recall@5, %), as Table 2"
+        layouts.append(Layout(f"table2-{slug(group.name)}", title, columns, (Block("", (*image, *text)),)))
     return layouts
 
 
 def shifts_of(names: Sequence[str]) -> dict[str, list[str]]:
     """Data set → its shifted versions: those whose names continue its own, as scenes/test_v2 does scenes/test."""
-    found = {name: [other for other in names if other.startswith((f"{name}_", f"{name}-"))] for name in names}
-    return {name: shifts for name, shifts in found.items() if shifts}
+    by_name = {name: [other for other in names if other.startswith((f"{name}_", f"{name}-"))] for name in names}
+    return {name: shifts for name, shifts in by_name.items() if shifts}
 
 
 def slug(name: str) -> str:

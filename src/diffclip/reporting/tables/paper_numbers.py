@@ -10,7 +10,7 @@ import tomli
 
 
 @dataclass(frozen=True)
-class Stated:
+class PaperNumber:
     """A number of the paper and what it prints beside it, as fractions."""
 
     mean: float | None
@@ -32,7 +32,7 @@ def groups(name: str) -> list[str]:
     ]
 
 
-def rows(name: str, group: str) -> dict[str, dict[str, Stated]]:
+def rows(name: str, group: str) -> dict[str, dict[str, PaperNumber]]:
     """Model → column → number, with the columns of the tables here; empty for a pretraining that the paper lacks.
 
     name: "linear_probe", "few_shot", "retrieval", "seeds linear_probe", "seeds few_shot", "mmvp", "shifts", "tasks".
@@ -40,20 +40,22 @@ def rows(name: str, group: str) -> dict[str, dict[str, Stated]]:
     if name == "tasks":
         return _tasks(group)
     if name == "shifts":
-        return {model: {"ImageNet": found["Zero-shot ImageNet"]} for model, found in rows("retrieval", group).items()}
+        return {
+            model: {"ImageNet": numbers["Zero-shot ImageNet"]} for model, numbers in rows("retrieval", group).items()
+        }
     table = _part(name).get(group, {})
     if name == "mmvp":
-        return {model: {"Avg.": Stated(mean / 100)} for model, mean in table.items()}
+        return {model: {"Avg.": PaperNumber(mean / 100)} for model, mean in table.items()}
     if name.startswith("seeds"):
         return {
-            model: {column: Stated(mean / 100, sd / 100) for column, (mean, sd) in numbers.items()}
+            model: {column: PaperNumber(mean / 100, sd / 100) for column, (mean, sd) in numbers.items()}
             for model, numbers in table.items()
         }
     columns = load()["retrieval" if name == "retrieval" else "classification"]["columns"]
     gains: Mapping[str, Iterable[float | None]] = {"DiffCLIP": table.get("gains", ())}
     return {
         model: {
-            column: Stated(mean / 100, None, None if gain is None else gain / 100)
+            column: PaperNumber(mean / 100, None, None if gain is None else gain / 100)
             for column, mean, gain in zip(columns, table[model], gains.get(model, [None] * len(columns)), strict=True)
         }
         for model in table
@@ -61,9 +63,9 @@ def rows(name: str, group: str) -> dict[str, dict[str, Stated]]:
     }
 
 
-def _tasks(group: str) -> dict[str, dict[str, Stated]]:
+def _tasks(group: str) -> dict[str, dict[str, PaperNumber]]:
     """The averages of Tables 1 and 2, and of the variants the gains that the text states, added to CLIP's numbers."""
-    found: dict[str, dict[str, Stated]] = {}
+    by_model: dict[str, dict[str, PaperNumber]] = {}
     places = {
         "Linear probing": ("linear_probe", "Avg."),
         "Few-shot": ("few_shot", "Avg."),
@@ -73,14 +75,14 @@ def _tasks(group: str) -> dict[str, dict[str, Stated]]:
     }
     for column, (name, place) in places.items():
         for model, numbers in rows(name, group).items():
-            found.setdefault(model, {})[column] = numbers[place]
+            by_model.setdefault(model, {})[column] = numbers[place]
     for model, gains in load()["variants"].get(group, {}).items():
-        baseline = {column: stated.mean for column, stated in found["CLIP"].items()}
-        found.setdefault(model, {})
+        baseline = {column: stated.mean for column, stated in by_model["CLIP"].items()}
+        by_model.setdefault(model, {})
         for column, gain in gains.items():
             start = baseline.get(column)
-            found[model][column] = Stated(None if start is None else start + gain / 100, None, gain / 100)
-    return found
+            by_model[model][column] = PaperNumber(None if start is None else start + gain / 100, None, gain / 100)
+    return by_model
 
 
 def _part(name: str) -> dict[str, Any]:

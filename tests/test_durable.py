@@ -1,0 +1,126 @@
+"""Files that are whole or not there."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from diffclip import durable
+from diffclip.errors import UserError
+
+
+def refuse(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def in_a_process(function, *arguments):
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def test_a_file_is_there_once_it_is_whole(tmp_path):
+    path = tmp_path / "made" / "text"
+    with durable.writing(path) as unfinished:
+        unfinished.write_text("half")
+        assert unfinished.parent == path.parent
+        assert not path.exists()
+        unfinished.write_text("whole")
+    assert path.read_text() == "whole"
+    assert os.listdir(path.parent) == ["text"]
+
+
+def test_what_is_renamed_is_on_the_disk_and_the_name_is_too(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    durable.write_text(tmp_path / "text", "whole")
+    file, renamed, folder = done
+    assert file.endswith(durable.UNFINISHED)
+    assert (renamed, folder) == ("rename", str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_error_leaves_the_old_file_and_no_litter(tmp_path, error):
+    path = tmp_path / "text"
+    durable.write_text(path, "old")
+
+    def fail():
+        with durable.writing(path) as unfinished:
+            unfinished.write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["text"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, function):
+    path = tmp_path / "text"
+    durable.write_text(path, "old")
+    monkeypatch.setattr(os, function, refuse)
+    with pytest.raises(OSError, match="No space left"):
+        durable.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["text"]
+
+
+def _killed_in_the_middle(path):
+    with durable.writing(path) as unfinished:
+        unfinished.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_writer_leaves_the_old_file_and_what_can_be_told_from_others(tmp_path):
+    path = tmp_path / "text"
+    durable.write_text(path, "old")
+    killed = in_a_process(_killed_in_the_middle, path)
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    (left,) = {file.name for file in tmp_path.iterdir()} - {"text"}
+    assert left.startswith(".text.")
+    durable.remove_unfinished(tmp_path, older_than=60)
+    assert (tmp_path / left).exists()
+    os.utime(tmp_path / left, (time.time() - 100,) * 2)
+    durable.remove_unfinished(tmp_path, older_than=60)
+    assert os.listdir(tmp_path) == ["text"]
+
+
+def test_two_writers_of_one_file_do_not_collide(tmp_path, monkeypatch):
+    path = tmp_path / "text"
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers
+    with durable.writing(path) as first:
+        first.write_text("first")
+        with durable.writing(path) as second:
+            assert second != first
+            second.write_text("second")
+        assert path.read_text() == "second"
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["text"]
+
+
+def test_a_full_disk_under_tensors_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def fails(*_):
+        raise durable.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(durable, "save_file", fails)
+    with pytest.raises(OSError, match="No space left") as caught:
+        durable.write_tensors(tmp_path / "weights", {"a": torch.zeros(1)})
+    assert caught.value.errno == errno.ENOSPC
+    assert not os.listdir(tmp_path)
+
+
+def test_an_error_of_the_system_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "deep" / "below"
+    with pytest.raises(UserError, match=f"cannot write {path}: Not a directory"), durable.user_errors(path):
+        durable.write_text(path, "text")
