@@ -13,6 +13,7 @@ import pkgutil
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -80,6 +81,15 @@ def href(target: str, page: Path, site: Path) -> str:
     return Path(os.path.relpath(there, site)).as_posix()
 
 
+def api_page(name: str) -> str:
+    """Where the API describes a dotted name: the page of its module, and the place on it."""
+    parts = name.split(".")
+    folders = [PACKAGE.parent.joinpath(*parts[:cut]) for cut in range(1, len(parts) + 1)]
+    depth = sum(folder.is_dir() or folder.with_suffix(".py").exists() for folder in folders)
+    place = ".".join(parts[depth:])
+    return f"api/{'/'.join(parts[:depth])}.html" + (f"#{place}" if place else "")
+
+
 def title(page: Path) -> str:
     return next(line[2:] for line in page.read_text().splitlines() if line.startswith("# ")).partition(":")[0]
 
@@ -92,6 +102,11 @@ def page_html(page: Path, site: Path) -> str:
     )
     content = re.sub(
         r'(href|src)="([^"]*)"', lambda m: f'{m[1]}="{html.escape(href(html.unescape(m[2]), page, site))}"', content
+    )
+    content = re.sub(
+        r"<code>(diffclip(?:\.\w+)+)([^<]*)</code>",
+        lambda m: f'<a href="{api_page(m[1])}"><code>{m[1]}{m[2]}</code></a>',
+        content,
     )
     links = [
         f'<a href="{other.stem}.html"{" class=here" if other == page else ""}>{html.escape(title(other))}</a>'
@@ -117,7 +132,9 @@ def build(site: Path, api: list[str] | None = None) -> None:
     for page in pages():
         (site / f"{page.stem}.html").write_text(page_html(page, site.resolve()))
     pdoc.render.configure(docformat="google", footer_text="diffclip")
-    pdoc.pdoc(*(modules() if api is None else api), output_directory=site / "api")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # annotations that only a type checker imports
+        pdoc.pdoc(*(modules() if api is None else api), output_directory=site / "api")
 
 
 def described(path: Path) -> str:

@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+import tomli
 
 from diffclip import cli
 from diffclip.config import Evaluation, Recipe
@@ -90,6 +91,15 @@ def test_every_setting_of_a_recipe_is_in_its_reference():
 def test_every_page_is_in_the_index():
     linked = set(re.findall(r"\]\((?:\.\./)?([\w.]+\.md)", (ROOT / "docs" / "index.md").read_text()))
     assert linked | {"index.md"} == {page.name for page in PAGES} | {"CHANGELOG.md"}
+
+
+def test_the_layers_in_contributing_are_those_that_are_enforced():
+    contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(c["layers"] for c in contracts if c.get("containers") == ["diffclip"])
+    enforced = [name for layer in layers for name in layer.split(" | ")]
+    block = next(b for b in code_blocks(ROOT / "CONTRIBUTING.md") if b.startswith("__main__"))
+    told = [name for line in block.splitlines() for name in line.partition("   ")[0].split(", ")]
+    assert told == enforced
 
 
 def test_the_tree_in_contributing_is_the_tree_on_disk():
