@@ -35,7 +35,6 @@ OTHERS = {
     "pip": "installs packages",
     "hf": "downloads from the hub",
     "wget": "downloads",
-    "git": "clones a repository",
     "img2dataset": "downloads images",
     "sed": "edits a file that was downloaded",
     "scontrol": "SLURM's",
