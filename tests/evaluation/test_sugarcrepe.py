@@ -95,7 +95,8 @@ def test_reads_the_authors_files_and_finds_the_images(tmp_path, caplog, place):
     assert len(source) == 14
     assert source.kinds[:3] == ("replace_obj", "replace_obj", "replace_att")
     assert (source[1].image, source[1].captions) == (jpeg(1), ("replace_obj 1", "not 1"))
-    assert "swap_obj.json: 2 examples, but 246 are published" in caplog.text
+    assert "other counts than the published ones: 2 of replace_obj (1,652), 2 of replace_att (788)" in caplog.text
+    assert "2 of swap_obj (246)" in caplog.text
 
 
 def test_published_counts_pass_without_a_warning(tmp_path, caplog):
