@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test bench check format clean
+.PHONY: install quickstart test docs bench check format clean
 
 install: .venv/installed
 
@@ -18,6 +18,9 @@ quickstart: install  ## train CLIP and DiffCLIP side by side, compare them, writ
 
 test: check  ## lint, types, tests
 	$(BIN)/python -m pytest -n 2
+
+docs: install  ## the pages and the API as HTML: open site/index.html
+	$(BIN)/python docs/build.py site
 
 BENCHMARKS := benchmarks/attention.py benchmarks/train_step.py benchmarks/encode.py benchmarks/tokenizer.py benchmarks/grad_cache.py \
   benchmarks/quickstart_speed.py benchmarks/scenes.py benchmarks/loader.py benchmarks/checkpoint.py benchmarks/monitoring.py
@@ -40,4 +43,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build src/*.egg-info .mypy_cache .ruff_cache
+	rm -rf .venv build src/*.egg-info .mypy_cache .ruff_cache site

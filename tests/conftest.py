@@ -12,7 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Processes, compilers and whole runs. What begins last should be short, or one worker ends long after the other.
-FIRST = ("hostile/test_hostile.py", "training", "test_quickstart.py", "test_sweep.py", "reporting", "models", "data")
+FIRST = (
+    *("hostile/test_hostile.py", "training", "test_quickstart.py", "test_docs_commands.py", "test_sweep.py"),
+    *("reporting", "models", "data"),
+)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,8 +1,12 @@
 """The names that users rely on, and that importing them costs nothing until they are used."""
 
+import ast
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 import diffclip
@@ -14,10 +18,46 @@ def test_importing_does_not_load_torch():
     assert output == "False clip_vit_t16 False\n"
 
 
-def test_every_public_name_is_there():
-    for name in diffclip.__all__:
-        assert getattr(diffclip, name) is not None
-    assert set(dir(diffclip)) == set(diffclip.__all__)
+def declared():
+    """Public name → the module that a type checker takes it from, as the package's `if TYPE_CHECKING` says."""
+    tree = ast.parse(Path(diffclip.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module for node in imports for alias in node.names}
+
+
+def test_type_checkers_and_users_see_the_same_names():
+    assert set(declared()) == set(diffclip.__all__) == set(dir(diffclip))
+    for name, module in declared().items():
+        value = getattr(diffclip, name)
+        if inspect.ismodule(value):
+            assert value.__name__ == f"{module}.{name}"
+        else:
+            assert value is getattr(sys.modules[module], name)
+            assert value.__module__ == module, "where it is defined, not where it passes through"
+
+
+@pytest.mark.parametrize("name", diffclip.__all__)
+def test_every_public_name_is_documented_and_typed(name):
+    value = getattr(diffclip, name)
+    assert len(value.__doc__ or "") > 20
+    if inspect.isfunction(value):
+        signatures = [value]
+    elif inspect.isclass(value):  # its own methods, not those of torch
+        own = {key: member for key, member in vars(value).items() if inspect.isfunction(member)}
+        signatures = [member for key, member in own.items() if key == "__init__" or not key.startswith("_")]
+    else:
+        return
+    for function in signatures:
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not inspect.Signature.empty, function
+        for parameter in list(signature.parameters.values()):
+            assert parameter.name == "self" or parameter.annotation is not inspect.Parameter.empty, function
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'create_modle'"):
+        diffclip.create_modle  # noqa: B018
 
 
 def test_packages_are_reached_by_attribute():

@@ -5,20 +5,12 @@ import torch
 import diffclip.analysis
 from diffclip.analysis import image_attention, relevance, text_attention
 from diffclip.analysis.attention_maps import class_token_rows
-from diffclip.models.clip import create_model
 from diffclip.models.maps import forward_with_maps
-
-TINY = {
-    "embed_dim": 6, "image_size": 8, "patch_size": 4, "vision_width": 8, "vision_depth": 3, "vision_heads": 4,
-    "text_width": 8, "text_depth": 1, "text_heads": 2, "context_length": 6, "vocab_size": 20,
-}  # fmt: skip
+from small_models import EQUATIONS, small_model
 
 
 def tiny(kind, **changes):
-    torch.manual_seed(0)
-    model = create_model(
-        {"standard": "clip_vit_t16", "differential": "diffclip_vit_t16"}[kind], **(TINY | changes)
-    ).double()
+    model = small_model({"standard": "clip", "differential": "diffclip"}[kind], size=EQUATIONS, **changes).double()
     with torch.no_grad():
         for parameter in model.parameters():  # far from initialisation: maps that are not flat, gradients of both signs
             parameter += 0.5 * torch.randn_like(parameter)

@@ -3,14 +3,11 @@ import pytest
 import torch
 
 from diffclip.analysis.occlusion import occlusion
-from diffclip.models.clip import create_model
+from small_models import EQUATIONS, small_model
 
 
-def tiny(kind="diffclip", size=12):
-    torch.manual_seed(0)
-    vision = {"image_size": size, "patch_size": 4, "vision_width": 16, "vision_depth": 1, "vision_heads": 2}
-    text = {"text_width": 8, "text_depth": 1, "text_heads": 2, "context_length": 5, "vocab_size": 20}
-    return create_model(f"{kind}_vit_t16", embed_dim=6, **vision, **text).double()
+def tiny():
+    return small_model(size=EQUATIONS, image_size=12, vision_depth=1).double()
 
 
 TOKENS = torch.tensor([[18, 3, 4, 19, 0], [18, 5, 19, 0, 0], [18, 7, 8, 9, 19]])

@@ -4,7 +4,6 @@ import io
 import re
 
 import pytest
-import torch
 from dataset_files import jpeg, write
 from pictures import pictures
 from rich.console import Console
@@ -17,19 +16,15 @@ from diffclip.evaluation.run.plan import Job, JobList, NamedModel
 from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import DataSet
 from diffclip.evaluation.task import TASKS, get_task
-from diffclip.models.clip import create_model
 from diffclip.models.weights.store import save
-
-SMALL = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
+from small_models import small_model
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for kind in ("clip", "diffclip"):
-        torch.manual_seed(0)
-        text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
-        save(create_model(f"{kind}_vit_t16", **SMALL, **text), folder / kind)
+        save(small_model(kind), folder / kind)
     return [str(folder / "clip"), str(folder / "diffclip")]
 
 
@@ -150,9 +145,7 @@ def test_all_of_the_paper_below_one_folder(capsys, tmp_path, models):
 def test_a_terminal_gets_a_bar_and_the_same_results(tmp_path, models):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
-    torch.manual_seed(0)
-    text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
-    named = NamedModel("tiny", "runs/a", create_model("clip_vit_t16", **SMALL, **text))
+    named = NamedModel("tiny", "runs/a", small_model("clip"))
     data = data_set(f"mine={pictures(tmp_path / 'x')}", ("zero_shot",))
     assert run_suite([named], [data], tmp_path / "results.jsonl", console) == []
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue())
@@ -192,8 +185,7 @@ def test_durations():
 def test_a_log_is_told_the_time_left(monkeypatch):
     clock, screen = [0.0], io.StringIO()
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    torch.manual_seed(0)
-    model = NamedModel("tiny", "runs/a", create_model("clip_vit_t16", **SMALL))
+    model = NamedModel("tiny", "runs/a", small_model("clip"))
     data = DataSet("mine", lambda: None, ())
     texts = {"zero_shot": 400, "robustness": 0}
     tasks = (get_task("zero_shot"), get_task("robustness"))

@@ -19,14 +19,7 @@ from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.evaluation.features import cache as feature_cache
 from diffclip.evaluation.features.cache import FeatureCache, content_digest
 from diffclip.evaluation.features.encode import image_features
-from diffclip.models.clip import create_model
-
-SMALL = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
-
-
-def tiny(seed=0, **changes):
-    torch.manual_seed(seed)
-    return create_model("diffclip_vit_t16", **(SMALL | {"text_width": 16, "text_depth": 1, "text_heads": 2} | changes))
+from small_models import small_model as tiny
 
 
 class Noise:

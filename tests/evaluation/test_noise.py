@@ -11,8 +11,8 @@ from diffclip.errors import UserError
 from diffclip.evaluation.stats.bootstrap import mean_interval
 from diffclip.evaluation.tasks import noise
 from diffclip.models.attention.ops import AttentionMaps
-from diffclip.models.clip import create_model
 from diffclip.models.maps import forward_with_maps
+from small_models import small_model
 
 
 def maps(batch, heads, size, seed=0):
@@ -62,10 +62,7 @@ def test_pairs_of_standard_attention_are_the_heads_that_would_be_paired():
 
 
 def tiny(kind, **changes):
-    torch.manual_seed(0)
-    vision = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 2, "vision_heads": 4}
-    text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
-    model = create_model(f"{kind}_vit_t16", embed_dim=16, **(vision | text | changes))
+    model = small_model(kind, **{"vision_depth": 2, "vision_heads": 4} | changes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)

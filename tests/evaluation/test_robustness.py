@@ -10,11 +10,9 @@ from diffclip.errors import UserError
 from diffclip.evaluation.features.encode import image_features
 from diffclip.evaluation.tasks import robustness, zero_shot
 from diffclip.models.clip import create_model
+from small_models import PICTURES
 
-TINY = {
-    **{"image_size": 8, "patch_size": 4, "embed_dim": 16},
-    **{"vision_width": 32, "vision_depth": 2, "vision_heads": 2, "text_width": 32, "text_depth": 1, "text_heads": 2},
-}
+TINY = PICTURES | {"image_size": 8, "patch_size": 4, "vision_depth": 2, "text_width": 32}
 NAMES = ("red", "green", "blue")
 
 

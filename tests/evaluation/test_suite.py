@@ -24,16 +24,9 @@ from diffclip.evaluation.run import suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, Settings
 from diffclip.evaluation.task import TASKS, missing
 from diffclip.evaluation.tasks import few_shot, linear_probe
-from diffclip.models.clip import create_model
+from small_models import small_model as tiny
 
 NAMES = ("red", "green", "blue", "white", "black", "grey")
-
-
-def tiny(kind="diffclip", seed=0, **changes):
-    torch.manual_seed(seed)
-    vision = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2}
-    text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
-    return create_model(f"{kind}_vit_t16", **({"embed_dim": 16} | vision | text | changes))
 
 
 class Squares:

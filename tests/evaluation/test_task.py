@@ -17,9 +17,7 @@ from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel
 from diffclip.evaluation.task import TASKS, Metric, Task, get_task
 from diffclip.models.clip import create_model
-
-TINY = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
-TINY |= {"text_width": 16, "text_depth": 1, "text_heads": 2}
+from small_models import PICTURES
 
 
 def run_python(program):
@@ -130,7 +128,7 @@ def toy(monkeypatch):
 
 def test_a_new_task_takes_one_file_and_one_line(toy, tmp_path, capsys):
     torch.manual_seed(0)
-    model = NamedModel("tiny", "runs/a", create_model("clip_vit_t16", **TINY))
+    model = NamedModel("tiny", "runs/a", create_model("clip_vit_t16", **PICTURES))
     data = [DataSet("scenes", SceneSource("test", 32, 6), ("zero_shot", "brightness"))]
     path = tmp_path / "results.jsonl"
     assert run_suite([model], data, path, Console(width=200), Settings(sample=4)) == []

@@ -4,16 +4,9 @@ import torch
 import diffclip
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 from diffclip.models.maps import forward_with_maps, record_attention
+from small_models import TOWERS
 
-SMALL = {
-    "vision_width": 32,
-    "vision_depth": 2,
-    "vision_heads": 4,
-    "text_width": 32,
-    "text_depth": 3,
-    "text_heads": 4,
-}
-SMALL |= {"image_size": 32, "embed_dim": 16}
+SMALL = TOWERS | {"text_depth": 3}
 KINDS = ("clip_vit_b16", "diffclip_vit_b16")
 
 

@@ -7,16 +7,9 @@ from diffclip import create_model
 from diffclip.errors import UserError
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 from diffclip.models.towers import TextTower, VisionTower
+from small_models import TOWERS
 
-SMALL = {
-    "vision_width": 32,
-    "vision_depth": 2,
-    "vision_heads": 4,
-    "text_width": 32,
-    "text_depth": 3,
-    "text_heads": 4,
-}
-SMALL |= {"image_size": 32, "embed_dim": 16}
+SMALL = TOWERS | {"text_depth": 3}
 KINDS = ("clip_vit_b16", "diffclip_vit_b16")
 END = 49407
 

@@ -11,14 +11,12 @@ import diffclip
 from diffclip import durable
 from diffclip.models.clip import CLIP
 from diffclip.models.weights import store as weights
-
-SMALL = {"vision_width": 32, "vision_depth": 2, "vision_heads": 4, "text_width": 32, "text_depth": 2, "text_heads": 4}
-SMALL |= {"image_size": 32, "embed_dim": 16}
+from small_models import TOWERS
 
 
 @pytest.fixture
 def model():
-    return diffclip.create_model("diffclip_vit_b16", **SMALL, lambda_init=0.3, image_mean=(0.1, 0.2, 0.3))
+    return diffclip.create_model("diffclip_vit_b16", **TOWERS, lambda_init=0.3, image_mean=(0.1, 0.2, 0.3))
 
 
 @pytest.fixture

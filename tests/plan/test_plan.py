@@ -13,12 +13,12 @@ from diffclip.plan import flops
 from diffclip.plan.estimate import Assumptions, operations, plan, published, scales
 from diffclip.plan.hardware import accelerators, machines
 from diffclip.training.dry_run import activation_growth
+from small_models import ESTIMATED
 
-SMALL = {"image_size": 32, "vision_width": 64, "text_width": 32, "context_length": 16, "embed_dim": 8}
 CC12M = Path(__file__).parents[2] / "src/diffclip/recipes/cc12m/diffclip.toml"
 
 
-def recipe(model=SMALL, **training):
+def recipe(model=ESTIMATED, **training):
     return validate(
         {
             "model": {"preset": "diffclip_vit_quickstart", "overrides": {"vision_depth": 1, "text_depth": 1} | model},
@@ -56,10 +56,10 @@ def test_time_and_cost_are_those_worked_out_by_hand():
 @pytest.mark.parametrize(
     ("limit", "assumptions", "where", "model"),
     [
-        ("compute", {"utilisation": 1e-6}, "1xA100", SMALL),
-        ("loading", {"utilisation": 1.0, "cores": 1, "images_per_core": 1}, "1xA100", SMALL),
-        ("network", {"utilisation": 1.0, "cores": 10**6}, "512xV100", SMALL | {"text_width": 256}),
-        ("memory bandwidth", {"utilisation": 1.0, "cores": 10**6}, "1xA100", SMALL),
+        ("compute", {"utilisation": 1e-6}, "1xA100", ESTIMATED),
+        ("loading", {"utilisation": 1.0, "cores": 1, "images_per_core": 1}, "1xA100", ESTIMATED),
+        ("network", {"utilisation": 1.0, "cores": 10**6}, "512xV100", ESTIMATED | {"text_width": 256}),
+        ("memory bandwidth", {"utilisation": 1.0, "cores": 10**6}, "1xA100", ESTIMATED),
     ],
 )
 def test_the_slowest_is_the_limit(limit, assumptions, where, model):
@@ -106,7 +106,7 @@ def test_memory_is_that_of_the_dry_run():
 
 def test_what_changes_while_training_is_averaged():
     """Eight epochs at 16 pixels, then two at 32; of the patches half, but in the last epoch."""
-    changing = recipe(SMALL | {"patch_dropout": 0.5}, epochs=10, undropped_epochs=1, image_sizes=[[0, 16], [8, 32]])
+    changing = recipe(ESTIMATED | {"patch_dropout": 0.5}, epochs=10, undropped_epochs=1, image_sizes=[[0, 16], [8, 32]])
     config = changing.model.resolve()
     small = flops.training(dataclasses.replace(config, image_size=16), 1024)
     large, whole = (flops.training(config, 1024, dropping=dropping) for dropping in (True, False))
@@ -151,7 +151,7 @@ def test_wrong_assumptions_are_refused():
 @pytest.fixture
 def path(tmp_path):
     file = tmp_path / "r.toml"
-    overrides = ", ".join(f"{key} = {value}" for key, value in SMALL.items())
+    overrides = ", ".join(f"{key} = {value}" for key, value in ESTIMATED.items())
     file.write_text(
         f"[model]\npreset = 'diffclip_vit_quickstart'\noverrides = {{{overrides}}}\n"
         "[data]\nexamples = 10000\n[training]\nbatch_size = 1024\n"

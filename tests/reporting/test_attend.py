@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -10,18 +9,15 @@ from diffclip.analysis.look import LayerMaps, Look, look
 from diffclip.commands.attend import _labels
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
-from diffclip.models.clip import create_model
 from diffclip.models.weights.store import save
 from diffclip.reporting.figures import attention as figures
+from small_models import small_model
 
 TEXTS = ("a red star", "a ring beside a very long wall")
 
 
-def tiny(kind, seed=0):
-    torch.manual_seed(seed)
-    vision = {"image_size": 16, "patch_size": 4, "vision_width": 32, "vision_depth": 2, "vision_heads": 4}
-    text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
-    return create_model(f"{kind}_vit_t16", embed_dim=16, **vision, **text).eval()
+def tiny(kind):
+    return small_model(kind, patch_size=4, vision_depth=2, vision_heads=4).eval()
 
 
 def picture(height=30, width=50):

@@ -2,7 +2,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from made_results import make_run
 from PIL import Image
 
@@ -11,18 +10,15 @@ from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
-from diffclip.models.clip import create_model
 from diffclip.models.weights.store import save
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import find_groups
 from diffclip.reporting.figures.panels import attention_panel, group_panels, pair_of, scene_panels
+from small_models import small_model
 
 
 def tiny(kind):
-    torch.manual_seed(0)
-    vision = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 2, "vision_heads": 2}
-    text = {"text_width": 16, "text_depth": 1, "text_heads": 2}
-    return create_model(f"{kind}_vit_t16", embed_dim=16, **vision, **text).eval()
+    return small_model(kind, vision_depth=2).eval()
 
 
 def picture(seed=0, height=30, width=50):

@@ -9,8 +9,9 @@ from diffclip.config import validate
 from diffclip.models.clip import create_model
 from diffclip.training.dry_run import activation_bytes, describe, saved_bytes
 from diffclip.training.loss import contrastive_loss
+from small_models import ESTIMATED
 
-SMALL = {"image_size": 32, "patch_size": 8, "vision_width": 64, "text_width": 32, "context_length": 16, "embed_dim": 8}
+SMALL = ESTIMATED | {"patch_size": 8}
 
 
 def recipe(**model):

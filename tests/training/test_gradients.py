@@ -15,17 +15,8 @@ from diffclip.training.dry_run import saved_bytes
 from diffclip.training.loss import LOSSES, Pairing, backward_by_rows, contrastive, gather, scatter_gradients
 from diffclip.training.setup import new_state
 from diffclip.training.step import Schedule
+from small_models import TRAINED
 
-SMALL = {
-    "image_size": 32,
-    "patch_size": 8,
-    "vision_width": 32,
-    "vision_depth": 2,
-    "text_width": 32,
-    "text_depth": 2,
-    "embed_dim": 16,
-    "patch_dropout": 0.25,
-}
 SIZE, END = 11, 49407
 GROUPS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 2, 1, 0])
 
@@ -34,7 +25,7 @@ def trainer(kind="diffclip", shared=False, loss="contrastive", **training):
     recipe = validate(
         {
             "seed": 5,
-            "model": {"preset": f"{kind}_vit_quickstart", "overrides": SMALL},
+            "model": {"preset": f"{kind}_vit_quickstart", "overrides": TRAINED},
             "loss": {"kind": loss, "shared_captions": shared},
             "training": {"batch_size": SIZE, "precision": "float32"} | training,
         },

@@ -13,19 +13,13 @@ from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep
 from diffclip.training.optimizer import adamw, learning_rate, moment_bytes
+from small_models import TOWERS
 
-SMALL = {
-    "vision_width": 32,
-    "vision_heads": 2,
-    "vision_depth": 1,
-    "text_width": 32,
-    "text_heads": 2,
-    "text_depth": 1,
-}
+SMALL = TOWERS | {"vision_depth": 1, "vision_heads": 2, "text_depth": 1, "text_heads": 2}
 
 
 def test_matrices_decay_and_nothing_else_does():
-    model = create_model("diffclip_vit_b16", image_size=32, **SMALL)
+    model = create_model("diffclip_vit_b16", **SMALL)
     decaying, kept = adamw(model, Optimizer()).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert decaying["weight_decay"] == 0.5
@@ -65,7 +59,7 @@ EIGHT = Optimizer(kind="adamw_8bit", lr=1e-2, weight_decay=0.1)
 
 def small_model():
     torch.manual_seed(0)
-    return create_model("diffclip_vit_b16", image_size=32, **SMALL | {"vision_width": 64, "vision_heads": 4})
+    return create_model("diffclip_vit_b16", **SMALL | {"vision_width": 64, "vision_heads": 4})
 
 
 def steps(model, optimizer, first, last):

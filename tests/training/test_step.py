@@ -9,17 +9,9 @@ from diffclip.models.clip import CLIP
 from diffclip.training.dry_run import saved_bytes
 from diffclip.training.setup import new_state
 from diffclip.training.step import Schedule
+from small_models import TRAINED
 
-SMALL = {
-    "image_size": 32,
-    "patch_size": 8,
-    "vision_width": 32,
-    "vision_depth": 3,
-    "text_width": 32,
-    "text_depth": 2,
-    "embed_dim": 16,
-    "patch_dropout": 0.25,
-}
+SMALL = TRAINED | {"vision_depth": 3}
 END = 49407
 
 

@@ -1,4 +1,4 @@
-"""What every source hands out, and what a user may say about a source."""
+"""One example of a source, and the options of a source."""
 
 from __future__ import annotations
 

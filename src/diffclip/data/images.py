@@ -1,6 +1,6 @@
 """Decode an image of unknown origin to 8-bit RGB, or say in one word why it cannot be used.
 
-What is done with images that are not plain RGB:
+Images that are not plain RGB:
 
 - Transparency (RGBA, grey with alpha, palettes with a transparent entry) is composited on white: the colour
   behind transparent pixels is arbitrary, and nearly all such drawings were made for white pages.
@@ -9,7 +9,7 @@ What is done with images that are not plain RGB:
 - The EXIF orientation is ignored, as open_clip and torchvision's default loader do, so that scores compare.
 
 JPEG in its usual colours is decoded by TurboJPEG, to the same bits as by Pillow and in three quarters of its time.
-It is asked to refuse whatever it would have to warn of; that, and everything else, is Pillow's to judge.
+It refuses whatever it would have to warn of. Pillow decodes that, and everything else.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class CLIP(nn.Module):
         """(B, 3, image_size, image_size) float, normalised by the config's mean and std → (B, embed_dim).
 
         Pixels are cast to the dtype of the weights. Normalised features are float32 (float64 for a float64 model),
-        others have the model's dtype. In
-        training mode images may be smaller, by whole patches: positions are resampled.
+        others have the model's dtype. In training mode images may be smaller, by whole patches: positions are
+        resampled.
         Raises UserError for another shape or for integer pixels.
         """
         size = self.config.image_size
@@ -89,9 +89,8 @@ class CLIP(nn.Module):
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor | None]:
         """Normalised features of images and texts, and the inverse temperature, under open_clip's keys.
 
-        Returns "image_features" and "text_features" (B, embed_dim), None for what was not given, and
-        "logit_scale",
-        a scalar: exp of the parameter; "logit_bias", a scalar, where the config has one.
+        Returns "image_features" and "text_features" (B, embed_dim), None for what was not given; "logit_scale", a
+        scalar, exp of the parameter; "logit_bias", a scalar, where the config has one.
         """
         bias = {} if self.config.logit_bias is None else {"logit_bias": self.logit_bias}
         return bias | {
@@ -103,9 +102,9 @@ class CLIP(nn.Module):
     def compile(self, **options: Any) -> None:
         """Compile every block of both towers in place, so that encode_image, encode_text and forward run compiled.
 
-        options: torch.compile's, such as backend or mode. Parameters keep their names. Blocks that are alike share what
-        was compiled, so that a deep tower takes no longer than a flat one. It is compiled when a block is first called,
-        and once more when its shapes turn out to change from call to call; the length of texts may.
+        options: torch.compile's, such as backend or mode. Parameters keep their names. Blocks that are alike share one
+        graph, so a deep tower compiles as fast as a flat one. A block is compiled at its first call, and once more when
+        its shapes change from call to call, as the length of texts may.
         """
         for tower in (self.visual, self.text):
             for block in tower.blocks:
@@ -123,7 +122,7 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def lambdas(self) -> dict[str, Tensor]:
-        """λ by layer, from the input on: {"visual": (depth,), "text": (depth,)}, differential towers only."""
+        """λ of each layer from the input on: {"visual": (depth,), "text": (depth,)}, differential towers only."""
         towers: dict[str, nn.Module] = {"visual": self.visual, "text": self.text}
         lambdas = {
             name: [layer.lam() for layer in tower.modules() if isinstance(layer, DifferentialAttention)]

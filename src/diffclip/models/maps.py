@@ -19,10 +19,10 @@ from diffclip.models.attention.ops import AttentionMaps
 def record_attention(module: nn.Module) -> Iterator[list[AttentionMaps]]:
     """Inside the `with`, every attention layer in `module` appends its maps to the list, as it is run.
 
-    Both kinds of layer compute by their maps while recorded, and give what they give otherwise up to
+    Both kinds of layer compute by their maps while recorded, with the usual output up to
     rounding. A map is (B, heads, N, N), where heads is half as many in a differential layer; N counts the
     class token of an image, first, and the tokens of the longest text. Compiled modules run as they are written.
-    Nothing stays behind on leaving, also after an exception.
+    On leaving, also by an exception, the layers are as before.
     """
     layers = [m for m in module.modules() if isinstance(m, StandardAttention | DifferentialAttention)]
     maps: list[AttentionMaps] = []

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class Mlp(timm.layers.Mlp):  # type: ignore[misc]  # timm is untyped
     """timm's Mlp: fc2(act(fc1(x))), with its parameters and numbers, no dropout.
 
-    Autograd would keep the hidden layer before the activation, for the gradient of that, and after it, for the
-    second matrix's; and under autocast each matrix in low precision, for the gradient of its input. Here the activation
-    is computed again in the backward pass and the matrices are cast again, which costs far less than a product.
+    Autograd would keep the hidden layer twice: before the activation for the activation's gradient, and after it for
+    the second matrix's. Under autocast it would also keep each matrix in low precision. Here the backward pass computes
+    the activation and casts the matrices again, which costs far less than a product.
     """
 
     def forward(self, x: Tensor) -> Tensor:

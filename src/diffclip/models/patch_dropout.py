@@ -1,4 +1,4 @@
-"""Patch dropout (Li et al. 2023, arXiv 2212.00794) whose choice can be given, so that it can be made again."""
+"""Patch dropout (Li et al. 2023, arXiv 2212.00794) that takes its random numbers, so that a choice can be repeated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from torch import Tensor
 class PatchDropout(TimmPatchDropout):  # type: ignore[misc]  # timm is untyped
     """timm's: in training only a random share of an image's patches goes on, in random order.
 
-    `noise` (B, patches) says which, the smallest first, for the images of the next forward passes; while it is None
-    it is drawn from torch's generator. A step that sees its images in parts, twice, or on several machines gives each
-    image the same row of `patch_noise` every time.
+    The patches with the smallest `noise` (B, patches) are kept, for the images of the next forward passes. While
+    `noise` is None it is drawn from torch's generator. A step that encodes its images in parts, twice, or on several
+    machines gives each image the same row of `patch_noise` every time.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -33,7 +33,7 @@ DAY = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What no recipe says."""
+    """What a recipe does not say."""
 
     utilisation: float = UTILISATION
     price: float | None = None

@@ -44,7 +44,7 @@ class Machines:
 
     @property
     def slowest_link(self) -> float:
-        """Bytes a second between the two that are worst connected."""
+        """Bytes a second of the slowest link between two of them."""
         return self.kind.link if self.count <= PER_MACHINE else self.kind.network
 
 
@@ -76,7 +76,7 @@ def _accelerator(name: str, table: dict[str, Any]) -> Accelerator:
 
 
 def price_source() -> str:
-    """Where the prices are from, and of when they are."""
+    """Source and date of the prices."""
     return f"{_tables()['prices']['source']}, {_tables()['prices']['date']}"
 
 

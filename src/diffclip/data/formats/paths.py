@@ -36,7 +36,7 @@ def matching(path: str) -> list[Path]:
 
 
 def _not_there(name: str) -> str:
-    """What is there instead of a file that is not."""
+    """For a message about a missing file: what its folder has."""
     path = Path(os.path.abspath(name))
     folder = next(parent for parent in path.parents if os.path.isdir(parent))
     names = [entry.name for entry in entries(folder)]

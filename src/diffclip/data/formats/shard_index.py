@@ -1,9 +1,9 @@
 """The index of a tar shard, kept on disk: where the bytes of each example lie.
 
 It lies beside its shard as `NAME.tar.diffclip-index` or, where that folder may not be written, in
-$XDG_CACHE_HOME/diffclip/shards (by default ~/.cache). It holds for the size and time of change that the shard had when
-it was made. Whoever may write there could forge one, so it is read without pickle, every number in it is checked
-against the shard's size, and one that does not hold is made again: at worst it mixes up what lies inside the shard.
+$XDG_CACHE_HOME/diffclip/shards (by default ~/.cache). It is valid while the shard has the size and time of
+change that it had then. Whoever may write there could forge one. So it is read without pickle, every number in it is
+checked against the shard's size, and an invalid one is made again: at worst it mixes up what lies inside the shard.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _made(files: list[Path]) -> Iterator[ShardIndex]:
 
 def _make(file: Path) -> ShardIndex:
     before = _state(file)
-    found, whole = members(file)  # one that seems cut short is told of each time, so its index is not kept
+    found, whole = members(file)  # a shard that seems cut short is reported each time, so its index is not kept
     index = ShardIndex.of(examples(found))
     if whole and before is not None and before == _state(file) and before[1] + SETTLED < time.time_ns():
         _store(index, file, before)

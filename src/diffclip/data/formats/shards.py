@@ -1,4 +1,4 @@
-"""Tar shards, read in any order: where the bytes of each example lie is found out once and kept (shard_index.py)."""
+"""Tar shards, read in any order: an index says where each example's bytes lie (shard_index.py)."""
 
 from __future__ import annotations
 

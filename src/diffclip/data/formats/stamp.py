@@ -1,4 +1,4 @@
-"""Whether a data set is still what it was, told without reading its images."""
+"""Whether a data set has changed, without reading its images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Stamped(Protocol):
-    """A source that can say so. Every source of this package can; another's may."""
+    """A source that has a stamp. Every source of this package has; another's may."""
 
     def stamp(self) -> str:
         """Changes whenever what the source gives may have changed; cheap, at most a look at each file."""

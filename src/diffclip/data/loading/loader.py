@@ -41,15 +41,15 @@ class Batch:
 class Loader:
     """Random batches of a source, epoch by epoch.
 
-    The order of epoch e is a permutation drawn from (seed, e); what happens to example i in it (its crop, its
-    caption, what replaces it if it is bad) is drawn from (seed, e, i). Nothing else matters, so that
+    The order of epoch e is a permutation drawn from (seed, e). What happens to example i in it (its crop, its
+    caption, what replaces it if it is bad) is drawn from (seed, e, i). Nothing else matters, so
     `epoch(e, start=k)` goes on exactly where a run stopped. The last, incomplete batch is dropped.
-    part: (which, of how many) equal parts of every batch are loaded, for a process that has company: the parts of one
-    batch, one after the other, are that batch.
-    total: the sum of a number over all parts, which their loaders ask for at every batch: what is skipped is judged
-    together.
+    part: (rank, world size): this loader gives the rank's rows of every batch. The rows of all ranks, one after the
+    other, are the batch.
+    total: the sum of a number over all ranks, which their loaders ask for at every batch, so that the share of skipped
+    examples is that of the whole batch.
 
-    After or during an epoch, `skipped` counts by reason the bad examples of the batches handed out in it, of this part.
+    During and after an epoch, `skipped` counts by reason this rank's bad examples in the batches given so far.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0, skipped: Mapping[str, int] | None = None) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of an epoch.
 
-        skipped: what `skipped` was before batch `start`, of all parts together and given to one of them, so that the
-        epoch is judged as one that was not interrupted; without it what comes now is judged by itself.
+        skipped: the sum of `skipped` over all ranks before batch `start`, given to one of them, so that the share of
+        skipped examples is that of an uninterrupted epoch. Without it the count starts anew.
 
         Raises:
             UserError: more than `max_skipped` of the examples so far (at least 100, or all of the epoch) had to be

@@ -34,11 +34,11 @@ _Made = tuple[Batch | None, Counter[str]] | UserError
 class StreamLoader(Loader):
     """As `Loader`, of a `Stream`.
 
-    This process alone reads the stream, ahead of what is asked for; workers decode and augment. A bad example is
-    counted and left out, and the next one moves up. `epoch(e, start=k)` reads the epoch from its beginning and leaves
-    out what the first k batches were made of: the same batches as without the interruption, and the same count of what
-    was skipped, if the shards still give the same bytes. With a `part` it reads every so-many-th shard, so that batches
-    depend on how many parts there are, and what is skipped is judged part by part.
+    This process alone reads the stream, ahead of need; workers decode and augment. A bad example is counted and left
+    out, and the next one moves up. `epoch(e, start=k)` reads the epoch from its beginning and leaves out the first k
+    batches: the batches and counts of an uninterrupted epoch, if the shards still give the same bytes. With a `part`
+    each rank reads its own shards, so batches depend on the world size, and the share of skipped examples is each
+    rank's own.
     """
 
     def epoch(self, epoch: int, start: int = 0, skipped: Mapping[str, int] | None = None) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Random scenes: one setting for each split, one random stream for each scene.
+"""Random scenes: a setting for each split, a random stream for each scene.
 
 A stream is Python's `random.Random` seeded by a string: it costs 4 µs to seed, and its `random()`, the only
 method used, is the same in every Python version.

@@ -1,4 +1,4 @@
-"""The description of a scene: what is drawn, where, and how. Picture, captions and masks are made of it.
+"""The description of a scene, from which picture, captions and masks are made.
 
 Lengths and positions are fractions of the frame's side, x to the right and y downwards; angles are degrees,
 clockwise. So one description is the same picture at every size.

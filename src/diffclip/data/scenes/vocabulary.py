@@ -1,4 +1,4 @@
-"""What a scene can hold and what it is called: shapes, colours, textures, and the classes made of them.
+"""The words of scenes: shapes, colours, textures, and the classes made of them.
 
 The vocabulary is small on purpose: a model with a million parameters has to learn it from 100,000 scenes.
 No object's colour starts with a vowel, so that the templates' "a {c}" is always English.

@@ -10,11 +10,11 @@ output and Y = dO·Vᵀ (the gradient of A1 − λA2) is
     dV = (A1 − λA2)ᵀ dO        dS1 = A1 ∘ (Y − rowsum(Y ∘ A1))        dS2 = −λ · A2 ∘ (Y − rowsum(Y ∘ A2))
     dQi = dSi Ki / √D          dKi = dSiᵀ Qi / √D                     dλ = −Σ Y ∘ A2
 
-10 N²D a pair, again as much as two heads of a fused standard attention that recomputes its map.
+That is 10 N²D a pair, as much as two heads of a fused standard attention, which computes its map again too.
 
 Both passes are one operator each for torch.compile and torch.export. The operator has no second derivative. On x86 with
 AVX-512 it is a compiled kernel (native.py), elsewhere the loops over PyTorch's operators below, which also
-serve other dtypes.
+take other dtypes.
 """
 
 import math

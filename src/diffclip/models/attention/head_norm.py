@@ -2,7 +2,7 @@
 
     y = x · w / √(mean x² + eps)            ("Root Mean Square Layer Normalization", Zhang & Sennrich 2019)
 
-PyTorch's own is several operators on a CPU, each a pass over memory, and in bfloat16 some of them in float32: together
+On a CPU PyTorch's own is several operators, each a pass over memory, in bfloat16 partly in float32. All of them take
 half as long as the attention itself. The compiled kernel makes one pass forward and one backward, in float32 inside.
 """
 

@@ -1,7 +1,7 @@
 """Weights of other libraries under this one's names: the released DiffCLIP, SLIP's and open_clip's CLIP.
 
-Which it is shows in the names. What the weights say of the model is read off their shapes; what they cannot
-say (activations, λ_init, eps, image statistics) is what that library uses, and can be given instead.
+The names of the tensors show the library. Their shapes give the sizes. What shapes cannot give (activations, λ_init,
+eps, image statistics) is set to what that library uses, and can be overridden.
 """
 
 import logging

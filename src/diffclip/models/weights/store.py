@@ -32,7 +32,7 @@ from diffclip.text import listed
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model wants done to an image, as its configuration says: resized, cut square, normalised."""
+    """Prepares an image for a model, as its configuration says: resized, cut square, normalised."""
 
     config: ModelConfig
 
