@@ -18,9 +18,7 @@ from diffclip.evaluation.run import suite
 from diffclip.evaluation.run.suite import DataSet
 from diffclip.evaluation.tasks import sugarcrepe
 from diffclip.models.clip import create_model
-
-TINY = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
-TINY |= {"text_width": 16, "text_depth": 1, "text_heads": 2}
+from small_models import PICTURES
 
 
 def test_the_caption_must_score_higher_than_its_negative():
@@ -57,7 +55,7 @@ def test_every_example_is_scored_with_its_own_captions_also_after_one_that_is_un
             return super().__getitem__(index)
 
     torch.manual_seed(0)
-    model, source = create_model("diffclip_vit_t16", **TINY).eval(), Damaged(count=2, size=16)
+    model, source = create_model("diffclip_vit_t16", **PICTURES).eval(), Damaged(count=2, size=16)
     measured, skipped = suite.measure(model, DataSet("scenes", source, ("sugarcrepe",)))
     found = measured["sugarcrepe"]
     assert skipped == {"truncated": 1}
