@@ -7,11 +7,20 @@ import torch
 from dataset_files import jpeg, write
 
 from diffclip.data.images import BadImage
+from diffclip.data.scenes.compositional import NegativeSource
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import open_dataset
 from diffclip.evaluation.datasets.named import data_set
 from diffclip.evaluation.datasets.sugarcrepe import COUNTS, SugarCrepeSource
+from diffclip.evaluation.run import suite
+from diffclip.evaluation.run.suite import DataSet
 from diffclip.evaluation.tasks import sugarcrepe
+from diffclip.models.clip import create_model
+
+TINY = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
+TINY |= {"text_width": 16, "text_depth": 1, "text_heads": 2}
 
 
 def test_the_caption_must_score_higher_than_its_negative():
@@ -38,6 +47,33 @@ def test_accuracy_is_the_mean_over_kinds_and_a_group_the_mean_over_its_own():
     assert set(found.chance.values()) == {0.5}
     assert set(found.chance) == set(found.values)
     assert found.values["accuracy/swap"].isnan().tolist() == [True] * 6 + [False]
+
+
+def test_every_example_is_scored_with_its_own_captions_also_after_one_that_is_unreadable():
+    class Damaged(NegativeSource):
+        def __getitem__(self, index):
+            if index == 3:
+                raise BadImage("truncated")
+            return super().__getitem__(index)
+
+    torch.manual_seed(0)
+    model, source = create_model("diffclip_vit_t16", **TINY).eval(), Damaged(count=2, size=16)
+    measured, skipped = suite.measure(model, DataSet("scenes", source, ("sugarcrepe",)))
+    found = measured["sugarcrepe"]
+    assert skipped == {"truncated": 1}
+    assert found.indices.tolist() == [index for index in range(14) if index != 3]
+    config, by_hand = model.config, {}
+    for index in found.indices.tolist():
+        example = source[index]
+        pixels = normalise(EvalTransform(16)(example.image)[None], config.image_mean, config.image_std)
+        with torch.no_grad():
+            image = model.encode_image(pixels, normalize=True)[0]
+            own, negative = model.encode_text(get_tokenizer()(list(example.captions)), normalize=True) @ image
+        by_hand[index] = float(own > negative)
+    assert 0 < sum(by_hand.values()) < 13
+    hits = torch.stack([found.values[f"accuracy/{kind}"] for kind in COUNTS]).nansum(0)
+    assert hits.tolist() == list(by_hand.values())
+    assert [int((~found.values[f"accuracy/{kind}"].isnan()).sum()) for kind in COUNTS] == [2, 1, 2, 2, 2, 2, 2]
 
 
 def write_sugarcrepe(folder, counts=None, place="val2017"):

@@ -8,11 +8,20 @@ import pytest
 import torch
 from dataset_files import jpeg
 
+from diffclip.data.scenes.compositional import SwapSource
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.named import data_set
-from diffclip.evaluation.datasets.pairs import FilePair
+from diffclip.evaluation.datasets.pairs import FilePair, PairImages
 from diffclip.evaluation.datasets.winoground import WinogroundSource
+from diffclip.evaluation.run import suite
+from diffclip.evaluation.run.suite import DataSet
 from diffclip.evaluation.tasks import winoground
+from diffclip.models.clip import create_model
+
+TINY = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
+TINY |= {"text_width": 16, "text_depth": 1, "text_heads": 2}
 
 
 def features_of(s):
@@ -51,6 +60,34 @@ def test_by_tag_too():
     assert found.metrics["image_score/relation"] == 1 / 2
     assert found.chance["group_score/relation"] == 1 / 6
     assert found.indices.tolist() == [0, 1, 3]
+
+
+def test_a_pair_with_an_unreadable_image_is_left_out_and_the_others_keep_their_captions():
+    class Damaged(SwapSource):
+        """Its second pair has an image that is none."""
+
+        def __getitem__(self, index):
+            pair = super().__getitem__(index)
+            return pair if index != 1 else FilePair(pair.pattern, (b"", b"no image"), pair.statements)
+
+    torch.manual_seed(5)  # whose weights are right about a pair after the damaged one
+    model, source = create_model("clip_vit_t16", **TINY).eval(), Damaged(count=4, size=16)
+    data = DataSet("scenes", PairImages(source, "swaps"), ("winoground",))
+    measured, skipped = suite.measure(model, data)
+    found = measured["winoground"]
+    assert sum(skipped.values()) == 2
+    assert found.indices.tolist() == [0, 2, 3, 4, 5, 6, 7]
+    config, by_hand = model.config, []
+    for index in found.indices.tolist():
+        pair = source[index]
+        pixels = torch.stack([EvalTransform(16)(image) for image in pair.images])
+        with torch.no_grad():
+            images = model.encode_image(normalise(pixels, config.image_mean, config.image_std), normalize=True)
+            s = model.encode_text(get_tokenizer()(list(pair.statements)), normalize=True) @ images.T
+        by_hand.append(float(s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1]))
+    assert by_hand == [1, 0, 0, 0, 1, 0, 0]
+    assert found.values["text_score"].tolist() == by_hand
+    assert found.values["text_score/colour"].isnan().tolist() == [True] * 3 + [False] * 4
 
 
 def write_winoground(folder, count=3, **columns):

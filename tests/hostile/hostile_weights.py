@@ -187,7 +187,8 @@ def touch(folder: Path) -> str:
 NOT_TENSORS = r"error: .*(asks for|is no pickle of tensors|cannot be read as PyTorch weights|holds )"
 NOT_READABLE = r"error: .*is no readable safetensors file"
 NOT_FITTING = (
-    r"error: .*(does not fit its configuration|give |choose |there is no model setting|heads|is not a multiple|number)"
+    r"error: .*(does not fit its configuration|input should be |give |choose |there is no model setting|heads|"
+    r"is not a multiple|number)"
 )
 BIG = "[" * 200_000
 PROTO = b"\x80\x02"

@@ -13,7 +13,6 @@ from diffclip.evaluation.stats.seeds import Difference, Spread
 from diffclip.reporting import compare
 from diffclip.reporting.compare import ModelName, Row, compare_two, compare_variants
 from diffclip.reporting.tables import comparison
-from diffclip.reporting.titles import metric_title, task_title
 
 CLIP = ModelName("CLIP", "clip_vit_quickstart", "runs/clip")
 DIFFCLIP = ModelName("DiffCLIP", "diffclip_vit_quickstart", "runs/diffclip")
@@ -100,6 +99,18 @@ def test_missing_cells_stay_empty(path):
     assert lines == [["top-1", "accuracy", "50.0", "5.0"], ["top-1", "accuracy", "50.0", "100.0", "+50.0", "5.0"]]
 
 
+def test_what_is_no_score_is_no_row_and_two_models_show_no_deviation(path):
+    for name in (CLIP, DIFFCLIP):
+        metrics = {"acc1": 0.5, "std": 0.25, "acc1_sd": 0.1}
+        results.append(
+            path, Result(dataset="set", model=name.model, pretrained=name.pretrained, task="few_shot", metrics=metrics)
+        )
+    (row,) = compare_two(path, CLIP, DIFFCLIP)
+    assert (row.metric, row.score.sd) == ("acc1", 0.1)
+    (line,) = (line for line in printed([row]) if "top-1" in line)
+    assert line.split() == ["top-1", "accuracy", "50.0", "50.0", "0.0"]
+
+
 def test_two_data_sets_whose_names_are_nearly_alike_are_two(path):
     for name in (CLIP, DIFFCLIP):
         put(path, name, "caltech-101", {"acc1": [1, 0]})
@@ -140,17 +151,13 @@ def test_headline_says_significance_and_tally(path):
     )
 
 
-def test_titles():
-    names = {
-        "image_retrieval_recall@5": "image recall@5",
-        "mean_per_class_recall": "mean per-class recall",
-        "pair_accuracy/color_and_appearance": "color and appearance",
-        "unheard_of": "unheard of",
-    }
-    for metric, name in names.items():
-        assert metric_title(metric) == name
-    assert task_title("zeroshot_retrieval") == "retrieval"
-    assert task_title("linear_probe") == "linear probe"
+def test_a_task_without_a_title_of_its_own_is_called_as_on_the_command_line(path):
+    for task in ("linear_probe", "fine_grained"):
+        for name in (CLIP, DIFFCLIP):
+            put(path, name, "set", {"acc1": [1, 0]}, task=task)
+    lines = printed(compare_two(path, CLIP, DIFFCLIP))
+    assert "linear_probe" in lines
+    assert "fine-grained pairs" in lines
 
 
 def test_the_table_holds_the_numbers_the_note_and_any_name(path):

@@ -65,8 +65,10 @@ def test_the_page_is_whole_and_opens_offline(made):
     assert set(re.findall(r"https?://([\w.]+)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org"}
     ids = re.findall(r'<(?:section|h2) id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    for target in re.findall(r'<a href="#([^"]+)"', text):
-        assert target in ids
+    targets = re.findall(r'<a href="#([^"]+)"', text)
+    labels = re.findall(r'aria-labelledby="([^"]+)"', text)
+    assert len(targets) == len(labels) > 5
+    assert {*targets, *labels} == set(ids)
 
 
 def test_the_page_can_be_read_without_seeing_it(made):

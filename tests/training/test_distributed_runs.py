@@ -68,13 +68,13 @@ def cached(folder):
     """Features for `diffclip eval` of a data set of less than one part, and what each process did for them."""
     model = diffclip.load(str(folder / "replicated"))[0]
     cache, data = FeatureCache(folder / "features"), DataSet("scenes", scenes().test, ("zero_shot",))
-    encoded, counts = features._encoded, []
+    encoded, counts = features._encode_batch, []
 
     def counted(model, batch):
         counts.append(len(batch))
         return encoded(model, batch)
 
-    features._encoded = counted
+    features._encode_batch = counted
     named = NamedModel("small", "here", model)
     encode_distributed([named], [data], folder / "results.jsonl", Settings(), cache, get_world())
     (folder / f"encoded_{get_world().rank}.json").write_text(json.dumps(counts))
@@ -89,7 +89,7 @@ def cached(folder):
 
     with pytest.raises(UserError, match="the disk is gone"):
         list(features.encode(model, Broken("test", 16, 100), [range(100)], 32, 0, world=get_world()))
-    features._encoded = encoded
+    features._encode_batch = encoded
 
 
 def restored(folder):

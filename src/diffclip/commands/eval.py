@@ -65,7 +65,6 @@ def evaluate(
         workers: Processes that decode images.
     """
     from diffclip.evaluation.datasets.named import data_sets
-    from diffclip.evaluation.datasets.opening import default_root
     from diffclip.evaluation.features.context import Settings
 
     if repeats < 1:
@@ -78,7 +77,7 @@ def evaluate(
         seed=seed,
         repeats=repeats,
     )
-    sets, missing = data_sets(data, tasks, default_root(root), all_classes=all_classes)
+    sets, missing = data_sets(data, tasks, root, all_classes=all_classes)
     run(models, sets, out, missing=missing, cache=cache, force=force, settings=settings)
 
 

@@ -2,7 +2,7 @@
 
 Half of the questions "Is there a … in the image?" are to be answered with yes. The answer is read by the rule of
 the benchmark's own script, to the letter; how many answers it could only guess at is counted. A model that always
-says yes has accuracy and precision 50 % and recall 100 %, so none of the three means anything without the yes ratio.
+says yes has accuracy and precision 50 % and recall 100 %: none of the three means anything without the yes ratio.
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ from pathlib import Path
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.stats.seeds import EXAMPLES, Difference, Spread, split_seed, spread
+from diffclip.evaluation.task import is_compared, metric_title, title_of_task
 from diffclip.reporting.collect import Collection
 from diffclip.reporting.families import Family, Group, Member
 from diffclip.reporting.scores import Score, Scores, Source
-from diffclip.reporting.titles import QUALITY, ZERO_SHOT, metric_title, task_title
 from diffclip.text import percent
+
+ZERO_SHOT = "zeroshot_classification"
 
 Metric = tuple[str, str, str]
 """(data set, task, metric), as in results.jsonl."""
@@ -88,7 +90,7 @@ def compare_families(scores: Scores, group: Group) -> tuple[Row, ...]:
         (result.dataset, result.task, metric)
         for result in scores.of([group.baseline])
         for metric in result.metrics
-        if QUALITY.fullmatch(metric)
+        if is_compared(result.task, metric)
     )
     rows = _rows(scores, group.name, group.families, metrics, chance_of=[group.baseline])
     return tuple(row for row in rows if row.difference is not None)
@@ -203,8 +205,8 @@ def headline(rows: Sequence[Row]) -> str:
         return f"No data set has results of both {names}."
     row = both[0]
     first, second = (percent(score.mean if score else None) for score in (row.baseline_score, row.score))
-    scores = f"{first} % for {row.baseline} and {second} % for {row.model}"
-    text = f"On {row.dataset}, {metric_title(row.metric)} is {scores}: {difference_text(row.difference)} points"
+    scores = f"{metric_title(row.task, row.metric)} is {first} % for {row.baseline} and {second} % for {row.model}"
+    text = f"On {row.dataset}, {scores}: {difference_text(row.difference)} points"
     return " ".join([f"{text}{_certainty(row)}.", *_tally(both)])
 
 
@@ -215,7 +217,7 @@ def summary(rows: Sequence[Row]) -> str:
     row = next((row for row in rows if row.task == ZERO_SHOT), rows[0])
     scores = f"{score_text(row.baseline_score)} for {row.baseline} and {score_text(row.score)} for {row.model}"
     text = (
-        f"{row.group}: {metric_title(row.metric)} on {row.dataset}, {task_title(row.task)}, is {scores}: "
+        f"{row.group}: {metric_title(row.task, row.metric)} on {row.dataset}, {title_of_task(row.task)}, is {scores}: "
         f"{difference_text(row.difference)} points"
     )
     over = f", over {row.difference.over}" if row.difference else ""

@@ -42,7 +42,7 @@ def defocus_blur(x: Pixels, rng: np.random.Generator, radius: float, alias_blur:
 
 
 def disc(radius: float, alias_blur: float) -> NDArray[np.float32]:
-    """A disc of weights that sum to 1, smoothed by a Gaussian of 3 × 3 pixels, or 5 × 5 for a radius above 8."""
+    """A disc of weights that sum to 1, smoothed by a Gaussian of 3 × 3 pixels (5 × 5 for radii above 8)."""
     reach = max(8, ceil(radius))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     weights = (x**2 + y**2 <= radius**2).astype(np.float32)

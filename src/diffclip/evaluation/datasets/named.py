@@ -13,7 +13,7 @@ from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.benchmarks import benchmark_in
 from diffclip.evaluation.datasets.dataset import DataSet, Opener
 from diffclip.evaluation.datasets.names import imagenet_classnames, imagenet_subset
-from diffclip.evaluation.datasets.opening import how_to_get, locate
+from diffclip.evaluation.datasets.opening import default_root, how_to_get, locate
 from diffclip.evaluation.datasets.pairs import PairImages
 from diffclip.evaluation.results import Failure
 
@@ -30,13 +30,13 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 
 
 def data_sets(
-    texts: Sequence[str], tasks: Sequence[str] | None, root: Path, *, all_classes: bool = False
+    texts: Sequence[str], tasks: Sequence[str] | None, root: str | Path | None, *, all_classes: bool = False
 ) -> tuple[list[DataSet], list[Failure]]:
     """What `--data` names, and what of it is not there.
 
-    Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. Without
-    tasks, data sets that are given by name alone have those of the registry, others zero_shot. Raises
-    UserError for a name that nothing knows, and for a path that holds no data set.
+    Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. root:
+    as for `opening.default_root`. Without tasks, data sets that are given by name alone have those of the registry,
+    others zero_shot. Raises UserError for a name that nothing knows, and for a path that holds no data set.
     """
     present, missing = [], []
     for text in texts:
@@ -49,12 +49,11 @@ def data_sets(
                     f"--data {name}: expected NAME=PATH, such as scenes=scenes:test, or {ALL}, or one of the data "
                     f"sets known by name: {', '.join(by_name())}"
                 )
-            wanted = registry()[name]
-            if locate(wanted, root) is None:
-                missing.append(Failure(name, f"not in {root} (--root); get it with: {how_to_get(wanted, root)}"))
+            wanted, folder = registry()[name], default_root(root)
+            if locate(wanted, folder) is None:
+                missing.append(Failure(name, f"not in {folder} (--root); get it with: {how_to_get(wanted, folder)}"))
             else:
-                own = tasks or wanted.tasks
-                present.append(data_set(f"{name}={root}", own, all_classes=all_classes))
+                present.append(_from_registry(wanted, folder, tasks or wanted.tasks, all_classes))
     return present, missing
 
 
@@ -71,9 +70,9 @@ def papers() -> list[str]:
 def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> DataSet:
     """NAME=PATH as a data set whose splits are found but not opened yet.
 
-    A name of the registry has the splits and the protocol that the registry says, and PATH is the data set's folder
-    or one above it. Under any other name splits go by the names of the folder's folders and files; without a test
-    split, the validation split is what models are tested on. all_classes: ImageNet-A and -R among all of ImageNet's
+    A name of the registry has the splits and the protocol that the registry says; PATH is then the data set's folder
+    or the folder above. Under any other name splits go by the names of the folder's folders and files. Without a test
+    split, models are tested on the validation split. all_classes: ImageNet-A and -R among all of ImageNet's
     classes. Raises UserError for another form.
     """
     name, equals, path = text.partition("=")

@@ -14,8 +14,7 @@ from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.cache import FeatureCache
-from diffclip.evaluation.features.encode import ImageFeatures, image_features, text_features
-from diffclip.evaluation.features.prompts import class_embeddings
+from diffclip.evaluation.features.encode import ImageFeatures, class_embeddings, image_features, text_features
 from diffclip.models.clip import CLIP
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from diffclip.data.images import BadImage, decode
-from diffclip.data.sources import Source
+from diffclip.data.sources import Source, check_template
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.distributed import World, get_world
 from diffclip.errors import UserError
@@ -191,8 +191,8 @@ def text_features(
 ) -> Tensor:
     """Encode texts: (N, embed_dim) float32, normalised, on the CPU, in their order.
 
-    Each distinct text is encoded once, so equal texts have equal features to the last bit, and texts of as many
-    tokens share a batch, which the text tower cuts at its longest. on_progress is given how many of the distinct
+    Each distinct text is encoded once, so equal texts have equal features to the last bit. Texts of as many tokens
+    share a batch, which the text tower cuts at its longest. on_progress is given how many of the distinct
     texts are done, and how many there are. Processes that train together share the work, as in image_features.
     Raises UserError for features that are not finite.
     """
@@ -210,6 +210,35 @@ def text_features(
     check_finite("text features", features)
     place = {distinct[text]: row for row, text in enumerate(order.tolist())}
     return features[torch.tensor([place[text] for text in texts])]
+
+
+def class_embeddings(
+    model: CLIP,
+    tokenizer: Tokenize,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """One embedding a class, (classes, embed_dim): the normalised mean of normalised prompt embeddings.
+
+    templates: `str.format` patterns in which `{c}` is the class name. on_progress: see `text_features`. Raises
+    UserError for no class, no template, and a template that cannot be filled in.
+    """
+    if not classnames or not templates:
+        raise UserError(
+            f"zero-shot classification needs class names and templates, found {len(classnames)} and {len(templates)}"
+        )
+    prompts = [fill(template, name) for name in classnames for template in templates]
+    features = text_features(model, tokenizer, prompts, on_progress=on_progress)  # (classes × templates, embed_dim)
+    means = features.view(len(classnames), len(templates), -1).mean(dim=1)
+    return nn.functional.normalize(means, dim=-1)
+
+
+def fill(template: str, classname: str) -> str:
+    """The prompt of a class. Raises UserError where the template has other fields than `{c}`, or none."""
+    check_template(template)
+    return template.replace("{c}", classname)
 
 
 @dataclass(frozen=True)

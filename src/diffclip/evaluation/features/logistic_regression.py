@@ -1,10 +1,10 @@
 """Multinomial logistic regression by L-BFGS, all classes at once, on features that may be many.
 
 The problem is scikit-learn's: the least mean cross-entropy + ‖W‖² / (2 C N), features as they are, intercept
-free. It is solved in other coordinates, in which it is the same problem but far better conditioned: features
+free. It is solved in other coordinates, in which it is the same problem but far better conditioned. Features
 are centred (the intercept takes up the difference) and rotated to their principal axes (which leaves ‖W‖
-alone), and each weight is divided by the root of its approximate curvature. L-BFGS then takes a fraction of
-the passes over the features that it takes in the given coordinates. docs/numerics.md has the details.
+alone). Each weight is divided by the root of its approximate curvature. L-BFGS then takes a fraction of the
+passes over the features that it takes in the given coordinates. docs/numerics.md has the details.
 """
 
 import logging
@@ -116,10 +116,11 @@ def fit(
     """Minimise mean cross-entropy + ‖W‖² / (2 C N), by L-BFGS from `start`.
 
     features (N, D): in the coordinates of `axes`. labels (N,) int64 in [0, K). A class without an example
-    must have the bias −∞ in `start`, and keeps it: it takes no part. It stops after max_iter iterations, or
-    when two things hold: no entry of the gradient, in the features' own coordinates, exceeds tol, as in
-    scikit-learn (times the features' root mean square if that is below 1); and the decrease that is still to
-    be had is estimated to be less than 10 tol times the objective.
+    must have the bias −∞ in `start`, and keeps it: it takes no part.
+
+    It stops after max_iter iterations, or when two things hold. No entry of the gradient, in the features' own
+    coordinates, exceeds tol (times their root mean square if that is below 1), as in scikit-learn. And the
+    decrease that is still to be had is estimated to be less than 10 tol times the objective.
     """
     count = len(features)
     penalty = 1 / (C * count)

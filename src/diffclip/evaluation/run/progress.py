@@ -19,14 +19,14 @@ from diffclip.evaluation.task import Task
 from diffclip.text import duration
 
 FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
-"""Seconds of encoding after which a log is told the time left, and how often it is told again."""
+"""Seconds of encoding until a log gets the time left, and between that and the next time."""
 
 
 class Reporter(ValidationHook):
-    """Tells it on a console: under a moving bar on a terminal, in plain lines elsewhere.
+    """Prints how an evaluation goes on: under a moving bar on a terminal, in plain lines elsewhere.
 
-    The time left is that of encoding the images and texts that are left, at the speed of what is done, weighted with
-    the size of each tower; what tasks do with features comes beside it.
+    The time left is that of encoding the images and texts that are left, at the speed so far. Images and texts weigh
+    by the size of their tower. What tasks do with features comes on top.
     """
 
     def __init__(self, console: Console) -> None:
@@ -187,7 +187,7 @@ def run_suite(
     cache: FeatureCache | None = None,
     force: bool = False,
 ) -> list[Failure]:
-    """Every task of every data set with every model, told on the console; returns what failed."""
+    """Every task of every data set with every model, printed on the console; returns what failed."""
     failures = []
     with Reporter(console) as reporter:
         for outcome in evaluate(models, data, path, settings=settings, cache=cache, force=force, hook=reporter):

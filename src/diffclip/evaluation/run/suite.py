@@ -34,7 +34,7 @@ class Outcome:
 
 
 class ValidationHook:
-    """Is told how an evaluation goes on; this one ignores it."""
+    """What `evaluate` calls as it goes on. Here each method does nothing."""
 
     def on_plan(self, plan: JobList) -> None:
         """Before anything is computed."""
@@ -67,10 +67,10 @@ def evaluate(
 ) -> Iterator[Outcome | Failure]:
     """Do every task of every data set with every model, and yield each result once it is written to `path`.
 
-    path: a results.jsonl, which is continued. A result that it has is not computed again, as long as the
-    model's weights, the data's stamps, classes and templates, and the settings that matter are what they were
-    then, or with `force`. What fails is yielded as a Failure, and the rest goes on; a task that a data set cannot
-    serve is only noted in the plan, which the hook is told.
+    path: a results.jsonl, which is continued. A result that it has is computed again only with `force`, or when
+    something that decides it has changed. That is the model's weights, the data's stamps, classes and templates,
+    and the task's settings. What fails is yielded as a Failure, and the rest goes on; a task that a data set cannot
+    serve is only noted in the plan, which the hook gets.
     """
     hook = hook or ValidationHook()
     plan = list_jobs(models, data, path, settings=settings, cache=cache, force=force)

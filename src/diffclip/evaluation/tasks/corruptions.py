@@ -1,8 +1,8 @@
 """Zero-shot accuracy and error on images with common corruptions: noise, blur, weather, compression (ImageNet-C).
 
 As there, an image is resized and cropped first and corrupted at the size that the model sees. The corrupted image
-depends on the seed, the image's place in the source, the kind and the severity alone, so that all models of one size
-see the same. How the numbers can mislead is in docs/robustness.md.
+depends on the seed, the image's place in the source, the kind and the severity alone: all models of one size see the
+same. How the numbers can mislead is in docs/robustness.md.
 """
 
 import zlib
@@ -19,9 +19,8 @@ from diffclip.errors import UserError
 from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt
 from diffclip.evaluation.corruption.strengths import SEVERITIES
 from diffclip.evaluation.features.context import EvalContext
-from diffclip.evaluation.features.encode import Decoded, DecodedImage, DecodedImages, Tokenize
+from diffclip.evaluation.features.encode import Decoded, DecodedImage, DecodedImages, Tokenize, class_embeddings
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
-from diffclip.evaluation.features.prompts import class_embeddings
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
 from diffclip.evaluation.tasks import zero_shot

@@ -1,9 +1,9 @@
 """How well relevance maps find the thing that the text names, where a mask says which pixels show it.
 
-Three scores without a threshold (docs/analysis.md has their equations): the pointing game (Zhang et al. 2018, "Top-down
-Neural Attention by Excitation Backprop"), the share of relevance inside the mask, and the average precision of
-relevance as a ranking of the pixels. All say where a map of relevance lies, which is not proof of what made the model
-decide.
+Three scores without a threshold; docs/analysis.md has their equations. The pointing game is that of Zhang et al. 2018
+("Top-down Neural Attention by Excitation Backprop"). Energy is the share of relevance inside the mask. Average
+precision takes relevance as a ranking of the pixels. All say where a map of relevance lies, which is not proof of what
+made the model decide.
 """
 
 import logging
@@ -59,9 +59,9 @@ def evaluate(
 ) -> PerExampleScores:
     """`METRICS`, `OTHER_QUERY` and `BY_OCCLUSION` on the first `limit` images of a source (None: all), by image.
 
-    An image counts the mean over its phrases. Left out are phrases of which the model, which crops the image, sees no
-    pixel, images without phrases, and images that cannot be read (told in a warning). `OTHER_QUERY` is the average
-    precision of the maps of the image's other phrases on this phrase's mask, NaN where there is no other: a map that
+    An image counts the mean over its phrases. Phrases of which the cropped image shows no pixel are left out, and so
+    are images without phrases; images that cannot be read are too, with a warning. `OTHER_QUERY` is the average
+    precision of the maps of the image's other phrases on this phrase's mask, NaN where there is no other. A map that
     finds objects whatever the text scores as high there as on its own. `BY_OCCLUSION` are `METRICS` of the maps of
     `occlusion`, for comparing models that differ in their attention, to which relevance is not neutral. Chance: see
     `chance`.
@@ -142,14 +142,14 @@ def scores(maps: Tensor, covers: Tensor) -> Tensor:
     """(N, 3) float64, the columns of `METRICS`, of N maps.
 
     maps (N, rows, columns) ≥ 0; covers of the same shape, the share of each patch that the mask covers, not all 0. A
-    pixel has the relevance of its patch, so that a patch of cover c counts as c pixels in the mask and 1 − c outside
-    with the same relevance, and each score is what counting pixels gives:
+    pixel has the relevance of its patch: a patch of cover c counts as c pixels in the mask and 1 − c outside. So each
+    score is what counting pixels gives:
 
     - pointing game: how likely a random pixel of the most relevant patch lies in the mask (of equally relevant
       patches, their mean). No tolerance around the mask is granted.
     - energy: the share of all relevance that lies in the mask. A map of zeros is taken as even.
-    - average precision: Σ (R_k − R_{k−1}) P_k over the distinct relevances from the highest down, with P_k and R_k the
-      precision and recall of the pixels that have at least the k-th: scikit-learn's definition.
+    - average precision: Σ (R_k − R_{k−1}) P_k over the distinct relevances from the highest down. P_k and R_k are
+      precision and recall of the pixels that have at least the k-th, as scikit-learn defines it.
     """
     covers, maps = covers.double().flatten(1), maps.double().flatten(1)  # (N, patches)
     best = (maps == maps.amax(dim=1, keepdim=True)).double()
@@ -173,8 +173,8 @@ def _average_precision(maps: Tensor, covers: Tensor) -> Tensor:
 def chance(covers: Tensor) -> Tensor:
     """(N, 3) float64: what maps that know nothing score in `METRICS`, the mean over all orders of the patches.
 
-    For the pointing game and the energy that is C/n, the mask's share of the image, where C is the sum of the cover of
-    n patches. For average precision it is more, since even a random order has some of the mask early: with S = Σ c²
+    For the pointing game and the energy that is C/n, the mask's share of the image: C is the sum of the covers of n
+    patches. For average precision it is more, since even a random order has some of the mask early: with S = Σ c²
     and H the n-th harmonic number, (S H + (C² − S)(n − H)/(n − 1)) / (C n).
     """
     covers = covers.double().flatten(1)

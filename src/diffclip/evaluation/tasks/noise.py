@@ -75,10 +75,10 @@ def evaluate(
     The conditions: the image as the model sees it; with clutter (the source's own where it is a `ClutteredSource`, else
     `paste_distractors`); with Gaussian noise of standard deviation `sigma` in units of the full range of a pixel,
     rounded and clipped to what an image can hold. They depend on (seed, index) alone, so both models see the same
-    pixels.
-    Images that cannot be read are left out, with a warning. Raises UserError where none can be, for a sigma that is not
-    above 0, for a single image, which has no others to paste, and for a model whose image tower has no two heads in any
-    layer.
+    pixels. Images that cannot be read are left out, with a warning.
+
+    Raises UserError where no image can be read, for a single image, which has no others to paste, and for a sigma
+    of 0 or less. So it does for a model whose image tower has no two heads in any layer.
     """
     if not sigma > 0:
         raise UserError(f"sigma = {sigma}: the noise needs a standard deviation above 0, such as {SIGMA}")

@@ -1,9 +1,8 @@
 """Image-text retrieval: recall@k both ways, any number of captions an image, as the LAION benchmark.
 
 A query counts 1 if any of its positives is among the k best. Where scores are exactly equal at the edge of
-the k best, it counts the probability that a random order of the equal ones puts a positive among them. So a
-model whose features are all the same scores chance exactly, never 100 %, and the result does not depend on
-the order of the data.
+the k best, their order is taken to be random: it counts the probability that a positive comes in. So the
+result does not depend on the order of the data. A model whose features are all the same scores chance exactly.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Zero-shot accuracy under attack: FGSM (Goodfellow et al. 2015) and PGD (Madry et al. 2018).
 
-The attacker knows the weights and the class prompts, and changes each value of the pixels that the model sees, after
-resizing and cropping and before they are normalised, by at most ε. Pixels and ε are in grey levels, 0 to 255: ε = 1 is
+The attacker knows the weights and the class prompts, and changes each value of a pixel by at most ε. Pixels are those
+that the model sees: resized and cropped, but not yet normalised. Pixels and ε are in grey levels, 0 to 255: ε = 1 is
 what papers write as 1/255. Attacked images are not rounded to whole grey levels.
 
 A low accuracy proves that the model can be fooled. A high one proves only that these attacks failed: docs/robustness.md
@@ -21,9 +21,8 @@ from diffclip.data.sources import TEMPLATES, Source
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.features.context import EvalContext
-from diffclip.evaluation.features.encode import DecodedImages, Tokenize, check_finite
+from diffclip.evaluation.features.encode import DecodedImages, Tokenize, check_finite, class_embeddings
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
-from diffclip.evaluation.features.prompts import class_embeddings
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
 from diffclip.models.clip import CLIP, evaluation_mode
@@ -66,8 +65,8 @@ def evaluate(
     crafted_on: another model, for which the attacks are made instead; `model` only has to withstand them (transfer).
 
     Gradients are in float32, also of a model in half precision. The model's mode, parameters and their gradients are
-    afterwards what they were. Raises UserError for a data set without class names or labels, for numbers out of range,
-    and for two models that do not see the same pixels.
+    afterwards what they were. Raises UserError for a data set without class names or labels, numbers out of range, and
+    two models that do not see the same pixels.
     """
     for epsilon in epsilons:
         if not 0 <= epsilon <= 255:

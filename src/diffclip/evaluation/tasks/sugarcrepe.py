@@ -1,8 +1,8 @@
 """SugarCrepe: does an image score higher with its caption than with a hard negative of it (Hsieh et al. 2023)?
 
-A hard negative differs in one word or two, and reads as fluently: an object, an attribute or a relation is replaced,
-two objects or attributes are swapped, or one is added. Guessing is right one time in two. Kinds differ in what they
-ask, and a caption longer than its negative may score higher for that alone: read the kinds, not only their mean.
+A hard negative differs in little and reads as fluently: an object, an attribute or a relation is replaced, two objects
+or attributes are swapped, or one is added. Guessing is right one time in two. Read the kinds, not only their mean: what
+is added makes the negative the longer text, and what is swapped leaves its words the same.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,7 @@ from torch import Tensor
 from diffclip.data.sources import TEMPLATES
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.context import EvalContext
-from diffclip.evaluation.features.encode import check_finite
-from diffclip.evaluation.features.prompts import class_embeddings, fill
+from diffclip.evaluation.features.encode import check_finite, class_embeddings, fill
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
 

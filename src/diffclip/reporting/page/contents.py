@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from diffclip.analysis.curves import Curve, read_curves
 from diffclip.errors import UserError
+from diffclip.evaluation.task import metric_title
 from diffclip.reporting.compare import Row, compare_families
 from diffclip.reporting.families import Group
 from diffclip.reporting.figures import bars as paper_figures
@@ -19,7 +20,6 @@ from diffclip.reporting.tables import layouts as paper_tables
 from diffclip.reporting.tables.fill import Table, fill
 from diffclip.reporting.tables.formats import gain_text, value_text
 from diffclip.reporting.tables.layouts import Layout, slug
-from diffclip.reporting.titles import metric_title
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,13 @@ DIFFERENCES = (
 
 
 TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
-# Of what is measured during training, one number a task.
-EVALUATED = ("/acc1", "/image_retrieval_recall@1", "/text_retrieval_recall@1", "/pair_accuracy")
+# Of what is measured during training, one number a task: metric → task.
+EVALUATED = {
+    "acc1": paper_tables.ZERO_SHOT,
+    "image_retrieval_recall@1": paper_tables.RETRIEVAL,
+    "text_retrieval_recall@1": paper_tables.RETRIEVAL,
+    "pair_accuracy": paper_tables.FINE_GRAINED,
+}
 
 
 def _fill(
@@ -271,7 +276,7 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
                 continue
             for name, curve in read_curves(member.run.path).items():
                 # An evaluation after the last step alone is no curve.
-                if name in TRAINED or (name.endswith(EVALUATED) and len(curve.steps) > 1):
+                if name in TRAINED or (name.rpartition("/")[2] in EVALUATED and "/" in name and len(curve.steps) > 1):
                     by_name.setdefault(name, {}).setdefault(family.label, []).append(curve)
     for name, curves in by_name.items():
         title = TRAINED.get(name) or _evaluation_title(name)
@@ -287,7 +292,8 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
 def _evaluation_title(name: str) -> str:
     """What is measured during training is logged as "data set/metric"."""
     dataset, _, metric = name.rpartition("/")
-    return f"{metric_title(metric)[:1].upper()}{metric_title(metric)[1:]} on {dataset}"
+    title = metric_title(EVALUATED[metric], metric)
+    return f"{title[:1].upper()}{title[1:]} on {dataset}"
 
 
 def _draw(figure_of: Callable[..., Figure | None], *arguments: Any) -> Figure:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from diffclip.evaluation.task import metric_title, title_of_task
 from diffclip.reporting.compare import difference_text, interval_text, score_text
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.page.contents import Drawing, Report
 from diffclip.reporting.tables.formats import model_text
 from diffclip.reporting.tables.layouts import slug
-from diffclip.reporting.titles import metric_title, task_title
 from diffclip.text import percent
 
 if TYPE_CHECKING:  # panels imports models, which a report without them does not need
@@ -45,7 +45,7 @@ def render(
     looks = {f"Where the models look, {group}": _looks(of_group) for group, of_group in panels.items()}
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     for function in (
-        difference_text, interval_text, metric_title, model_text, percent, score_text, slug, task_title, zip,
+        difference_text, interval_text, metric_title, model_text, percent, score_text, slug, title_of_task, zip,
     ):  # fmt: skip
         environment.globals[function.__name__] = function
     environment.globals |= {"runs": _runs, "svg": _svg}

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from diffclip.evaluation.stats import seeds
+from diffclip.evaluation.task import metric_title, title_of_task
 from diffclip.reporting.compare import Row, difference_text, interval_text, score_text
-from diffclip.reporting.titles import TASKS, metric_title, task_title
 from diffclip.text import percent
 
 TWO_MODELS = (
@@ -40,13 +40,19 @@ def two_models(rows: Sequence[Row], *, title: str | None = None) -> Table:
         table.add_column(name, justify="left" if wide else "right", no_wrap=name != "metric")
     for (dataset, task), block in groupby(rows, key=lambda row: (row.dataset, row.task)):
         table.add_section()
-        table.add_row(Text(f"{dataset}\n{TASKS.get(task, task)}", style="bold"))
+        table.add_row(Text(f"{dataset}\n{_task(task)}", style="bold"))
         for row in block:
             scores = (percent(score.mean if score else None) for score in (row.baseline_score, row.score))
             cells = (*scores, difference_text(row.difference), row.verdict, percent(row.chance))
             bold = row.difference is not None and row.difference.significant
-            _add_row(table, metric_title(row.metric), cells, bold=bool(bold))
+            _add_row(table, metric_title(row.task, row.metric), cells, bold=bool(bold))
     return table
+
+
+def _task(name: str) -> str:
+    """The task's title; its own name, as --tasks takes it, where the title says no more."""
+    title = title_of_task(name)
+    return name if title == name.replace("_", " ") else title
 
 
 def _add_row(table: Table, name: str, cells: Sequence[str], *, bold: bool) -> None:
@@ -70,7 +76,7 @@ def report_markdown(rows: Sequence[Row]) -> str:
     """A GitHub table."""
     lines = [_line(*HEAD.split("|")), "|---|---|---|---|---:|---:|---:|---:|---|---:|"]
     for row in rows:
-        names = row.dataset, task_title(row.task), metric_title(row.metric), row.model
+        names = row.dataset, title_of_task(row.task), metric_title(row.task, row.metric), row.model
         scores = score_text(row.baseline_score), score_text(row.score)
         outcome = difference_text(row.difference), interval_text(row.difference), row.verdict
         lines.append(_line(*names, *scores, *outcome, percent(row.chance)))

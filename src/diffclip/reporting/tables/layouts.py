@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from diffclip.evaluation.task import columns_of
+from diffclip.reporting.compare import ZERO_SHOT
 from diffclip.reporting.families import Group
 from diffclip.reporting.scores import Scores, Source, Sources, plain_name
-from diffclip.reporting.titles import GROUNDING_COLUMNS, ZERO_SHOT
 
 PROBE, FEW_SHOT = "linear_probe", "few_shot"
 RETRIEVAL = "zeroshot_retrieval"
@@ -205,7 +206,7 @@ def grounding_layouts(scores: Scores, group: Group) -> list[Layout]:
     layouts = []
     for dataset in data_sets(scores, group, GROUNDING):
         known = {m for r in scores.of(group.families) if (r.dataset, r.task) == (dataset, GROUNDING) for m in r.metrics}
-        measured = {metric: label for metric, label in GROUNDING_COLUMNS.items() if metric in known}
+        measured = {metric: label for metric, label in columns_of(GROUNDING).items() if metric in known}
         columns = tuple(map(Column, measured.values()))
         sources = tuple((Source.of(dataset, GROUNDING, metric),) for metric in measured)
         title = f"Relevance and masks on {dataset} (%)"
