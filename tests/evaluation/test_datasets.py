@@ -298,6 +298,6 @@ def other_rows():
 
 
 def test_the_document_says_what_the_registry_says():
-    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    text = " ".join((Path(__file__).parents[2] / "docs" / "datasets.md").read_text().split())
     for row in [*table_rows(), *other_rows()]:
-        assert row in text, row
+        assert " ".join(row.split()) in text, row

@@ -18,9 +18,7 @@ from diffclip.evaluation.run import suite
 from diffclip.evaluation.run.suite import DataSet
 from diffclip.evaluation.tasks import sugarcrepe
 from diffclip.models.clip import create_model
-
-TINY = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
-TINY |= {"text_width": 16, "text_depth": 1, "text_heads": 2}
+from small_models import PICTURES
 
 
 def test_the_caption_must_score_higher_than_its_negative():
@@ -57,7 +55,7 @@ def test_every_example_is_scored_with_its_own_captions_also_after_one_that_is_un
             return super().__getitem__(index)
 
     torch.manual_seed(0)
-    model, source = create_model("diffclip_vit_t16", **TINY).eval(), Damaged(count=2, size=16)
+    model, source = create_model("diffclip_vit_t16", **PICTURES).eval(), Damaged(count=2, size=16)
     measured, skipped = suite.measure(model, DataSet("scenes", source, ("sugarcrepe",)))
     found = measured["sugarcrepe"]
     assert skipped == {"truncated": 1}
@@ -95,7 +93,8 @@ def test_reads_the_authors_files_and_finds_the_images(tmp_path, caplog, place):
     assert len(source) == 14
     assert source.kinds[:3] == ("replace_obj", "replace_obj", "replace_att")
     assert (source[1].image, source[1].captions) == (jpeg(1), ("replace_obj 1", "not 1"))
-    assert "swap_obj.json: 2 examples, but 246 are published" in caplog.text
+    assert "other counts than the published ones: 2 of replace_obj (1,652), 2 of replace_att (788)" in caplog.text
+    assert "2 of swap_obj (246)" in caplog.text
 
 
 def test_published_counts_pass_without_a_warning(tmp_path, caplog):

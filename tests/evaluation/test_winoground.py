@@ -19,9 +19,7 @@ from diffclip.evaluation.run import suite
 from diffclip.evaluation.run.suite import DataSet
 from diffclip.evaluation.tasks import winoground
 from diffclip.models.clip import create_model
-
-TINY = {"image_size": 16, "patch_size": 8, "vision_width": 32, "vision_depth": 1, "vision_heads": 2, "embed_dim": 16}
-TINY |= {"text_width": 16, "text_depth": 1, "text_heads": 2}
+from small_models import PICTURES
 
 
 def features_of(s):
@@ -71,7 +69,7 @@ def test_a_pair_with_an_unreadable_image_is_left_out_and_the_others_keep_their_c
             return pair if index != 1 else FilePair(pair.pattern, (b"", b"no image"), pair.statements)
 
     torch.manual_seed(5)  # whose weights are right about a pair after the damaged one
-    model, source = create_model("clip_vit_t16", **TINY).eval(), Damaged(count=4, size=16)
+    model, source = create_model("clip_vit_t16", **PICTURES).eval(), Damaged(count=4, size=16)
     data = DataSet("scenes", PairImages(source, "swaps"), ("winoground",))
     measured, skipped = suite.measure(model, data)
     found = measured["winoground"]

@@ -44,10 +44,12 @@ class SugarCrepeSource(ImageFiles):
         rows = [(kind, *row) for kind, file in files.items() for row in _rows(file)]
         self.kinds = tuple(kind for kind, *_ in rows)
         """The kind of each example, one of `COUNTS`."""
-        for kind, published in COUNTS.items():
-            count = self.kinds.count(kind)
-            if count != published:
-                logger.warning("%s: %d examples, but %d are published", files[kind], count, published)
+        counts = {kind: self.kinds.count(kind) for kind in COUNTS}
+        if counts != COUNTS:
+            others = [
+                f"{counts[kind]:,} of {kind} ({COUNTS[kind]:,})" for kind in COUNTS if counts[kind] != COUNTS[kind]
+            ]
+            logger.warning("%s: other counts than the published ones: %s", folder, ", ".join(others))
         places = (folder, *sorted(folder.rglob(IMAGES)), folder.parent / IMAGES, folder.parent / "coco" / IMAGES)
         names = {name for _, name, *_ in rows}
         place = next((place for place in places if any((place / name).is_file() for name in names)), None)
