@@ -33,6 +33,12 @@ class Member:
     seed: int | None = None
     run: RunDirectory | None = None
 
+    @property
+    def logs(self) -> Path | None:
+        """The run's directory, where it is trained to the end and has logged its training."""
+        whole = self.run is not None and self.run.finished and (self.run.path / "metrics.jsonl").exists()
+        return self.run.path if self.run and whole else None
+
 
 @dataclass(frozen=True)
 class Family:

@@ -184,10 +184,9 @@ def lambda_curves(family: Family) -> dict[str, list[Curve]]:
     """Tower → λ over the run, of each seed whose run directory is at hand."""
     towers: dict[str, list[Curve]] = {}
     for member in family.members:
-        if member.run is not None and member.run.finished and (member.run.path / "metrics.jsonl").exists():
-            for tower, curve in by_layer(member.run.path).items():
-                if not towers.get(tower) or towers[tower][0].values.shape[1] == curve.values.shape[1]:
-                    towers.setdefault(tower, []).append(curve)
+        for tower, curve in by_layer(member.logs).items() if member.logs else ():
+            if not towers.get(tower) or towers[tower][0].values.shape[1] == curve.values.shape[1]:
+                towers.setdefault(tower, []).append(curve)
     return towers
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -52,8 +53,6 @@ class Part:
 class Report:
     """Everything but how it is written down."""
 
-    groups: tuple[Group, ...]
-    palette: Palette
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
 
@@ -76,7 +75,7 @@ def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) 
             for member in family.members
             if member.run is not None and not member.run.finished
         ]
-    return Report(tuple(groups), palette, tuple(parts), tuple(missing))
+    return Report(tuple(parts), tuple(missing))
 
 
 def _paper_part(
@@ -105,15 +104,14 @@ def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[s
         drawings = list(_task_drawings(scores, group, palette, missing))
     if tables or drawings:
         yield Part(f"Results, {group.name}", "", tuple(tables), tuple(drawings))
-    robust = list(_robustness(scores, group, palette))
-    if robust:
-        yield Part(f"Robustness, {group.name}", "", (), tuple(robust))
-    inside = [*_noise(scores, group, palette), *_lambda(group, palette)]
-    if inside:
-        yield Part(f"Inside the attention, {group.name}", "", (), tuple(inside))
-    training = list(_training(group, palette))
-    if training:
-        yield Part(f"Training, {group.name}", "", (), tuple(training))
+    sections = (
+        ("Robustness", _robustness(scores, group, palette)),
+        ("Inside the attention", chain(_noise(scores, group, palette), _lambda(group, palette))),
+        ("Training", _training(group, palette)),
+    )
+    for title, section in sections:
+        if of_section := tuple(section):
+            yield Part(f"{title}, {group.name}", "", (), of_section)
     if differences := compare_families(scores, group):
         yield Part(f"Differences, {group.name}", DIFFERENCES, differences=differences)
 
@@ -124,8 +122,6 @@ DIFFERENCES = (
     "kept, the test examples. Of a single pair of runs it covers the test examples alone: another seed would change "
     "the difference, which such an interval does not cover. Of twenty intervals one is expected to miss 0 by chance."
 )
-
-
 TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
 # Of what is measured during training, one number a task: metric → task.
 EVALUATED = {
@@ -151,20 +147,19 @@ def _task_drawings(
     """Figures 1, 3, 4 and 5 of a group."""
     name = group.name
     pair = Group(name, group.families[:2])
-    several = len(group.families) > 2
+    variants = [(paper_tables.task_layout(scores, group, 5), group, f"Figure 5, {name}")]
     layouts = [
         (paper_tables.task_layout(scores, group, 1), pair, f"Figure 1, {name}"),
-        (paper_tables.task_layout(scores, group, 5) if several else None, group, f"Figure 5, {name}"),
+        *(variants if len(group.families) > 2 else []),
         (paper_tables.shift_layout(scores, group), group, f"Figure 3, {name}"),
         (paper_tables.pattern_layout(scores, group), group, f"Figure 4, {name}"),
     ]
     for layout, of, called in layouts:
         table = _fill(layout, scores, [of], missing, with_paper) if layout else None
         if table is None:
-            if not (called.startswith("Figure 5") and not several):
-                missing.append(f"{called}: no results")
+            missing.append(f"{called}: no results")
             continue
-        radar = layout is not None and layout.name.startswith("figure4")
+        radar = table.layout.name.startswith("figure4")
         chart = paper_figures.radar if radar else paper_figures.bars
         yield Drawing(
             table.layout.name,
@@ -217,12 +212,11 @@ def _bands(group: Group) -> str:
 
 def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
     for dataset in paper_tables.data_sets(scores, group, "robustness"):
-        text = f"Top-1 accuracy on {dataset} under attacks of growing strength ε"
         yield Drawing(
             f"attacks-{slug(group.name)}-{slug(dataset)}",
             f"Adversarial robustness on {dataset}, {group.name}",
             "An image that is wrong without an attack counts as wrong under each." + _bands(group),
-            text,
+            f"Top-1 accuracy on {dataset} under attacks of growing strength ε",
             partial(_draw, curve_figures.attacks, scores, group, dataset, palette),
         )
     for dataset in paper_tables.data_sets(scores, group, "corruptions"):
@@ -272,9 +266,7 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
     by_name: dict[str, dict[str, list[Curve]]] = {}
     for family in group.families:
         for member in family.members:
-            if member.run is None or not member.run.finished or not (member.run.path / "metrics.jsonl").exists():
-                continue
-            for name, curve in read_curves(member.run.path).items():
+            for name, curve in read_curves(member.logs).items() if member.logs else ():
                 # An evaluation after the last step alone is no curve.
                 if name in TRAINED or (name.rpartition("/")[2] in EVALUATED and "/" in name and len(curve.steps) > 1):
                     by_name.setdefault(name, {}).setdefault(family.label, []).append(curve)
