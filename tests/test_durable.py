@@ -45,6 +45,12 @@ def test_what_is_renamed_is_on_the_disk_and_the_name_is_too(tmp_path, monkeypatc
     assert (renamed, folder) == ("rename", str(tmp_path))
 
 
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    for name in ("x" * 255, "é" * 127, "漢" * 85):
+        durable.write_text(tmp_path / name, "whole")
+        assert (tmp_path / name).read_text() == "whole"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_error_leaves_the_old_file_and_no_litter(tmp_path, error):
     path = tmp_path / "text"

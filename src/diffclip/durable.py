@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[Path]:
     to end wins. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+    unfinished = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
     try:
         yield unfinished
         sync(unfinished)

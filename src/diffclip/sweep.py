@@ -13,7 +13,7 @@ from diffclip.evaluation.datasets import registry
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.datasets.named import data_set
 from diffclip.evaluation.datasets.opening import default_root, locate
-from diffclip.evaluation.run.hooks import evaluation_data, evaluators
+from diffclip.evaluation.run.hooks import evaluators
 from diffclip.evaluation.run.suite import Failure
 from diffclip.evaluation.task import get_task
 from diffclip.reporting.compare import Row, compare_variants
@@ -113,8 +113,7 @@ def open_data(sweep: Sweep, root: Path | None) -> tuple[list[DataSet], list[Fail
 def train(run: Run) -> None:
     """Train a run to its end, from its newest checkpoint where it has one."""
     if not run.finished:
-        data = [evaluation_data(run.recipe, evaluation) for evaluation in run.recipe.evaluation]
-        trainer.train(run.recipe, run.folder, resume=True, evaluators=evaluators(data))
+        trainer.train(run.recipe, run.folder, resume=True, evaluators=evaluators(run.recipe))
 
 
 def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Row, ...]:

@@ -13,7 +13,7 @@ from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt, disc, plasm
 from diffclip.evaluation.corruption.strengths import STRENGTHS, arguments
 from diffclip.evaluation.features.encode import image_features
 from diffclip.evaluation.tasks import corruptions, zero_shot
-from diffclip.models.clip import create_model
+from small_models import small_model
 
 NAMES = ("ring", "stripe")
 
@@ -240,9 +240,7 @@ class Pictures:
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    sizes = {"vision_width": 32, "vision_depth": 1, "vision_heads": 2, "text_width": 32, "text_depth": 1}
-    return create_model("diffclip_vit_t16", image_size=16, patch_size=8, embed_dim=16, text_heads=2, **sizes)
+    return small_model(text_width=32)
 
 
 def test_accuracies_are_those_of_the_corrupted_images(model):

@@ -45,7 +45,7 @@ def scenes():
 
 def runs(folder):
     """Replicated to the end; in shards, stopped by a signal to the second process alone, and gone on with."""
-    evaluators = hooks.evaluators([scenes()])
+    evaluators = {"scenes": hooks.evaluator(scenes())}
     train(recipe(), folder / "replicated", evaluators=evaluators)
     train_step = TrainState.step
 

@@ -11,8 +11,8 @@ from diffclip.models.maps import forward_with_maps
 def image_attention(model: CLIP, pixels: Tensor) -> tuple[AttentionMaps, ...]:
     """The maps of every layer of the image tower, from input to output, by head: float, on the CPU, without gradients.
 
-    pixels (B, 3, S, S) float, normalised. The maps of a layer, `combined` (A1 − λA2, or A of standard attention), `a1`
-    and `a2` (None of standard attention), are (B, heads, N, N), queries before keys; `lam` is a float, or None. Tokens
+    pixels (B, 3, S, S) float, normalised. A layer has `combined` (A1 − λA2, or A of standard attention), `a1` and, of
+    differential attention, `a2`. Each is (B, heads, N, N), queries before keys; `lam` is a float, or None. Tokens
     come in the order class token, registers where the tower has any, patches row by row; `class_token_rows` takes the
     part that can be drawn. Works in evaluation mode, and leaves the model's mode as it was.
     """

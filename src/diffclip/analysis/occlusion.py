@@ -16,10 +16,10 @@ def occlusion(
     """By how much the score of a pair falls when a part of the image is covered: (T, cells, cells) float ≥ 0.
 
     pixels (B, 3, S, S) float, normalised; tokens (T, L) int64; image_of_text (T,) int64, the image of each text, and
-    without it text i belongs to image i. With s the cosine of the pair and x_p the image with cell p of a cells × cells
-    grid filled with the image's mean colour: (s(x) − s(x_p))⁺ (Zeiler & Fergus 2014, "Visualizing and Understanding
-    Convolutional Networks"). It asks nothing of how the model is built, and so is the same question to every kind of
-    attention; it costs cells² + 1 passes an image, whatever the number of its texts.
+    without it text i belongs to image i. s is the cosine of the pair. x_p is the image with one cell p, of a
+    cells × cells grid, filled with the image's mean colour: (s(x) − s(x_p))⁺ (Zeiler & Fergus 2014, "Visualizing and
+    Understanding Convolutional Networks"). It asks nothing of how the model is built, and so is the same question to
+    every kind of attention; it costs cells² + 1 passes an image, whatever the number of its texts.
 
     Works in evaluation mode and leaves the model's mode as it was.
     """

@@ -12,20 +12,21 @@ def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
 
     pixels (B, 3, S, S) float, normalised; tokens (B, L) int64, one text an image. After Chefer et al. 2021
     ("Generic Attention-model Explainability", arXiv 2103.15679: its rule for self-attention, applied to the
-    image tower), as in the DiffCLIP paper's Figure 2. With s the cosine of the pair, A the map of a block
-    that multiplied the values in this very forward pass, (heads, N, N), and ∇A = ∂s/∂A:
+    image tower), as in the DiffCLIP paper's Figure 2. s is the cosine of the pair. A is the map of a block that
+    multiplied the values in this very forward pass, (heads, N, N), and ∇A = ∂s/∂A. Then
 
-        Ā = mean over heads of (∇A ⊙ A)⁺,   R ← R + Ā R from the first block to the last, R = 1 before it,
+        Ā = mean over heads of (∇A ⊙ A)⁺
+        R ← R + Ā R from the first block to the last, from R = 1,
 
-    read at the class token's row. In a differential layer A is the signed A1 − λ A2. The product ∇A ⊙ A is
-    the first order of what the weight adds to s, whatever its sign, so its positive part holds two kinds of
-    patches: attended ones (A > 0) whose values raise the score, and subtracted ones (A < 0) whose values
-    would lower it. The map says that a patch matters in favour of the text, not in which of these two ways.
+    read at the class token's row. In a differential layer A is the signed A1 − λ A2. The product ∇A ⊙ A is the first
+    order of what the weight adds to s, whatever its sign. So its positive part holds two kinds of patches: attended
+    ones (A > 0) whose values raise the score, and subtracted ones (A < 0) whose values would lower it. The map says
+    that a patch matters in favour of the text, not in which of these two ways.
 
-    Works in evaluation mode and leaves the model's mode and gradients as they were. Maps of two models are
-    not on one scale: compare places in a map, not sizes between maps. Nor is the rule neutral between the two
-    kinds of attention: the RMSNorm of a differential head makes the terms of each of its rows add up to 0, so
-    as much is clipped as is kept. `occlusion` is, and is the control for such a comparison.
+    Works in evaluation mode and leaves the model's mode and gradients as they were. Maps of two models are not on one
+    scale: compare places in a map, not sizes between maps. Nor is the rule neutral between the two kinds of attention.
+    The RMSNorm of a differential head makes the terms of each of its rows add up to 0: as much is clipped as is kept.
+    `occlusion` is neutral, and is the control for such a comparison.
     """
     with evaluation_mode(model), torch.no_grad():
         text = model.encode_text(tokens, normalize=True)  # (B, embed_dim)

@@ -47,27 +47,20 @@ def run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
     from rich.console import Console
 
     from diffclip.distributed import joined
-    from diffclip.evaluation.features.cache import FeatureCache
-    from diffclip.evaluation.features.context import Settings
-    from diffclip.evaluation.run.distributed import encode_distributed
-    from diffclip.evaluation.run.hooks import evaluation_data, evaluators
-    from diffclip.evaluation.run.named_model import named_model
-    from diffclip.evaluation.run.progress import raise_failures, run_suite
+    from diffclip.evaluation.run.hooks import evaluate_run, evaluators
+    from diffclip.evaluation.run.progress import raise_failures
     from diffclip.training import setup
 
-    path, cache = directory / "results.jsonl", None
-    with joined() as world:
-        data = [evaluation_data(recipe, evaluation) for evaluation in recipe.evaluation]
-        setup.train(recipe, directory, resume=resume, evaluators=evaluators(data))
-        if data and world.size > 1:
-            cache = FeatureCache(directory / "features")
-            encode_distributed([named_model(str(directory))], data, path, Settings(), cache, world)
-    if not world.is_main:
-        return
     console = Console()
-    failures = run_suite([named_model(str(directory))], data, path, console, cache=cache) if data else []
-    console.print(f"The model is in {directory}: diffclip.load({str(directory)!r})", highlight=False, soft_wrap=True)
-    raise_failures(failures)
+    with joined() as world:
+        watched = evaluators(recipe)
+        setup.train(recipe, directory, resume=resume, evaluators=watched)
+        failures = evaluate_run(directory, world, console)
+    if world.is_main:
+        console.print(
+            f"The model is in {directory}: diffclip.load({str(directory)!r})", highlight=False, soft_wrap=True
+        )
+        raise_failures(failures)
 
 
 def print_dry_run(recipe: Recipe) -> None:

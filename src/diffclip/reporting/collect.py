@@ -93,8 +93,7 @@ class Collection:
 def collect(inputs: Sequence[Path]) -> Collection:
     """Read every input; of two results with one key the later wins.
 
-    Raises UserError for an input that does not exist or is of no known form, and where there is no result and no
-    run at all.
+    Raises UserError for an input that does not exist or is of no known form, and where nothing holds a result or run.
     """
     by_key: dict[Key, Result] = {}
     origin: dict[Key, Path] = {}

@@ -34,64 +34,55 @@ log = logging.getLogger(__name__)
 Evaluator = Callable[[CLIP], Mapping[str, float]]
 
 
-def run_loop(
-    state: TrainState,
-    loader: Loader,
-    run: Path,
-    options: Training,
-    *,
-    resume: bool,
-    evaluators: Mapping[str, Evaluator],
-) -> None:
-    """Steps from the newest good checkpoint of `run`, with `resume`, or from the first, to the last; then the model.
-
-    Raises UserError and Stopped as `setup.train` does.
-    """
-    world = state.world
-    progress = (checkpoint.restore(run, state.model, state.optimizer, state.average) if resume else None) or {
-        "step": 0,
-        "seconds": 0.0,
-    }
-    keep = Keep(options.keep_last, options.keep_best, options.best_by)
-    with (
-        closing(RunLog(run, progress["step"], progress["seconds"])) if world.is_main else nullcontext() as records,
-        BackgroundCheckpoints(run, state.model.config, keep) as checkpoints,
-        Display(run.name, state.schedule.steps, None if world.is_main else Console(quiet=True)) as display,
-        _stop_signal() as stop,
-    ):
-        monitor = Monitor(batch_size=options.batch_size, warmup_steps=state.schedule.warmup_steps)
-        for line in records.kept if records else ():
-            monitor.watch(line)
-        _Loop(state, loader, run, options, records, checkpoints, display, evaluators, stop, monitor).go_on(progress)
-    _save_model(state, run)
-
-
-def _save_model(state: TrainState, run: Path) -> None:
-    """The trained model, for `diffclip.load`."""
-    with state.evaluation_weights():
-        model = state.layout.plain()
-        try:
-            if state.world.is_main:
-                weights.save(model, run, step=state.schedule.steps)
-        except OSError as error:
-            raise UserError(f"cannot write the model to {run}: {error.strerror or error}") from None
-    state.world.barrier()
-
-
 @dataclass
-class _Loop:
+class Loop:
+    """A run from its newest good checkpoint, or from the first step, to the last."""
+
     state: TrainState
     loader: Loader
     run: Path
     options: Training
-    records: RunLog | None  # of the process that writes
-    checkpoints: BackgroundCheckpoints
-    display: Display
     evaluators: Mapping[str, Evaluator]
-    stop: "StopSignal"
-    monitor: Monitor
 
-    def go_on(self, progress: Mapping[str, Any]) -> None:
+    def train(self, *, resume: bool) -> None:
+        """Make all steps that are left, and write the model for `diffclip.load`.
+
+        Raises UserError and Stopped as `setup.train` does.
+        """
+        state, world = self.state, self.state.world
+        progress = (checkpoint.restore(self.run, state.model, state.optimizer, state.average) if resume else None) or {
+            "step": 0,
+            "seconds": 0.0,
+        }
+        keep = Keep(self.options.keep_last, self.options.keep_best, self.options.best_by)
+        with (
+            closing(RunLog(self.run, progress["step"], progress["seconds"]))
+            if world.is_main
+            else nullcontext() as records,
+            BackgroundCheckpoints(self.run, state.model.config, keep) as self.checkpoints,
+            Display(
+                self.run.name, state.schedule.steps, None if world.is_main else Console(quiet=True)
+            ) as self.display,
+            _stop_signal() as self.stop,
+        ):
+            self.records: RunLog | None = records  # of the rank that writes
+            self.monitor = Monitor(batch_size=self.options.batch_size, warmup_steps=state.schedule.warmup_steps)
+            for line in records.kept if records else ():
+                self.monitor.watch(line)
+            self._steps(progress)
+        self._save_model()
+
+    def _save_model(self) -> None:
+        with self.state.evaluation_weights():
+            model = self.state.layout.plain()
+            try:
+                if self.state.world.is_main:
+                    weights.save(model, self.run, step=self.state.schedule.steps)
+            except OSError as error:
+                raise UserError(f"cannot write the model to {self.run}: {error.strerror or error}") from None
+        self.state.world.barrier()
+
+    def _steps(self, progress: Mapping[str, Any]) -> None:
         """From the step after that of `progress` to the last."""
         options, steps = self.options, self.state.schedule.steps
         world, self.mark = self.state.world, _Stretch()

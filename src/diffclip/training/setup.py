@@ -21,7 +21,7 @@ from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
-from diffclip.training.loop import Evaluator, run_loop
+from diffclip.training.loop import Evaluator, Loop
 from diffclip.training.run_directory import claim_directory
 from diffclip.training.step import Schedule, TrainState
 
@@ -49,8 +49,7 @@ def train(
     loader = training_loader(recipe, source)
     with claim_directory(run, record, resume) if world.is_main else nullcontext(False) as resume:
         resume = world.broadcast(resume)
-        state = new_state(recipe, schedule)
-        run_loop(state, loader, run, recipe.training, resume=resume, evaluators=evaluators or {})
+        Loop(new_state(recipe, schedule), loader, run, recipe.training, evaluators or {}).train(resume=resume)
     return run
 
 

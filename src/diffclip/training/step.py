@@ -90,7 +90,6 @@ class TrainState:
         seed: int,
     ) -> None:
         self.schedule, self.world, self.device = schedule, get_world(), default_device()
-        self.world.rows_per_rank(training.batch_size)
         self.dtype = autocast_dtype(training.precision, self.device)
         self.model = model.to(self.device).train()
         self.model.set_grad_checkpointing(training.checkpoint_activations)

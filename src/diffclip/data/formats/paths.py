@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
-from diffclip.data.formats.patterns import expand_braces
 from diffclip.errors import UserError
 from diffclip.text import closest, listed
 
 FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 ANYTHING = "a folder, a file, a pattern of shards, or scenes:SPLIT"
+MOST_FILES = 1 << 20  # that a pattern may stand for
 SHOWN = 8  # of what a folder has instead of what was looked for
 _SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
 
@@ -33,6 +35,25 @@ def matching(path: str) -> list[Path]:
         if missing is not None or not found:
             raise UserError(_not_there(missing or name))
     return files
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`{a,b}` and `{000..012}` as the shell expands them; other braces stay."""
+    parts = re.split(r"(\{[^{}]*\})", pattern)
+    choices: list[list[str]] = []
+    for part in parts:
+        inner = part[1:-1]
+        numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inner, re.ASCII)
+        if part.startswith("{") and numbers:
+            first, last = numbers.groups()
+            if int(last) - int(first) >= MOST_FILES:
+                raise UserError(f"{pattern[:200]} stands for {int(last) - int(first) + 1:,} files")
+            choices.append([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)])
+        else:
+            choices.append(inner.split(",") if part.startswith("{") and "," in inner else [part])
+    if math.prod(map(len, choices)) > MOST_FILES:
+        raise UserError(f"{pattern[:200]} stands for more than {MOST_FILES:,} files")
+    return ["".join(choice) for choice in product(*choices)]
 
 
 def _not_there(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.patterns import expand_braces
+from diffclip.data.formats.paths import expand_braces
 from diffclip.data.formats.shards import LONGEST_TEXT, example_of, texts_among
 from diffclip.data.formats.tar import IMAGE_SUFFIXES
 from diffclip.data.images import MAX_BYTES, BadImage

@@ -1,15 +1,26 @@
 """Evaluations while a model trains: whether a recipe's are possible, their data sets, what measures a model on each."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from diffclip.config import Evaluation, Recipe
+from rich.console import Console
+
+from diffclip.config import Evaluation, Recipe, SourceConfig, load_recipe
 from diffclip.data.sources import open_source
+from diffclip.distributed import World
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
+from diffclip.evaluation.features.cache import FeatureCache
+from diffclip.evaluation.features.context import Settings
+from diffclip.evaluation.results import Failure
+from diffclip.evaluation.run.distributed import encode_distributed
+from diffclip.evaluation.run.named_model import named_model
+from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import measure
 from diffclip.evaluation.task import during_training
 from diffclip.models.clip import CLIP
+from diffclip.training.run_directory import RECIPE
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
 
@@ -39,12 +50,29 @@ def check_evaluations(recipe: Recipe, where: str = "command line") -> None:
         raise UserError(f"{where}: training.best_by = {best_by!r} is not measured; give one of {', '.join(names)}")
 
 
-def evaluators(data: Sequence[DataSet]) -> dict[str, Evaluator]:
-    """What measures a model on each data set while it trains."""
-    return {dataset.name: _evaluator(dataset) for dataset in data}
+def evaluators(recipe: Recipe) -> dict[str, Evaluator]:
+    """What measures a model on each data set of a recipe while it trains. Raises UserError as `open_evaluations`."""
+    return {data.name: evaluator(data) for data in open_evaluations(recipe)}
 
 
-def _evaluator(data: DataSet) -> Evaluator:
+def evaluate_run(run: Path, world: World, console: Console) -> list[Failure]:
+    """Evaluate a finished run as its own recipe says, and write its results.jsonl; returns what failed.
+
+    All ranks of the world call this. They encode the images together, and rank 0 does the rest.
+    """
+    data = open_evaluations(load_recipe(run / RECIPE))
+    if not data:
+        return []
+    path, cache, model = run / "results.jsonl", None, named_model(str(run))
+    if world.size > 1:
+        cache = FeatureCache(run / "features")
+        encode_distributed([model], data, path, Settings(), cache, world)
+    return run_suite([model], data, path, console, cache=cache) if world.is_main else []
+
+
+def evaluator(data: DataSet) -> Evaluator:
+    """A function of a model: the metrics of the data set's tasks."""
+
     def evaluate(model: CLIP) -> Mapping[str, float]:
         measured, _ = measure(model, data)
         return {name: value for examples in measured.values() for name, value in examples.metrics.items()}
@@ -52,11 +80,16 @@ def _evaluator(data: DataSet) -> Evaluator:
     return evaluate
 
 
-def evaluation_data(recipe: Recipe, evaluation: Evaluation) -> DataSet:
-    """The data set of a recipe's evaluation; without a path of its own, another part of the training data."""
+def open_evaluations(recipe: Recipe) -> list[DataSet]:
+    """The data set of each of a recipe's evaluations. Raises UserError where one cannot be opened."""
+    return [_open(evaluation, recipe.data.train) for evaluation in recipe.evaluation]
+
+
+def _open(evaluation: Evaluation, train: SourceConfig) -> DataSet:
+    """Without a path of its own an evaluation is of another part of the training data."""
     config = evaluation.data
     if not config.path:
-        config = dataclasses.replace(config, path=recipe.data.train.path, format=recipe.data.train.format)
+        config = dataclasses.replace(config, path=train.path, format=train.format)
     if not config.path:
         raise UserError("the recipe names no training data: set data.train.path, or give --data.train.path PATH")
     return DataSet(evaluation.name, open_source(**vars(config)), evaluation.tasks)

@@ -99,10 +99,10 @@ def paired(
 ) -> Difference:
     """The paired difference of two models' scores, seed → value, over their common seeds.
 
-    examples: what each test example contributes to candidate − baseline, one (seeds, N) array, in the order of the
-    common seeds sorted, for each data set over which the score is a mean; empty where that is not known. Examples
-    are resampled within their data set, and the same ones for all seeds. Deterministic by `seed`. Raises ValueError
-    where no seed is common.
+    examples: what each test example contributes to candidate − baseline, for each data set over which the score is a
+    mean. Each is (seeds, N), in the order of the common seeds sorted; empty where that is not known. Examples are
+    resampled within their data set, and the same ones for all seeds. Deterministic by `seed`. Raises ValueError where
+    no seed is common.
     """
     common = tuple(sorted(baseline.keys() & candidate.keys()))
     if not common:
