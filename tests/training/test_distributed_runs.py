@@ -171,7 +171,7 @@ def test_small_data_are_shared_out_and_the_features_are_those_of_one_process_to_
     with safe_open(part, "pt") as ours, safe_open(folder / "features" / part.relative_to(tmp_path), "pt") as theirs:
         assert theirs.metadata() == ours.metadata()  # with a digest of all tensors
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "_encoded", lambda *_: pytest.fail("encoded an image"))
+        patch.setattr(features, "_encode_batch", lambda *_: pytest.fail("encoded an image"))
         found = image_features(model, source, cache=FeatureCache(folder / "features"))
     assert torch.equal(found.features, alone.features)
     assert torch.equal(found.labels, alone.labels)

@@ -70,7 +70,7 @@ def _captions(data: DataSet) -> int:
 
 TASK = Task(
     name="sugarcrepe",
-    title="hard negative captions",
+    title="hard negatives",
     result="sugarcrepe",
     needs="captions with hard negatives: SugarCrepe's files, or scenes",
     requires=("negatives",),
@@ -78,7 +78,7 @@ TASK = Task(
     texts=_captions,
     headline=SCORE,
     metrics=(
-        Metric(SCORE, "caption before negative, mean of kinds", chance=CHANCE, column="Mean"),
+        Metric(SCORE, "accuracy, mean of kinds", chance=CHANCE, column="Mean"),
         Metric(f"{SCORE}/*", "{}", chance=CHANCE),
     ),
     measure=_measure,

@@ -61,7 +61,7 @@ def _captions(data: DataSet) -> int:
 
 TASK = Task(
     name="winoground",
-    title="same words, another order",
+    title="same words swapped",
     result="winoground",
     needs="two images and two captions of the same words: Winoground's parquet, or scenes",
     requires=("swaps",),
