@@ -58,7 +58,7 @@ def pack(
     Args:
         out: The folder of the shards, new or of the same packing.
         shard_mb: Megabytes (10^6 bytes) of a shard, at most.
-        shard_examples: PerExampleScores of a shard, at most.
+        shard_examples: Examples of a shard, at most.
         resize: Shrink images whose shorter edge is longer than this to it, as JPEG; without it files stay as they are.
         quality: Of those JPEG files, 1 to 100.
         shuffle: Seed of a random order of the examples, which streams need; without it the data set's own.
