@@ -83,7 +83,7 @@ class Data:
     flip: Fraction = 0.0
     """Probability of a horizontal flip. The paper's recipe has none."""
     max_skipped: Fraction = 0.1
-    """Share of unreadable images above which the run stops."""
+    """Share of unreadable images above which the run stops; in an evaluation after it, the command then ends badly."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,14 +60,17 @@ def evaluate_run(run: Path, world: World, console: Console) -> list[Failure]:
 
     All ranks of the world call this. They encode the images together, and rank 0 does the rest.
     """
-    data = open_evaluations(load_recipe(run / RECIPE))
+    recipe = load_recipe(run / RECIPE)
+    data = open_evaluations(recipe)
     if not data:
         return []
     path, cache, model = run / "results.jsonl", None, named_model(str(run))
     if world.size > 1:
         cache = FeatureCache(run / "features")
         encode_distributed([model], data, path, Settings(), cache, world)
-    return run_suite([model], data, path, console, cache=cache) if world.is_main else []
+    if not world.is_main:
+        return []
+    return run_suite([model], data, path, console, cache=cache, max_skipped=recipe.data.max_skipped)
 
 
 def evaluator(data: DataSet) -> Evaluator:
