@@ -7,10 +7,12 @@ from typing import Annotated
 from tyro.conf import FlagConversionOff, Positional, arg
 
 from diffclip.config import Recipe, revalidate
+from diffclip.errors import UserError
+from diffclip.recipe_files import run_name
 
 
-def train_command(settings: Recipe) -> Callable[..., None]:
-    """The `train` command whose settings default to those of a recipe that is already read."""
+def train_command(settings: Recipe, read: str | None = None) -> Callable[..., None]:
+    """The `train` command whose settings default to those of a recipe that is already read, from the file `read`."""
 
     def train(
         recipe: Positional[Path],
@@ -24,7 +26,7 @@ def train_command(settings: Recipe) -> Callable[..., None]:
         """Train a model by a recipe. Any setting of the recipe can be replaced: --section.key value.
 
         Args:
-            recipe: The recipe, a TOML file.
+            recipe: The recipe: a TOML file, or the name of one that the package has, such as quickstart.
             out: The run directory; by default runs/NAME, NAME being the recipe's file name.
             resume: Go on from the newest good checkpoint of the run directory; begin where there is none.
             dry_run: Print shapes, parameters, steps, schedule and memory, and stop.
@@ -32,12 +34,14 @@ def train_command(settings: Recipe) -> Callable[..., None]:
 
         from diffclip.evaluation.run.hooks import check_evaluations
 
+        if read is None or recipe != Path(read):
+            raise UserError(f"the recipe has to come before the options: diffclip train {recipe} …")
         final = revalidate(settings)
         check_evaluations(final)
         if dry_run:
             print_dry_run(final)
         else:
-            run(final, out or Path("runs") / recipe.stem, resume=resume)
+            run(final, out or run_name(recipe), resume=resume)
 
     return train
 
