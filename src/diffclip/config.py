@@ -179,6 +179,10 @@ class Evaluation:
     tasks: tuple[str, ...] = ("zero_shot",)
     """Of zero_shot and retrieval."""
 
+    def source(self, train: SourceConfig) -> SourceConfig:
+        """Its data; without a path of its own it is of another part of the training data."""
+        return self.data if self.data.path else dataclasses.replace(self.data, path=train.path, format=train.format)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

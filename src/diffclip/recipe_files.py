@@ -14,7 +14,10 @@ from diffclip.text import closest, listed
 log = logging.getLogger(__name__)
 
 SWEEPS = "sweeps"
-FLAGS = frozenset({"--resume", "--no-resume", "--dry-run", "--no-dry-run", "--help", "-h", "--accept-changed-data"})
+FLAGS = frozenset({"--resume", "--no-resume", "--dry-run", "--no-dry-run", "--help", "-h"}) | {
+    "--accept-changed-data",
+    "--no-accept-changed-data",
+}
 """Options of `diffclip train` that take no value."""
 PAIRS = frozenset({"scale", "ratio", "betas"})
 LISTS = frozenset({"classnames", "templates", "tasks", "overrides", "image_sizes"})

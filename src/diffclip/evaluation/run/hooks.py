@@ -1,6 +1,5 @@
 """Evaluations while a model trains: whether a recipe's are possible, their data sets, what measures a model on each."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -89,10 +88,7 @@ def open_evaluations(recipe: Recipe) -> list[DataSet]:
 
 
 def _open(evaluation: Evaluation, train: SourceConfig) -> DataSet:
-    """Without a path of its own an evaluation is of another part of the training data."""
-    config = evaluation.data
-    if not config.path:
-        config = dataclasses.replace(config, path=train.path, format=train.format)
+    config = evaluation.source(train)
     if not config.path:
         raise UserError("the recipe names no training data: set data.train.path, or give --data.train.path PATH")
     return DataSet(evaluation.name, open_source(**vars(config)), evaluation.tasks)
