@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from diffclip.data.example import Example
 from diffclip.data.formats.files import FolderSource
 from diffclip.data.formats.stamp import Stamped, stamp_of
-from diffclip.data.sources import Source, open_source, splits_of
+from diffclip.data.sources import Source, check_same_classes, open_source, splits_of
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import forms, names
 from diffclip.evaluation.datasets.benchmarks import BENCHMARKS
@@ -113,7 +113,11 @@ def open_location(wanted: Entry, location: Location, split: str) -> Source:
     folder = _only_folder(location.path)
     for name in wanted.file_splits(split):
         if _holds_class_folders(folder / name):  # first, as the archives that they came from may lie beside them
-            return open_source(str(folder / name), format="folder")
+            source = open_source(str(folder / name), format="folder")
+            assert isinstance(source, FolderSource)
+            others = [folder / other for of in wanted.images for other in wanted.file_splits(of)]
+            check_same_classes(source.folders, folder / name, [o for o in others if _holds_class_folders(o)])
+            return source
     splits = splits_of(folder)
     own = next((name for name in wanted.file_splits(split) if name in splits), None)
     if splits and own is None:
