@@ -19,6 +19,7 @@ from diffclip.commands.sweep import sweep
 from diffclip.commands.train import train_command
 from diffclip.config import Recipe, load_recipe
 from diffclip.errors import Stopped, UserError
+from diffclip.recipe_files import recipe_argument
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
@@ -53,9 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments[:1] == ["train"]:
             arguments = [{"true": "True", "false": "False"}.get(a, a) for a in arguments]  # recipes write them so
             # The recipe gives the defaults of the options, so it is read before they are parsed.
-            recipe = next((a for a in arguments[1:] if a.endswith(".toml")), None)
-            if recipe is not None:
-                available["train"] = train_command(load_recipe(recipe))
+            place = recipe_argument(arguments[1:])
+            if place is not None:
+                recipe = arguments[1 + place]
+                available["train"] = train_command(load_recipe(recipe), recipe)
         tyro.extras.subcommand_cli_from_dict(available, prog="diffclip", args=arguments or ["--help"])
     except UserError as error:
         sys.exit(f"diffclip: {error}")

@@ -11,13 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tomli
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from diffclip.data.options import Located
 from diffclip.errors import UserError, describe
 from diffclip.models.presets import ModelConfig, model_config
+from diffclip.recipe_files import find_recipe, parse_toml, read_toml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -83,7 +83,7 @@ class Data:
     flip: Fraction = 0.0
     """Probability of a horizontal flip. The paper's recipe has none."""
     max_skipped: Fraction = 0.1
-    """Share of unreadable images above which the run stops."""
+    """Share of unreadable images above which the run stops; in an evaluation after it, the command then ends badly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +179,10 @@ class Evaluation:
     tasks: tuple[str, ...] = ("zero_shot",)
     """Of zero_shot and retrieval."""
 
+    def source(self, train: SourceConfig) -> SourceConfig:
+        """Its data; without a path of its own it is of another part of the training data."""
+        return self.data if self.data.path else dataclasses.replace(self.data, path=train.path, format=train.format)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -200,30 +204,16 @@ _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe. Raises UserError where the file is missing, is not TOML, or holds a wrong key or value."""
-    return validate(read_toml(path, "recipe"), where=str(path))
+    """Read a recipe: a file of any name, or the name of one that the package ships.
+
+    Raises UserError where it is missing, is not TOML, or holds a wrong key or value.
+    """
+    return validate(read_toml(find_recipe(path), "recipe"), where=str(path))
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
     """A recipe from TOML; `where` names its origin in the error. Raises UserError as `load_recipe` does."""
-    return validate(_parse_toml(text, where), where)
-
-
-def read_toml(path: str | Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: of the text, or of a name with a null byte
-        reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
-        raise UserError(f"cannot read the {what} {str(path)[:200]}: {reason}") from None
-    return _parse_toml(text, str(path))
-
-
-def _parse_toml(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomli.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: TOML's, or of a number of thousands of digits
-        raise UserError(f"{where} is not valid TOML: {error}") from None
+    return validate(parse_toml(text, where), where)
 
 
 def validate(table: Mapping[str, Any], where: str) -> Recipe:

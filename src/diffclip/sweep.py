@@ -111,8 +111,13 @@ def open_data(sweep: Sweep, root: Path | None) -> tuple[list[DataSet], list[Fail
 
 
 def train(run: Run) -> None:
-    """Train a run to its end, from its newest checkpoint where it has one."""
-    if not run.finished:
+    """Train a run to its end, from its newest checkpoint where it has one.
+
+    Raises UserError where the data have changed since it began, finished or not: a table is of runs on the same data.
+    """
+    if run.finished:
+        trainer.check_data(run.recipe, run.folder)
+    else:
         trainer.train(run.recipe, run.folder, resume=True, evaluators=evaluators(run.recipe))
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tomli
 from pydantic import Field, TypeAdapter, ValidationError
 
-from diffclip.config import STRICT, Count, Recipe, read_toml, validate
+from diffclip.config import STRICT, Count, Recipe, validate
 from diffclip.errors import UserError, describe
 from diffclip.evaluation.run.hooks import check_evaluations
 from diffclip.evaluation.task import TASKS, get_task
+from diffclip.recipe_files import find_recipe, read_toml, shipped
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -73,7 +74,7 @@ class Sweep:
     __pydantic_config__ = STRICT
 
     base: str
-    """The recipe that all variants share, a path from this file's folder."""
+    """The recipe that all variants share: a path from this file's folder, or the name of one that the package has."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0, 1, 2)
     baseline: str = ""
     """The variant that the others are compared with; by default the first."""
@@ -105,9 +106,9 @@ def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[s
     """
     table: dict[str, Any] = {}
     for path in paths:
-        table = merge_tables(table, _read_with_parents(Path(path), ()))
+        table = merge_tables(table, _read_with_parents(find_recipe(path, sweep=True), ()))
     if base is not None:
-        table["base"] = str(base.resolve())
+        table["base"] = str(_base_file(base))
     where = " with ".join(map(str, paths))
     try:
         sweep = _SWEEP.validate_python(table)
@@ -122,7 +123,9 @@ def _read_with_parents(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     """The tables of a file over those of the file which it extends; `base` becomes an absolute path."""
     table = read_toml(path, "sweep")
     if isinstance(table.get("base"), str):
-        table["base"] = str((path.parent / Path(table["base"]).expanduser()).resolve())
+        folder = path.parent if path.is_file() else Path()  # that of a pipe holds no recipes
+        base = (folder / Path(table["base"]).expanduser()).resolve()
+        table["base"] = str(base if base.exists() else shipped().get(table["base"], base))
     parent = table.pop("extends", None)
     if parent is None:
         return table
@@ -131,6 +134,14 @@ def _read_with_parents(path: Path, above: Sequence[Path]) -> dict[str, Any]:
         problem = "extends itself" if isinstance(parent, str) else f"extends: expected a file's name, found {parent!r}"
         raise UserError(f"{path}: {problem}")
     return merge_tables(_read_with_parents(path.parent / parent, (*above, here)), table)
+
+
+def _base_file(base: Path) -> Path:
+    """Where another base recipe lies. Raises UserError for a pipe, which can be read but once."""
+    path = find_recipe(base).resolve()
+    if path.exists() and not path.is_file():
+        raise UserError(f"--base {base}: every run of a sweep reads it, so give a file")
+    return path
 
 
 def _check(sweep: Sweep, path: str) -> None:

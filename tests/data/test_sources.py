@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 
 import numpy as np
@@ -487,3 +488,37 @@ def test_a_table_with_masks_names_what_each_shows(tmp_path):
     (tmp_path / "u.csv").write_text("filepath,label,mask\na.png,1,L.png")
     with pytest.raises(UserError, match="masks without captions"):
         open_source(str(tmp_path / "u.csv"))
+
+
+def picture_folder(root, *folders):
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / folder / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "told"),
+    [
+        (("train/n1", "train/n2", "val/images"), "val", "only in val: images; only in train: n1, n2: give both"),
+        (("train/n1", "train/n2", "val/pictures"), "val", "only in val: pictures; only in train: n1, n2: give both"),
+        (("train/n1", "train/n2", "val/n1"), "val", "the splits val and train have other classes; only in train: n2"),
+        (("train/n1", "test/n1", "test/n2"), "train", "the splits train and test have other classes; only in test: n2"),
+        (("Images",), None, "holds images in one folder, Images, which is no class"),
+        (("train/Cat", "test/cat"), "test", "only in test: cat; only in train: Cat"),
+        ((*(f"train/{i}" for i in range(9)), "val/0"), "val", "only in train: 1, 2, 3, 4, 5 and 3 more"),
+    ],
+)
+def test_splits_with_other_classes_are_refused_with_the_difference(tmp_path, folders, split, told):
+    picture_folder(tmp_path, *folders)
+    with pytest.raises(UserError, match=re.escape(told)):
+        open_source(str(tmp_path), split=split)
+
+
+def test_splits_of_the_same_classes_are_read_and_empty_folders_are_none(tmp_path):
+    picture_folder(tmp_path, "train/n1", "train/n2", "val/n1", "val/n2")
+    (tmp_path / "train" / "n3").mkdir()
+    (tmp_path / "training").mkdir()  # not unpacked yet
+    picture_folder(tmp_path, "test/images")  # without labels
+    assert open_source(str(tmp_path), split="val").classnames == ("n1", "n2")
+    with pytest.raises(UserError, match="which is no class"):
+        open_source(str(tmp_path / "test"))

@@ -64,6 +64,23 @@ def test_it_says_what_it_does_skips_what_is_done_and_redoes_it_by_force(capsys, 
     assert len(results.read(tmp_path / "out" / "results.jsonl")) == 2
 
 
+def test_images_that_are_missing_are_counted_and_above_a_share_end_it_with_a_message(capsys, tmp_path, models):
+    for number in range(10):
+        write(tmp_path / "data" / f"{number}.jpg", jpeg())
+    rows = [f"{number}.jpg,{'cat' if number % 2 else 'dog'}" for number in range(12)]
+    write(tmp_path / "data" / "labels.csv", "\n".join(["filepath,label", *rows]).encode())
+    arguments = (models[0], "--data", f"mine={tmp_path / 'data'}", "--out", tmp_path / "out", "--tasks")
+    for tasks, option in ((("zero_shot",), ()), (("zero_shot", "noise"), ()), (("robustness",), ("--sample", "0"))):
+        lines, message = run(capsys, *arguments, *tasks, *option)
+        assert message.startswith("diffclip: 1 of a part of the images:\n  mine with "), tasks
+        assert ": skipped 2 of 12 (2 " in message
+        assert any(line.startswith("mine: skipped images: 2 of 12 (2 ") for line in lines)
+    for result in results.read(tmp_path / "out" / "results.jsonl"):
+        assert (result.n, result.n_expected, sum(result.skipped.values())) == (10, 12, 2)
+    assert run(capsys, *arguments, "zero_shot", "--max-skipped", "0.2")[1] is None
+    assert run(capsys, *arguments, "zero_shot", "--max-skipped", "2")[1].endswith("give a share from 0 to 1")
+
+
 def test_a_failure_is_listed_at_the_end_and_the_rest_is_done(capsys, tmp_path, models):
     data = pictures(tmp_path / "good")
     lines, message = run(

@@ -7,7 +7,7 @@ import torch
 
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.results import PerExampleScores, Result
+from diffclip.evaluation.results import ImagesRead, PerExampleScores, Result
 
 
 def result(dataset="cifar10", acc1=0.5, **changes):
@@ -30,6 +30,30 @@ def test_a_line_has_exactly_the_benchmark_s_keys(tmp_path):
     }
     assert second["dataset"] == "second"
     assert results.read(path) == [result("Übung"), result("second")]
+
+
+def test_a_line_may_say_how_many_images_were_read(tmp_path):
+    path = tmp_path / "results.jsonl"
+    read = ImagesRead(n=54, n_expected=60, skipped={"missing": 6})
+    learned = {"train": {"n": 3, "n_expected": 4, "skipped": {"empty": 1}}}
+    results.append(path, result("a", n=54, n_expected=60, skipped={"missing": 6}, learned_from=learned))
+    results.append(path, result("b"))
+    full, old = results.read(path)
+    assert (full.images["test"], full.images["train"].share_skipped) == (read, 0.25)
+    assert str(read) == "6 of 60 (6 missing)"
+    assert (old.n, old.images) == (None, {})
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{"n": -1}, {"n": "54"}, {"n": True}, {"skipped": {"missing": "6"}}, {"learned_from": {"train": {"n": 1}}}],
+)
+def test_counts_of_another_form_are_refused(tmp_path, counts):
+    path = tmp_path / "results.jsonl"
+    line = {"dataset": "a", "model": "m", "pretrained": "p", "task": "t", "metrics": {}, "language": "en"}
+    path.write_text(json.dumps(line | counts) + "\n")
+    with pytest.raises(UserError, match="line 1: expected whole numbers as n and n_expected"):
+        results.read(path)
 
 
 def test_later_lines_win_and_the_order_stays(tmp_path):

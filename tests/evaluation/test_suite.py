@@ -174,8 +174,11 @@ def test_every_number_by_hand_and_one_line_a_result(tmp_path):
     ]
     outcomes = run([NamedModel("tiny", "runs/a", model)], data, path)
     assert [o.fresh for o in outcomes] == [True] * 3
-    assert outcomes[0].skipped == {"truncated": 2}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    counts = [(line["n"], line["n_expected"], line["skipped"]) for line in lines]
+    assert counts == [(28, 30, {"truncated": 2})] * 2 + [(12, 12, {})]
+    again = run([NamedModel("tiny", "runs/a", model)], data, path)
+    assert [o.result.images["test"].share_skipped for o in again] == pytest.approx([1 / 15, 1 / 15, 0])
     assert [(line["dataset"], line["task"], line["model"], line["pretrained"], line["language"]) for line in lines] == [
         ("my squares", "zeroshot_classification", "tiny", "runs/a", "en"),
         ("my squares", "zeroshot_retrieval", "tiny", "runs/a", "en"),

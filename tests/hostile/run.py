@@ -39,7 +39,7 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import TrainTransform
 from diffclip.errors import UserError
 from diffclip.evaluation import pope  # noqa: F401  imported once, not in every child
-from diffclip.evaluation.run import hooks  # noqa: F401
+from diffclip.evaluation.run import hooks
 from diffclip.reporting import report as command  # noqa: F401
 from diffclip.sweep_config import load_sweep
 
@@ -59,12 +59,16 @@ def use(entry: str, given: Any) -> str:
         if entry == "command":
             cli.main([str(argument) for argument in given])
         else:
-            {"model": diffclip.load, "recipe": load_recipe, "sweep": load_sweep}[entry](given)
+            {"model": diffclip.load, "recipe": load_checked_recipe, "sweep": load_sweep}[entry](given)
     except UserError as error:
         return f"error: {error}"
     except SystemExit as ended:
         return f"error: {str(ended.code).removeprefix('diffclip: ')}"
     return "read"
+
+
+def load_checked_recipe(path: Any) -> None:
+    hooks.check_evaluations(load_recipe(path), str(path))
 
 
 tokenize = get_tokenizer(16)

@@ -36,10 +36,10 @@ def verify(data: Data, *, workers: int = 0, json: Path | None = None) -> None:
         json: Write the report there too, with the place of everything that is wrong.
     """
     from diffclip.data.parallel import processors
-    from diffclip.data.sources import open_source
     from diffclip.data.tools import verify as work
+    from diffclip.evaluation.datasets.folders import open_given
 
-    work.verify(open_source(**vars(data)), workers=workers or processors(), json_file=json)
+    work.verify(open_given(data), workers=workers or processors(), json_file=json)
 
 
 def pack(
@@ -65,8 +65,8 @@ def pack(
         workers: Processes; 0: as many as there are processors.
     """
     from diffclip.data.parallel import processors
-    from diffclip.data.sources import open_source
     from diffclip.data.tools import pack as work
+    from diffclip.evaluation.datasets.folders import open_given
 
     for name, value, least, most in (
         ("shard-mb", shard_mb, 0.01, 1e6),
@@ -77,7 +77,7 @@ def pack(
         if not least <= value <= most:
             raise UserError(f"--{name} {value}: give a number from {least:g} to {most:g}")
     plan = work.ShardPlan(round(shard_mb * 1e6), shard_examples, resize, quality, shuffle)
-    work.tell(work.pack(open_source(**vars(data)), out, plan, workers=workers or processors()), out)
+    work.tell(work.pack(open_given(data), out, plan, workers=workers or processors()), out)
 
 
 def show(data: Data, *, out: Path, count: int = 24, columns: int = 6, seed: int = 0) -> None:
@@ -89,9 +89,9 @@ def show(data: Data, *, out: Path, count: int = 24, columns: int = 6, seed: int 
         columns: How many side by side.
         seed: Of the random choice.
     """
-    from diffclip.data.sources import open_source
     from diffclip.data.tools import show as work
+    from diffclip.evaluation.datasets.folders import open_given
 
     if not (0 < count <= 1000 and columns > 0):
         raise UserError(f"--count {count} --columns {columns}: give 1 to 1000 examples in at least one column")
-    work.show(open_source(**vars(data)), out, count=count, columns=columns, seed=seed)
+    work.show(open_given(data), out, count=count, columns=columns, seed=seed)

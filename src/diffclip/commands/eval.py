@@ -38,6 +38,7 @@ def evaluate(
     repeats: int = 1,
     batch_size: int = 256,
     workers: int = 2,
+    max_skipped: float = 0.01,
 ) -> None:
     """Evaluate models on data sets; results go to OUT/results.jsonl, a line each.
 
@@ -63,12 +64,15 @@ def evaluate(
             the standard deviation between the repeats as acc1_sd.
         batch_size: Images encoded at a time.
         workers: Processes that decode images.
+        max_skipped: Share of a split's images that may be missing or unreadable; above it the exit status is 1.
     """
     from diffclip.evaluation.datasets.named import data_sets
     from diffclip.evaluation.features.context import Settings
 
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: give a number of at least 1")
+    if not 0 <= max_skipped <= 1:
+        raise UserError(f"--max-skipped {max_skipped:g}: give a share from 0 to 1")
     settings = Settings(
         batch_size=batch_size,
         num_workers=workers,
@@ -78,7 +82,7 @@ def evaluate(
         repeats=repeats,
     )
     sets, missing = data_sets(data, tasks, root, all_classes=all_classes)
-    run(models, sets, out, missing=missing, cache=cache, force=force, settings=settings)
+    run(models, sets, out, missing=missing, cache=cache, force=force, settings=settings, max_skipped=max_skipped)
 
 
 def run(
@@ -90,6 +94,7 @@ def run(
     cache: Path | None,
     force: bool,
     settings: Settings,
+    max_skipped: float = 0.01,
 ) -> None:
     """Evaluate models on data sets; prints the results, writes OUT/results.jsonl.
 
@@ -127,7 +132,7 @@ def run(
     for failure in missing:
         console.print(f"Missing: {failure}", highlight=False, soft_wrap=True)
     try:
-        failures = run_suite(named, data, path, console, settings, cache=features, force=force)
+        failures = run_suite(named, data, path, console, settings, cache=features, force=force, max_skipped=max_skipped)
     except KeyboardInterrupt:
         raise Stopped("stopped; the same command goes on from here") from None
     if len(named) == 2 and path.exists():

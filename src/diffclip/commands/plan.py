@@ -35,7 +35,8 @@ def plan(
     """Say what a recipe would take on some accelerators: work, memory, time, cost, and what limits it.
 
     Args:
-        recipe: The recipe, a TOML file; needs no data where it states data.examples.
+        recipe: The recipe, a TOML file or the name of one that the package has; needs no data where it states
+            data.examples.
         on: How many accelerators of which kind: A100, A100-40GB, H100, H200, V100, RTX4090.
         utilisation: Share of their peak that training reaches; by default about what published runs of CLIP did.
         price: Dollars for an hour of one; by default a list price, whose date and source are printed.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from diffclip.errors import Stopped, UserError
+from diffclip.recipe_files import run_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +41,8 @@ def sweep(
     The same command goes on where it was stopped. Exit status 1, with a list, where anything could not be done.
 
     Args:
-        recipes: The sweep, a TOML file; what further files state replaces what it states.
+        recipes: The sweep, a TOML file or the name of one that the package has, such as figure5; what further files
+            state replaces what it states.
         out: Where runs, results.jsonl and table.md go; by default runs/NAME, NAME being the files' names.
         base: Another base recipe.
         seeds: Other seeds than the sweep's.
@@ -50,10 +52,10 @@ def sweep(
         dry_run: Say what is left to do, how many steps and about how long, and stop.
     """
     if not recipes:
-        raise UserError("no sweep: give a TOML file, such as recipes/sweeps/figure5.toml")
+        raise UserError("no sweep: give a TOML file, or the name of one that the package has, such as figure5")
     run(
         recipes,
-        out or Path("runs") / "_".join(recipe.stem for recipe in recipes),
+        out or run_name(*recipes),
         base=base,
         seeds=seeds,
         variants=variants,

@@ -7,10 +7,12 @@ from typing import Annotated
 from tyro.conf import FlagConversionOff, Positional, arg
 
 from diffclip.config import Recipe, revalidate
+from diffclip.errors import UserError
+from diffclip.recipe_files import run_name
 
 
-def train_command(settings: Recipe) -> Callable[..., None]:
-    """The `train` command whose settings default to those of a recipe that is already read."""
+def train_command(settings: Recipe, read: str | None = None) -> Callable[..., None]:
+    """The `train` command whose settings default to those of a recipe that is already read, from the file `read`."""
 
     def train(
         recipe: Positional[Path],
@@ -18,31 +20,35 @@ def train_command(settings: Recipe) -> Callable[..., None]:
         *,
         out: Path | None = None,
         resume: bool = False,
+        accept_changed_data: bool = False,
         dry_run: bool = False,
         settings: Annotated[FlagConversionOff[Recipe], arg(name="")] = settings,
     ) -> None:
         """Train a model by a recipe. Any setting of the recipe can be replaced: --section.key value.
 
         Args:
-            recipe: The recipe, a TOML file.
+            recipe: The recipe: a TOML file, or the name of one that the package has, such as quickstart.
             out: The run directory; by default runs/NAME, NAME being the recipe's file name.
             resume: Go on from the newest good checkpoint of the run directory; begin where there is none.
+            accept_changed_data: With --resume: go on though data have changed since the run began, and write that down.
             dry_run: Print shapes, parameters, steps, schedule and memory, and stop.
         """
 
         from diffclip.evaluation.run.hooks import check_evaluations
 
+        if read is None or recipe != Path(read):
+            raise UserError(f"the recipe has to come before the options: diffclip train {recipe} …")
         final = revalidate(settings)
         check_evaluations(final)
         if dry_run:
             print_dry_run(final)
         else:
-            run(final, out or Path("runs") / recipe.stem, resume=resume)
+            run(final, out or run_name(recipe), resume=resume, accept_changed_data=accept_changed_data)
 
     return train
 
 
-def run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
+def run(recipe: Recipe, directory: Path, *, resume: bool, accept_changed_data: bool = False) -> None:
     """Train, evaluate as the recipe says, and write the run's results.jsonl; with the other processes of torchrun."""
     from rich.console import Console
 
@@ -54,7 +60,7 @@ def run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
     console = Console()
     with joined() as world:
         watched = evaluators(recipe)
-        setup.train(recipe, directory, resume=resume, evaluators=watched)
+        setup.train(recipe, directory, resume=resume, accept_changed_data=accept_changed_data, evaluators=watched)
         failures = evaluate_run(directory, world, console)
     if world.is_main:
         console.print(

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import FolderSource, table_source
+from diffclip.data.formats.files import SUFFIXES, FolderSource, table_source
 from diffclip.data.formats.parquet import ParquetSource
 from diffclip.data.formats.paths import (
     ANYTHING,
     FORMAT_OF,
     contents,
     data_files,
+    entries,
     matching,
     of_split,
     split_folder,
@@ -31,6 +32,7 @@ from diffclip.data.formats.stamp import Stamped, stamp_of
 from diffclip.data.formats.stream import is_stream
 from diffclip.data.options import Format
 from diffclip.errors import UserError
+from diffclip.text import listed
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
 
@@ -38,6 +40,11 @@ FORMATS: tuple[str, ...] = get_args(Format)
 KEYS = ("image_key", "caption_key", "label_key")
 SCENES = ("size", "length", "seed")
 TEMPLATES = ("a photo of a {c}.",)
+NO_CLASSES = frozenset(
+    {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "jpg", "png", "photos", "pics"}
+)
+"""What the one folder of images is called that are not divided into classes."""
+DIFFERING = 5  # classes of a split that another has not, which a message names
 _HOLDOUT_SEED = 20_250_309
 
 
@@ -215,7 +222,7 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
         if not os.path.isdir(root):
             raise UserError(f"{path} is a file, not a folder of class folders; leave format out")
         _refuse(path, keys, "class folders have")
-        return FolderSource(split_folder(root, split), options)
+        return _class_folders(root, split, options)
     if format == "auto":
         format = FORMAT_OF.get(files[0].suffix.lower(), "")
         if not format:
@@ -230,6 +237,48 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
         )
         return TarSource(files, options)
     return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
+
+
+def _class_folders(root: Path, split: str | None, options: Options) -> FolderSource:
+    """Class folders of a split. Raises UserError where they are no classes, or others than those of another split."""
+    folder = split_folder(root, split)
+    source = FolderSource(folder, options)
+    if folder != root:
+        check_same_classes(source.folders, folder, [root / other for other in splits_of(root)])
+    if len(source.folders) == 1 and source.folders[0].lower() in NO_CLASSES:
+        raise UserError(
+            f"{folder} holds images in one folder, {source.folders[0]}, which is no class: make a folder for each "
+            "class, or name the images with their labels or captions in a .csv file"
+        )
+    return source
+
+
+def check_same_classes(classes: Sequence[str], folder: Path, others: Sequence[Path]) -> None:
+    """Raise UserError where a split has other class folders than another one beside it.
+
+    Folders without images count as none, and a split that has no class folders, as a test set without labels, too.
+    """
+    for other in others:
+        if other == folder:
+            continue
+        theirs = [entry.name for entry in entries(other) if entry.is_dir() and _has_image(entry)]
+        mine, rest = sorted(set(classes) - set(theirs)), sorted(set(theirs) - set(classes))
+        divided = theirs and not (len(theirs) == 1 and theirs[0].lower() in NO_CLASSES)
+        if divided and (mine or rest):
+            found = [f"only in {of.name}: {_some(names)}" for of, names in ((folder, mine), (other, rest)) if names]
+            raise UserError(
+                f"{folder.parent}: the splits {folder.name} and {other.name} have other classes; {'; '.join(found)}: "
+                "give both the same class folders"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = listed(names[:DIFFERING])
+    return f"{shown} and {len(names) - DIFFERING:,} more" if len(names) > DIFFERING else shown
+
+
+def _has_image(folder: Path) -> bool:
+    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
 
 
 def _refuse(path: str, keys: Mapping[str, str | None], having: str) -> None:

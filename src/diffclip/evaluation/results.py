@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -31,9 +32,36 @@ NOT_SCORES = ("C", "std", "acc1_sd")
 """What `metrics` may hold that is no score: a probe's C, deviations between few-shot episodes and between draws."""
 
 
+MAX_SKIPPED = 0.01
+"""Share of a split's images that may be missing or unreadable before a command says so by its exit status."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesRead:
+    """How many images of a split a result comes from."""
+
+    n: int
+    """Images that were read."""
+    n_expected: int
+    """Images that the data set names, or those of a sample of it."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """The others, by reason."""
+
+    @property
+    def share_skipped(self) -> float:
+        return 1 - self.n / self.n_expected if self.n_expected else 0.0
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
+        return f"{self.n_expected - self.n:,} of {self.n_expected:,} ({reasons or 'no reason known'})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One model on one data set and task; metrics are fractions."""
+    """One model on one data set and task; metrics are fractions.
+
+    What comes after `language` is absent in the results of other programs and of earlier versions: None.
+    """
 
     dataset: str
     model: str
@@ -41,6 +69,24 @@ class Result:
     task: str
     metrics: Mapping[str, float]
     language: str = "en"
+    n: int | None = None
+    """Test images that were read."""
+    n_expected: int | None = None
+    """Test images that there should be."""
+    skipped: Mapping[str, int] | None = None
+    """Why the others were not read: reason → how many."""
+    learned_from: Mapping[str, Mapping[str, Any]] | None = None
+    """The same three of the other splits that the task read, such as "train"."""
+
+    @property
+    def images(self) -> dict[str, ImagesRead]:
+        """Split → what was read of it, as far as the line says."""
+        found = {} if self.n is None or self.n_expected is None else {"test": self._read}
+        return found | {split: ImagesRead(**numbers) for split, numbers in (self.learned_from or {}).items()}
+
+    @property
+    def _read(self) -> ImagesRead:
+        return ImagesRead(n=self.n or 0, n_expected=self.n_expected or 0, skipped=self.skipped or {})
 
     @property
     def key(self) -> Key:
@@ -57,6 +103,8 @@ class Failure:
     pretrained: str | None = None
     """Of the model with which it could not be done, where another could."""
     task: str | None = None
+    partial: bool = False
+    """It was done, but from less than there should be."""
 
     def __str__(self) -> str:
         what = f"{self.data} {self.task or ''}".strip()
@@ -65,7 +113,8 @@ class Failure:
 
 def append(path: Path, result: Result) -> None:
     """Add a line, in one write, so that processes may share a file. Raises ValueError for NaN."""
-    line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
+    table = {name: value for name, value in asdict(result).items() if value is not None}
+    line = json.dumps(table, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell():
@@ -79,7 +128,7 @@ def read(path: Path) -> list[Result]:
     """Every result of a file, the last line of each key, in the order in which keys first appear.
 
     A file that does not exist has none. A line that is not JSON, which only a crash leaves, is skipped with a
-    warning; a line with other keys raises UserError.
+    warning; a line with other keys raises UserError. Lines need not say how many images were read.
     """
     if not path.exists():
         return []
@@ -92,8 +141,8 @@ def read(path: Path) -> list[Result]:
         except (ValueError, RecursionError):
             log.warning("%s line %d is not JSON and was skipped: a write was cut short", path, number)
             continue
-        expected = [field.name for field in fields(Result)]
-        if not isinstance(table, dict) or sorted(table) != sorted(expected):
+        expected = [field.name for field in fields(Result) if field.name not in COUNTS]
+        if not isinstance(table, dict) or sorted(table.keys() - COUNTS) != sorted(expected):
             keys = ", ".join(table) if isinstance(table, dict) else type(table).__name__
             raise UserError(f"{path} line {number}: expected the keys {', '.join(expected)}, found {keys}")
         if not all(isinstance(table[name], str) for name in expected if name != "metrics"):
@@ -103,8 +152,27 @@ def read(path: Path) -> list[Result]:
             raise UserError(
                 f"{path} line {number}: expected metrics as finite numbers by name, found {str(metrics)[:80]}"
             )
+        if not _are_counts(table):
+            raise UserError(
+                f"{path} line {number}: expected whole numbers as n and n_expected, and numbers by reason as skipped"
+            )
         results.append(Result(**table))
     return merge(results)
+
+
+COUNTS = frozenset({"n", "n_expected", "skipped", "learned_from"})
+
+
+def _are_counts(table: Mapping[str, Any]) -> bool:
+    """Whether what a line says of how many images were read is in the form of `Result`."""
+    numbers = [table.get("n", 0), table.get("n_expected", 0)]
+    skipped, others = table.get("skipped", {}), table.get("learned_from", {})
+    if not isinstance(skipped, dict) or not isinstance(others, dict):
+        return False
+    if not all(type(number) is int and number >= 0 for number in (*numbers, *skipped.values())):
+        return False
+    names = COUNTS - {"learned_from"}
+    return all(isinstance(other, dict) and other.keys() == names and _are_counts(other) for other in others.values())
 
 
 def _is_score(value: object) -> bool:
@@ -128,6 +196,8 @@ class PerExampleScores:
     """metric → what guessing at random scores."""
     facts: Mapping[str, float] = field(default_factory=dict)
     """What else the result says, of `NOT_SCORES`; not kept with the examples."""
+    skipped: Mapping[str, int] = field(default_factory=Counter)
+    """Images of a task's own sample that could not be read, by reason; not kept with the examples."""
 
     @property
     def metrics(self) -> dict[str, float]:

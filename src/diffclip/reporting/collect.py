@@ -191,7 +191,7 @@ def _laion_result(table: dict[str, Any], metrics: Any, where: Path) -> Result:
         if math.isfinite(number):
             numbers[str(name).removeprefix(LAION_PROBE)] = number
     language = str(table.get("language") or "en")
-    named = {name: str(table[name]) for name in ("dataset", "model", "pretrained", "task")}
+    named: dict[str, Any] = {name: str(table[name]) for name in ("dataset", "model", "pretrained", "task")}
     return Result(**named, metrics=numbers, language=language)
 
 

@@ -5,22 +5,28 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from diffclip import durable
 from diffclip.config import Recipe, load_recipe, parse_recipe, same_run
 from diffclip.errors import UserError
+from diffclip.training import data_record
+from diffclip.training.data_record import Facts
 
 RECIPE, LOCK = "recipe.toml", ".lock"
 
 
 @contextmanager
-def claim_directory(run: Path, recipe: str, resume: bool) -> Iterator[bool]:
+def claim_directory(
+    run: Path, recipe: str, resume: bool, data: Facts | None = None, *, accept_changed_data: bool = False
+) -> Iterator[bool]:
     """Make the run directory and keep other processes out of it; yields whether to go on from its checkpoints.
 
-    recipe: as TOML. The directory keeps it.
+    recipe: as TOML. data: what it reads from outside. The directory keeps both.
 
     A run is gone on with on `resume`, and where torchrun has restarted this process after it, or one beside it, died.
-    Raises UserError where the directory cannot be written, another process trains in it, or it holds another run.
+    Raises UserError where the directory cannot be written, another process trains in it, it holds another run,
+    or its data have changed, unless `accept_changed_data`.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -33,7 +39,16 @@ def claim_directory(run: Path, recipe: str, resume: bool) -> Iterator[bool]:
         if launch is not None:
             restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
             resume = resume or (restarted and os.pread(lock, 200, 0) == launch)
-        _write_recipe(run, recipe, resume)
+        held = _holds_this_run(run, recipe, resume)
+        record: dict[str, Any] = {"data": data, "changed": []}
+        if held and data is not None:
+            record = data_record.check(run, data, accept=accept_changed_data)
+        try:
+            if data is not None:
+                data_record.write(run, record)
+            durable.write_text(run / RECIPE, recipe)
+        except OSError as error:
+            raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None
         for folder in (run, run / "checkpoints", run / "tensorboard"):
             durable.remove_unfinished(folder)
         if launch is not None:
@@ -66,14 +81,13 @@ def _launch() -> bytes | None:
     return f"torchrun {os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}".encode()
 
 
-def _write_recipe(run: Path, recipe: str, resume: bool) -> None:
+def _holds_this_run(run: Path, recipe: str, resume: bool) -> bool:
+    """Whether the directory holds the run already. Raises UserError where it may not go on."""
     path = run / RECIPE
-    if path.exists():
-        if not resume:
-            raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
-        if not holds(run, parse_recipe(recipe, str(path))):
-            raise UserError(f"{run} holds a run of another recipe: resume with the settings of {path}")
-    try:
-        durable.write_text(path, recipe)
-    except OSError as error:
-        raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None
+    if not path.exists():
+        return False
+    if not resume:
+        raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
+    if not holds(run, parse_recipe(recipe, str(path))):
+        raise UserError(f"{run} holds a run of another recipe: resume with the settings of {path}")
+    return True

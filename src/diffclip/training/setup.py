@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
+from diffclip.training import data_record
 from diffclip.training.loop import Evaluator, Loop
 from diffclip.training.run_directory import claim_directory
 from diffclip.training.step import Schedule, TrainState
@@ -32,13 +33,19 @@ SIGMOID_BIAS = -10.0
 
 
 def train(
-    recipe: Recipe, run: Path, *, resume: bool = False, evaluators: Mapping[str, Evaluator] | None = None
+    recipe: Recipe,
+    run: Path,
+    *,
+    resume: bool = False,
+    accept_changed_data: bool = False,
+    evaluators: Mapping[str, Evaluator] | None = None,
 ) -> Path:
     """Train to the end of the recipe; returns the run directory, which `diffclip.load` takes.
 
     evaluators: name → function of the model whose numbers go to metrics.jsonl as `name/metric`. With `resume`, or
     restarted by torchrun, the run goes on from its newest good checkpoint, or begins where it has none. Raises
-    UserError where the directory holds another run or is in use, the data cannot be read, a checkpoint cannot be
+    UserError where the directory holds another run or is in use, the data cannot be read, or have changed since the
+    run began, which `accept_changed_data` lets pass, where a checkpoint cannot be
     written, or the loss stops being finite; Stopped after Ctrl-C or SIGTERM, once a checkpoint is written.
 
     All ranks of a world that `distributed.joined` has made call this; rank 0 prints and writes.
@@ -47,10 +54,23 @@ def train(
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     loader = training_loader(recipe, source)
-    with claim_directory(run, record, resume) if world.is_main else nullcontext(False) as resume:
+    claim: AbstractContextManager[bool] = nullcontext(False)
+    if world.is_main:
+        facts = data_record.facts_of(recipe, source)
+        claim = claim_directory(run, record, resume, facts, accept_changed_data=accept_changed_data)
+    with claim as resume:
         resume = world.broadcast(resume)
         Loop(new_state(recipe, schedule), loader, run, recipe.training, evaluators or {}).train(resume=resume)
     return run
+
+
+def check_data(recipe: Recipe, run: Path) -> None:
+    """Raise UserError where the data of a finished run have changed since it began; not where they are gone."""
+    try:
+        source = training_source(recipe)
+    except UserError:
+        return
+    data_record.check(run, data_record.facts_of(recipe, source))
 
 
 def training_source(recipe: Recipe) -> Source:

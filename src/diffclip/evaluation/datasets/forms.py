@@ -1,10 +1,8 @@
-"""The forms in which data sets are published that `data.sources` does not read: torchvision's, and caption files."""
+"""The forms of torchvision in which data sets are published, which `data.sources` does not read."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +10,15 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import SUFFIXES, FolderSource
+from diffclip.data.formats.files import FolderSource
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image, to_rgb
 from diffclip.data.sources import Source, Subset
 from diffclip.errors import UserError
+from diffclip.evaluation.datasets.image_files import ImageFiles
 
 CALTECH_TRAINING = 30  # images a class (Fei-Fei et al. 2004; Kornblith et al. 2019)
 _SEED = 20_250_309
-
-
-class ImageFiles:
-    """Images in files of their own, with labels or captions. Raises BadImage("missing") for one that is not there."""
-
-    templates: tuple[str, ...] | None = None
-
-    def __init__(
-        self,
-        name: str,
-        paths: Sequence[Path],
-        *,
-        labels: Sequence[int] | None = None,
-        classnames: tuple[str, ...] | None = None,
-        captions: Sequence[tuple[str, ...]] | None = None,
-    ) -> None:
-        self.name, self.classnames = name, classnames
-        self._paths, self._labels, self._captions = [str(path) for path in paths], labels, captions
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Example:
-        image = read_image(self._paths[index])
-        return Example(
-            image,
-            self._captions[index] if self._captions else (),
-            self._labels[index] if self._labels else None,
-        )
-
-    def stamp(self) -> str:
-        return stamp_of(self._paths, self._labels, self._captions)
 
 
 class TorchvisionSource:
@@ -173,52 +140,3 @@ _FORMS: dict[str, Callable[[str, Path, str], Source]] = {
     "Caltech101": _caltech101,
     "SUN397": _sun397,
 }
-
-
-def caption_file(folder: Path, name: str, split: str) -> Path | None:
-    """The annotations that lie beside the images of flickr8k, flickr30k or mscoco_captions, if there are any."""
-    short = name.removeprefix("ms").removesuffix("_captions")
-    usual = (f"dataset_{short}.json", f"{short}_{split}_karpathy.json", f"{short}_{split}_karpathy.txt")
-    return next((folder / file for file in usual if (folder / file).is_file()), None)
-
-
-def caption_source(name: str, file: Path, split: str) -> Source:
-    """Images with the captions of `file`: Karpathy's JSON, COCO's JSON or lines of "image.jpg,caption".
-
-    Images are looked for in all folders beside the file. Raises UserError for a file of another form.
-    """
-    captions = _captions(file, split)
-    if not captions:
-        raise UserError(f"{file} has no captions of the split {split!r}")
-    places = {path.name: path for path in file.parent.rglob("*") if path.suffix.lower() in SUFFIXES}
-    present = sum(image in places for image in captions)
-    if not present:
-        raise UserError(f"{file} names {len(captions)} images, and none of them is in {file.parent} or below it")
-    paths = [places.get(image, file.parent / image) for image in captions]
-    return ImageFiles(name, paths, captions=[tuple(texts) for texts in captions.values()])
-
-
-def _captions(file: Path, split: str) -> dict[str, list[str]]:
-    """Image file → captions, in the order of the file."""
-    captions: dict[str, list[str]] = defaultdict(list)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".txt":
-            for line in text.splitlines()[1:]:
-                image, comma, caption = line.partition(".jpg,")
-                if comma:
-                    captions[f"{image}.jpg"].append(caption.strip())
-            return captions
-        table = json.loads(text)
-        if "annotations" in table:
-            names = {image["id"]: image["file_name"] for image in table["images"]}
-            for annotation in table["annotations"]:
-                captions[names[annotation["image_id"]]].append(annotation["caption"].strip())
-            return captions
-        splits = (split, "restval") if split == "train" else (split,)
-        for image in table["images"]:
-            if image["split"] in splits:
-                captions[image["filename"]] = [sentence["raw"].strip() for sentence in image["sentences"]]
-        return captions
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is no file of captions: {type(error).__name__} {error}") from None

@@ -12,6 +12,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.benchmarks import benchmark_in
 from diffclip.evaluation.datasets.dataset import DataSet, Opener
+from diffclip.evaluation.datasets.folders import splits_in
 from diffclip.evaluation.datasets.names import imagenet_classnames, imagenet_subset
 from diffclip.evaluation.datasets.opening import default_root, how_to_get, locate
 from diffclip.evaluation.datasets.pairs import PairImages
@@ -86,6 +87,10 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
         return DataSet(name, partial(benchmark.open, folder), tuple(tasks))
     if name in registry() and folder.is_dir():
         return _from_registry(registry()[name], folder, tasks, all_classes)
+    known = splits_in(folder) if folder.is_dir() else {}
+    if known:
+        test_split = next((split for split in ("test", "val") if split in known), next(iter(known)))
+        return DataSet(name, known.pop(test_split), tuple(tasks), {s: known[s] for s in LEARNED_FROM if s in known})
     splits = _splits_in(folder)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from diffclip.data.example import Example
 from diffclip.data.formats.files import FolderSource
 from diffclip.data.formats.stamp import Stamped, stamp_of
-from diffclip.data.sources import Source, open_source, splits_of
+from diffclip.data.sources import Source, check_same_classes, open_source, splits_of
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import forms, names
 from diffclip.evaluation.datasets.benchmarks import BENCHMARKS
+from diffclip.evaluation.datasets.captions import ALL, caption_form
 from diffclip.evaluation.datasets.pope import pope_labels
 from diffclip.evaluation.datasets.registry import Entry, entry
 
@@ -58,7 +59,7 @@ def locate(wanted: Entry, root: Path, *, own: bool = False) -> Location | None:
         elif wanted.name == "pope":
             if pope_labels(folder):
                 return Location(folder, "pope")
-        elif "retrieval" in wanted.tasks and forms.caption_file(folder, wanted.name, "test"):
+        elif "retrieval" in wanted.tasks and caption_form(folder, wanted.name):
             return Location(folder, "captions")
         elif (own or folder != root or root.name in wanted.folder_names) and _visible(folder):
             return Location(folder, "files")
@@ -108,14 +109,15 @@ def open_location(wanted: Entry, location: Location, split: str) -> Source:
     if location.form == "torchvision" and wanted.torchvision:
         return forms.torchvision(wanted.name, wanted.torchvision, location.path, split)
     if location.form == "captions":
-        file = forms.caption_file(location.path, wanted.name, split)
-        if file is None:
-            raise UserError(f"{location.path} has no captions of the {split} split of {wanted.name}")
-        return forms.caption_source(wanted.name, file, split)
+        return _captions(wanted, location.path, split)
     folder = _only_folder(location.path)
     for name in wanted.file_splits(split):
         if _holds_class_folders(folder / name):  # first, as the archives that they came from may lie beside them
-            return open_source(str(folder / name), format="folder")
+            source = open_source(str(folder / name), format="folder")
+            assert isinstance(source, FolderSource)
+            others = [folder / other for of in wanted.images for other in wanted.file_splits(of)]
+            check_same_classes(source.folders, folder / name, [o for o in others if _holds_class_folders(o)])
+            return source
     splits = splits_of(folder)
     own = next((name for name in wanted.file_splits(split) if name in splits), None)
     if splits and own is None:
@@ -125,7 +127,25 @@ def open_location(wanted: Entry, location: Location, split: str) -> Source:
             f"{folder} is not divided into splits: expected folders or files named {', '.join(wanted.images)}"
         )
     _check_shards(folder, own)
-    return open_source(str(folder), split=own, label_key=_label_key(wanted, folder, own))
+    source = open_source(str(folder), split=own, label_key=_label_key(wanted, folder, own))
+    if "retrieval" in wanted.tasks and isinstance(source, FolderSource):
+        raise UserError(
+            f"{folder} has images but no captions of {wanted.name} in a known form, such as dataset_*.json, "
+            "captions.txt, captions_val2017.json or *.token.txt"
+        )
+    return source
+
+
+def _captions(wanted: Entry, folder: Path, split: str) -> Source:
+    """Captions of a split; where the files have no test split, of the validation split or of all, with a warning."""
+    form = caption_form(folder, wanted.name)
+    if form is None or not form.splits:
+        raise UserError(f"{folder} has no captions of the {split} split of {wanted.name}")
+    own = next((name for name in (split, *(("val", ALL) if split == "test" else ())) if name in form.splits), split)
+    if own != split:
+        which = f"those of the {own} split" if own else "all of its captions"
+        logger.warning("%s has no %s split: %s are taken, not the published one", form.files[0], split, which)
+    return form.open(own)
 
 
 def _only_folder(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import ImageFeatures, class_embeddings, image_features, text_features
+from diffclip.evaluation.results import ImagesRead
 from diffclip.models.clip import CLIP
 
 
@@ -79,6 +80,18 @@ class EvalContext:
                 weights=self._weights,
             )
         return self._features[split]
+
+    def images_read(self, splits: Sequence[str]) -> dict[str, ImagesRead]:
+        """How many images of each of some splits were read, of those whose features are at hand."""
+        return {
+            split: ImagesRead(
+                n=len(features.indices),
+                n_expected=len(features.indices) + features.skipped.total(),
+                skipped=dict(sorted(features.skipped.items())),
+            )
+            for split in splits
+            if (features := self._features.get(split)) is not None
+        }
 
     @property
     def skipped(self) -> Counter[str]:

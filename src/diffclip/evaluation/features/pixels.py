@@ -49,21 +49,26 @@ def classnames_of(source: Source) -> tuple[str, ...]:
 
 
 def batches(
-    source: Source, images: Dataset[Decoded], indices: list[int], batch_size: int, num_workers: int = 0
+    source: Source,
+    images: Dataset[Decoded],
+    indices: list[int],
+    batch_size: int,
+    num_workers: int,
+    skipped: Counter[str],
 ) -> Iterator[Batch]:
     """Those of the source's examples `indices` that have an image and a label; of the others, a warning.
 
-    images: as `DecodedImages` of the source makes them. Raises UserError where no example has both, and for a label
-    without class name.
+    images: as `DecodedImages` of the source makes them. skipped: gets those without an image, by reason. Raises
+    UserError where no example has both, and for a label without class name.
     """
-    skipped: Counter[str] = Counter()
+    unlabelled = 0
     for items in DataLoader(Subset(images, indices), batch_size, num_workers=num_workers, collate_fn=list):
         good, labels = [], []
         readable, unreadable = split_readable(items)
         skipped.update(unreadable)
         for item in readable:
             if item.label is None:
-                skipped["without label"] += 1
+                unlabelled += 1
             else:
                 good.append(item)
                 labels.append(item.label)
@@ -74,8 +79,10 @@ def batches(
                 )
             places = torch.tensor([item.index for item in good])
             yield Batch(places, torch.stack([item.pixels for item in good]), torch.tensor(labels))
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-    if sum(skipped.values()) == len(indices):
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in sorted((skipped + Counter({"without label": unlabelled})).items())
+    )
+    if skipped.total() + unlabelled == len(indices):
         raise UserError(f"data set {source.name}: no image with a label could be read: {reasons or 'it is empty'}")
-    if skipped:
+    if reasons:
         log.warning("%s: skipped images: %s", source.name, reasons)

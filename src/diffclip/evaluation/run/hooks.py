@@ -1,6 +1,5 @@
 """Evaluations while a model trains: whether a recipe's are possible, their data sets, what measures a model on each."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -60,14 +59,17 @@ def evaluate_run(run: Path, world: World, console: Console) -> list[Failure]:
 
     All ranks of the world call this. They encode the images together, and rank 0 does the rest.
     """
-    data = open_evaluations(load_recipe(run / RECIPE))
+    recipe = load_recipe(run / RECIPE)
+    data = open_evaluations(recipe)
     if not data:
         return []
     path, cache, model = run / "results.jsonl", None, named_model(str(run))
     if world.size > 1:
         cache = FeatureCache(run / "features")
         encode_distributed([model], data, path, Settings(), cache, world)
-    return run_suite([model], data, path, console, cache=cache) if world.is_main else []
+    if not world.is_main:
+        return []
+    return run_suite([model], data, path, console, cache=cache, max_skipped=recipe.data.max_skipped)
 
 
 def evaluator(data: DataSet) -> Evaluator:
@@ -86,10 +88,7 @@ def open_evaluations(recipe: Recipe) -> list[DataSet]:
 
 
 def _open(evaluation: Evaluation, train: SourceConfig) -> DataSet:
-    """Without a path of its own an evaluation is of another part of the training data."""
-    config = evaluation.data
-    if not config.path:
-        config = dataclasses.replace(config, path=train.path, format=train.format)
+    config = evaluation.source(train)
     if not config.path:
         raise UserError("the recipe names no training data: set data.train.path, or give --data.train.path PATH")
     return DataSet(evaluation.name, open_source(**vars(config)), evaluation.tasks)

@@ -119,6 +119,9 @@ def _survey(data: DataSet, settings: Settings, plan: JobList) -> _Survey:
     lacking = missing(data.tasks, offers(data))
     if lacking:
         plan.unable[data.name] = plan.unable.get(data.name, {}) | lacking
+    if lacking and len(lacking) == len(set(data.tasks)):
+        needs = "; ".join(f"{task} needs {what}" for task, what in lacking.items())
+        plan.failures.append(Failure(data.name, f"it can serve none of the tasks that are asked of it: {needs}"))
     digests: dict[Task, str] = {}
     for task in (get_task(name) for name in data.tasks if name not in lacking):
         try:

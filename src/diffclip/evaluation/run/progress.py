@@ -11,7 +11,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.context import Settings
-from diffclip.evaluation.results import Failure
+from diffclip.evaluation.results import MAX_SKIPPED, Failure, Result
 from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.run.plan import Job, JobList
 from diffclip.evaluation.run.suite import Outcome, ValidationHook, evaluate
@@ -44,7 +44,7 @@ class Reporter(ValidationHook):
         self._bar = self._progress.add_task("", total=None)
         self._total = self._before = self._step = 0.0  # work: of all, of the steps before this one, of this one
         self._rate = Rate()
-        self._skipped: set[tuple[str, str]] = set()
+        self._skipped: set[tuple[str, str, str]] = set()
 
     def __enter__(self) -> "Reporter":
         self._progress.start()
@@ -106,13 +106,14 @@ class Reporter(ValidationHook):
                 self._line(f"  {count:,} of {of:,} {what}; about {duration(remaining)} left in all")
 
     def print_result(self, outcome: Outcome) -> None:
-        """A line for a result, in percent, and once for each model and data set what could not be read."""
+        """A line for a result, in percent, and once for each model and split what could not be read."""
         result = outcome.result
         where = (result.dataset, result.pretrained)
-        if outcome.skipped and where not in self._skipped:
-            self._skipped.add(where)
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(outcome.skipped.items()))
-            self._line(f"{result.dataset}: skipped images: {reasons}")
+        for split, read in result.images.items():
+            told = f"{result.dataset}{'' if split == 'test' else f' {split}'}: skipped images: {read}"
+            if read.skipped and (*where, told) not in self._skipped:
+                self._skipped.add((*where, told))
+                self._line(told)
         metrics = {name: value for name, value in result.metrics.items() if "/" not in name}
         shown = "  ".join(
             f"{name.replace('_retrieval_', ' ')} {f'{value:.3g}' if name == 'C' else f'{100 * value:.1f}'}"
@@ -186,20 +187,45 @@ def run_suite(
     *,
     cache: FeatureCache | None = None,
     force: bool = False,
+    max_skipped: float = MAX_SKIPPED,
 ) -> list[Failure]:
-    """Every task of every data set with every model, printed on the console; returns what failed."""
-    failures = []
+    """Every task of every data set with every model, printed on the console; returns what failed.
+
+    So counts a result of which more than a share `max_skipped` of a split's images are missing, known ones too.
+    """
+    failures: list[Failure] = []
     with Reporter(console) as reporter:
         for outcome in evaluate(models, data, path, settings=settings, cache=cache, force=force, hook=reporter):
             if isinstance(outcome, Outcome):
                 reporter.print_result(outcome)
+                failures += [partial for partial in _partial(outcome.result, max_skipped) if partial not in failures]
             else:
                 reporter.print_failure(outcome)
                 failures.append(outcome)
     return failures
 
 
+def _partial(result: Result, max_skipped: float) -> list[Failure]:
+    """A line for each split of which more images are missing than may be."""
+    return [
+        Failure(
+            result.dataset,
+            f"skipped {read} {split} images, more than {max_skipped:.3g} of them (max_skipped): its results are of "
+            "the others",
+            result.pretrained,
+            partial=True,
+        )
+        for split, read in result.images.items()
+        if read.share_skipped > max_skipped
+    ]
+
+
 def raise_failures(failures: Sequence[Failure]) -> None:
     """Raises UserError with the list, if there is any."""
+    partial = sum(failure.partial for failure in failures)
+    failed = len(failures) - partial
     if failures:
-        raise UserError(f"{len(failures)} could not be done, everything else is:", *map(str, failures))
+        heads = [f"{partial} of a part of the images"] * (partial > 0)
+        if failed:
+            heads = [f"{failed} could not be done", *heads]
+        raise UserError(f"{', '.join(heads)}, everything else is:" if failed else f"{heads[0]}:", *map(str, failures))

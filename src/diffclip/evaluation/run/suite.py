@@ -2,16 +2,17 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.datasets.dataset import DataSet, offers
 from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.context import EvalContext, Settings
-from diffclip.evaluation.results import Failure, PerExampleScores, Result
+from diffclip.evaluation.results import Failure, ImagesRead, PerExampleScores, Result
 from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.run.plan import Job, JobList, list_jobs, reason_of
 from diffclip.evaluation.task import TASKS, Task, get_task, missing
@@ -27,8 +28,6 @@ class Outcome:
     result: Result
     fresh: bool
     """False where the results file had it already."""
-    skipped: Counter[str]
-    """Images that could not be read, by reason; empty where the result is not fresh."""
     seconds: float = 0.0
     """What the task took beside the encoding of images."""
 
@@ -82,7 +81,7 @@ def evaluate(
             previous.close()
         previous = job.data
         for result in job.known.values():
-            yield Outcome(result, False, Counter())
+            yield Outcome(result, False)
         yield from _do(job, path, settings, cache, hook)
     if previous is not None:
         previous.close()
@@ -111,21 +110,45 @@ def _do(
             hook.on_task(job, task)
             began = time.monotonic()
             examples = task.measure(context)
-            result = record(path, job.key(task), examples, job.fingerprints[task.name])
-            outcome: Outcome | Failure = Outcome(result, True, context.skipped, time.monotonic() - began)
+            read = images_read(context, task, examples, job.sample)
+            result = record(path, job.key(task), examples, job.fingerprints[task.name], read)
+            outcome: Outcome | Failure = Outcome(result, True, time.monotonic() - began)
         except Exception as error:
             outcome = Failure(job.data.name, reason_of(error), job.model.pretrained, task.name)
         hook.on_task_end(job, task)
         yield outcome
 
 
-def record(path: Path, key: results.Key, examples: PerExampleScores, fingerprint: str) -> Result:
-    """Write what was measured to `path` and beside it.
+def images_read(context: EvalContext, task: Task, examples: PerExampleScores, sample: int) -> dict[str, ImagesRead]:
+    """Split → how many of its images a result comes from; the split that is tested on is called "test".
+
+    sample: images that the tasks look at which encode changed images.
+    """
+    read = context.images_read(task.splits)
+    if not read:
+        skipped = dict(sorted(examples.skipped.items()))
+        return {"test": ImagesRead(n=sample - sum(skipped.values()), n_expected=sample, skipped=skipped)}
+    if "test" not in read:  # a benchmark that reads a split of its own, such as pairs
+        read = {"test": read.pop(next(iter(read)))} | read
+    return read
+
+
+def record(
+    path: Path,
+    key: results.Key,
+    examples: PerExampleScores,
+    fingerprint: str,
+    read: Mapping[str, ImagesRead] = MappingProxyType({}),
+) -> Result:
+    """Write what was measured to `path` and beside it; read: as `images_read` gives it, where it is known.
 
     The line comes first: after a crash between the two the old fingerprint stays, and the result is redone.
     """
     dataset, model, pretrained, task = key
     result = Result(dataset=dataset, model=model, pretrained=pretrained, task=task, metrics=examples.metrics)
+    if read:
+        others = {split: asdict(images) for split, images in read.items() if split != "test"}
+        result = replace(result, **asdict(read["test"]), learned_from=others or None)
     results.append(path, result)
     results.save_examples(path, key, examples, fingerprint)
     return result

@@ -6,6 +6,7 @@ same. How the numbers can mislead is in docs/robustness.md.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -81,12 +82,13 @@ def evaluate(
     variants = [(kind, severity) for kind in dict.fromkeys(kinds) for severity in sorted(set(severities))]
     images = CorruptedImages(DecodedImages(source, EvalTransform(config.image_size, config.resize)), variants, seed)
     indices = sample_indices(source, limit, seed)
+    skipped: Counter[str] = Counter()
     embeddings = class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
     hits: list[Tensor] = []
     rows: list[Tensor] = []
     together = max(1, batch_size // (1 + len(variants)))
     with evaluation_mode(model), torch.no_grad():
-        for batch in batches(source, images, indices, together, num_workers):
+        for batch in batches(source, images, indices, together, num_workers, skipped):
             views = torch.split(batch.pixels.flatten(0, 1), batch_size)  # B (1 + V) images
             features = torch.cat(
                 [
@@ -108,7 +110,7 @@ def evaluate(
         chance["relative_acc1"] /= values["acc1/clean"].mean().item()
     if "mce" in values:
         chance["mce"] = sum((1 - guess) / error for error in ALEXNET_ERROR.values()) / len(ALEXNET_ERROR)
-    return PerExampleScores(torch.cat(rows), values, chance)
+    return PerExampleScores(torch.cat(rows), values, chance, skipped=skipped)
 
 
 def summarise(hits: Tensor, variants: Sequence[tuple[str, int]]) -> dict[str, Tensor]:

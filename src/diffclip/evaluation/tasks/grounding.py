@@ -7,7 +7,7 @@ made the model decide.
 """
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -73,7 +73,7 @@ def evaluate(
     count = len(source) if limit is None else min(limit, len(source))
     owners: list[int] = []
     values: list[Tensor] = []
-    unreadable = 0
+    skipped: Counter[str] = Counter()
     # Few enough images at a time that their pixels are no burden; an image has about two phrases.
     for start in range(0, count, batch_size):
         pixels: list[Tensor] = []
@@ -84,8 +84,8 @@ def evaluate(
         for index in range(start, min(start + batch_size, count)):
             try:
                 image = decode(source[index].image)
-            except BadImage:
-                unreadable += 1
+            except BadImage as bad:
+                skipped[bad.reason] += 1
                 continue
             for phrase, mask in source.masks(index):
                 if mask.shape != image.shape[:2]:
@@ -108,8 +108,8 @@ def evaluate(
             values.append(_values(maps, torch.stack(covers), occluded, torch.stack(coarse), of_image))
             owners += list(of_image)
         on_progress(min(start + batch_size, count))
-    if unreadable:
-        log.warning("%s: %d of %d images could not be read and were left out", source.name, unreadable, count)
+    if skipped:
+        log.warning("%s: %d of %d images could not be read and were left out", source.name, skipped.total(), count)
     if not owners:
         raise UserError(f"{source.name} names nothing in its first {count} images, so there is nothing to find")
     columns = torch.cat(values).unbind(1)
@@ -120,6 +120,7 @@ def evaluate(
         torch.tensor(owners),
         {name: measured[name] for name in names if not measured[name].isnan().all()},
         {name: level[name][~measured[name].isnan()].mean().item() for name in names},
+        skipped=skipped,
     )
 
 

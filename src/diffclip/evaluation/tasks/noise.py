@@ -7,7 +7,7 @@ tower. docs/analysis.md has the equations and how the numbers can mislead.
 
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -109,7 +109,9 @@ def evaluate(
         for condition in CONDITIONS:
             layers = [v for name, v in values.items() if name.startswith(metric) and name.endswith(f"/{condition}")]
             values[f"{metric}_{condition}"] = torch.stack(layers).nanmean(0)
-    return PerExampleScores(torch.tensor(indices), {name: v for name, v in values.items() if not v.isnan().all()}, {})
+    skipped = Counter(reason for index, reason in views.unreadable.items() if index < count)
+    measured = {name: v for name, v in values.items() if not v.isnan().all()}
+    return PerExampleScores(torch.tensor(indices), measured, {}, skipped=skipped)
 
 
 def _measure_batch(model: CLIP, pixels: Tensor) -> dict[str, Tensor]:
@@ -164,6 +166,7 @@ class _Views:
 
     def __init__(self, source: ImageSource, transform: EvalTransform, sigma: float, seed: int) -> None:
         self._source, self._transform, self._sigma, self._seed = source, transform, sigma, seed
+        self.unreadable: dict[int, str] = {}  # image → why
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor, Tensor] | None:
         clean = self._pixels(index)
@@ -182,7 +185,8 @@ class _Views:
     def _pixels(self, index: int) -> Tensor | None:
         try:
             return self._transform(decode(self._source[index].image))
-        except BadImage:
+        except BadImage as bad:
+            self.unreadable[index] = bad.reason
             return None
 
     def _distractors(self, index: int) -> Iterator[Tensor]:

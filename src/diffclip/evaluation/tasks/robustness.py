@@ -9,6 +9,7 @@ says how to tell a robust model from one whose gradients mislead the attack.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -81,6 +82,7 @@ def evaluate(
             f"a model of {config.image_size} ({config.resize}): take two models with the same image_size and resize"
         )
     indices = sample_indices(source, limit, seed)
+    skipped: Counter[str] = Counter()
     images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
     epsilons = sorted(set(epsilons))
     pgd_name = f"pgd{steps}{f'x{restarts}' if restarts > 1 else ''}{'_margin' if loss == 'margin' else ''}"
@@ -91,7 +93,7 @@ def evaluate(
     with evaluation_mode(model), evaluation_mode(attacker), torch.autocast(device.type, enabled=False):
         victim = classifier(model, tokenizer, source)
         target = victim if attacker is model else classifier(attacker, tokenizer, source)
-        for batch in batches(source, images, indices, batch_size, num_workers):
+        for batch in batches(source, images, indices, batch_size, num_workers, skipped):
             pixels, labels = batch.pixels.to(device).float(), batch.labels.to(device)
             clean = _right(victim, pixels, labels)
             hits_of["acc1"].append(clean)
@@ -116,7 +118,8 @@ def evaluate(
             rows.append(batch.indices)
             on_progress(sum(map(len, rows)))
     values = {name: torch.cat(hits).double().cpu() for name, hits in hits_of.items()}
-    return PerExampleScores(torch.cat(rows), values, dict.fromkeys(values, 1 / len(classnames_of(source))))
+    chance = dict.fromkeys(values, 1 / len(classnames_of(source)))
+    return PerExampleScores(torch.cat(rows), values, chance, skipped=skipped)
 
 
 def classifier(model: CLIP, tokenizer: Tokenize, source: Source) -> Classify:

@@ -1,0 +1,108 @@
+"""Where a recipe lies: a file of any name, a pipe, or one that the package ships, by its name; and its tables."""
+
+import logging
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from diffclip.errors import UserError
+from diffclip.text import closest, listed
+
+log = logging.getLogger(__name__)
+
+SWEEPS = "sweeps"
+FLAGS = frozenset({"--resume", "--no-resume", "--dry-run", "--no-dry-run", "--help", "-h"}) | {
+    "--accept-changed-data",
+    "--no-accept-changed-data",
+}
+"""Options of `diffclip train` that take no value."""
+PAIRS = frozenset({"scale", "ratio", "betas"})
+LISTS = frozenset({"classnames", "templates", "tasks", "overrides", "image_sizes"})
+"""Settings of a recipe that take two values, and any number; every other one takes one."""
+
+
+def shipped(*, sweeps: bool = False) -> dict[str, Path]:
+    """Name → file of the recipes, or of the sweeps, that the package has."""
+    folder = Path(str(files("diffclip") / "recipes"))
+    every = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.toml"))}
+    if not sweeps:
+        return {name: file for name, file in every.items() if not name.startswith(f"{SWEEPS}/")}
+    return {name.removeprefix(f"{SWEEPS}/"): file for name, file in every.items() if name.startswith(f"{SWEEPS}/")}
+
+
+def find_recipe(given: str | Path, *, sweep: bool = False) -> Path:
+    """The file that a command names: what lies there, whatever its name, or else a shipped recipe of this name.
+
+    A shipped one may also be named as it lies here, recipes/NAME.toml. Raises UserError where there is neither.
+    """
+    path, what = Path(given).expanduser(), "sweep" if sweep else "recipe"
+    known = shipped(sweeps=sweep)
+    short = Path(given).as_posix().removeprefix("recipes/").removeprefix(f"{SWEEPS}/" if sweep else "")
+    if short.endswith(".toml") and Path(given).parts[0] == "recipes":
+        short = short.removesuffix(".toml")
+    try:
+        if path.exists() and not (path.is_dir() and short in known):
+            return path
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read the {what} {str(given)[:200]}: {reason}") from None
+    if short in known:
+        return known[short]
+    near = closest(short.removesuffix(".toml"), known) or f"; it has {listed(known)}"
+    raise UserError(
+        f"cannot read the {what} {str(given)[:200]}: No such file or directory, nor has the package a {what} of this "
+        f"name{near}"
+    )
+
+
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: of the text, or of a name with a null byte
+        reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
+        raise UserError(f"cannot read the {what} {str(path)[:200]}: {reason}") from None
+    if not text.strip():
+        raise UserError(f"the {what} {str(path)[:200]} is empty: it would be every default, so state at least one key")
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of TOML; `where` names its origin in the error. Raises UserError for another text."""
+    try:
+        return tomli.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: TOML's, or of a number of thousands of digits
+        raise UserError(f"{where} is not valid TOML: {error}") from None
+
+
+def run_name(*recipes: Path) -> Path:
+    """The directory of runs where none is given. Raises UserError for a pipe, whose name means nothing."""
+    for recipe in recipes:
+        if recipe.exists() and not recipe.is_file() and not recipe.is_dir():
+            raise UserError(f"{recipe} is a pipe, after which no run directory can be called: give --out")
+    return Path("runs") / "_".join(recipe.stem for recipe in recipes)
+
+
+def recipe_argument(arguments: Sequence[str]) -> int | None:
+    """Which of the arguments of `diffclip train` is the recipe: the first that is no option and no option's value.
+
+    What follows a setting with any number of values is taken for its values, as the parser of options takes it.
+    """
+    place = 0
+    while place < len(arguments):
+        if arguments[place] == "--":
+            return place + 1 if place + 1 < len(arguments) else None
+        if not arguments[place].startswith("-"):
+            return place
+        option = arguments[place]
+        field = option.rpartition(".")[2].replace("-", "_")
+        place += 1
+        if option in FLAGS or "=" in option:
+            continue
+        place += 2 if field in PAIRS else 1
+        while field in LISTS and place < len(arguments) and not arguments[place].startswith("-"):
+            place += 1
+    return None
