@@ -67,3 +67,25 @@ def test_a_switch_may_be_written_as_in_a_recipe(tmp_path, monkeypatch):
     for value in ("true", "True", "false"):
         cli.main(["train", str(recipe), "--dry-run", "--training.compile", value])
     assert [one.training.compile for one in seen] == [True, True, False]
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == NAME:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["diffclip", "models"]
+from diffclip.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["diffclip.cli", "tyro", "diffclip.commands.models", "rich.table"])
+def test_ctrl_c_while_modules_are_read_is_quiet(name):
+    code = INTERRUPTED.replace("NAME", repr(name))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -1,11 +1,10 @@
 """`python -m diffclip`, the same as `diffclip`; what `torchrun -m diffclip` starts in every process."""
 
-import logging
 import os
+import signal
 import sys
 import time
-
-from diffclip.cli import main
+from typing import Any
 
 # What several processes can do together.
 SHARED = ("train", "eval")
@@ -14,8 +13,26 @@ SHARED = ("train", "eval")
 PATIENCE = 3.0
 
 
+def main() -> None:
+    """Entry point: `diffclip.cli.main`, with an end by Ctrl-C that is quiet while its modules are still read."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
+    if usual:
+        signal.signal(signal.SIGINT, _end)
+    from diffclip.cli import main as command
+
+    if usual:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    command()
+
+
+def _end(*_: Any) -> None:
+    os._exit(130)  # an exception here could be taken for that of a module which cannot be imported
+
+
 def _member(rank: int) -> None:
     """The command in one of torchrun's processes: the first speaks for all, others of what is theirs alone."""
+    import logging
+
     from torch.distributed.elastic.multiprocessing.errors import record
 
     if int(os.environ["WORLD_SIZE"]) > 1 and sys.argv[1:2] and sys.argv[1] not in SHARED:

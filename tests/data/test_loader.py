@@ -4,6 +4,7 @@ import functools
 import io
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from diffclip.data.images import BadImage
-from diffclip.data.loading import loader as module
+from diffclip.data.loading import workers as module
 from diffclip.data.loading.loader import Loader
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
@@ -325,3 +326,53 @@ def test_a_process_that_ends_in_the_middle_of_an_epoch_ends_its_workers():
     if process.exitcode is None:
         process.kill()
     assert process.exitcode == 0
+
+
+def _full(*_):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def _none(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"), [("default_collate", _full), ("_can_share", lambda: False), ("multiprocessing.Lock", _none)]
+)
+def test_batches_are_the_same_without_shared_memory(monkeypatch, name, instead):
+    reference = list(loader(num_workers=1).epoch(1))
+    monkeypatch.setattr(f"diffclip.data.loading.workers.{name}", instead)
+    found = list(loader(num_workers=1).epoch(1))
+    assert all_same(found, reference)
+    assert not any(batch.pixels.is_shared() for batch in found)
+
+
+def _with_few_descriptors(answers):
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+    batches = list(loader(batch_size=1, num_workers=2).epoch(0))  # kept: each has memory of its own
+    answers.put(len(batches))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors as Linux shows them")
+def test_batches_take_no_descriptors_where_few_are_allowed():
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    process = context.Process(target=_with_few_descriptors, args=(answers,))
+    process.start()
+    process.join(60)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0
+    assert answers.get() == 50
+
+
+class Deadly(Pictures):
+    def __getitem__(self, index):
+        os._exit(9)
+
+
+def test_a_worker_that_dies_is_one_line():
+    with pytest.raises(UserError, match=r"a worker process died, .*shm-size"):
+        list(loader(Deadly(), num_workers=1).epoch(0))

@@ -27,8 +27,9 @@ def processors() -> int:
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`work` of each item, in the items' order, by `workers` processes; by this one if they are fewer than two.
+    """`work` of each item, in the items' order, by `workers` processes.
 
+    This one does it if they are fewer than two or cannot start.
     Processes get `work`, and what it holds, once. Only a few results are made ahead of what is taken.
     Raises what `work` raises, and UserError where a process dies.
     """
@@ -36,7 +37,11 @@ def in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterat
         yield from map(work, items)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(work,))
+    try:
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(work,))
+    except OSError:  # no /dev/shm for the locks between processes, or no descriptors
+        yield from map(work, items)
+        return
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:

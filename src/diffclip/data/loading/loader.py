@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler
 
 from diffclip.data.example import Example
 from diffclip.data.images import BadImage, decode
+from diffclip.data.loading.workers import Pixels, as_sent, batches_of, stacked
 from diffclip.data.sources import Source, captions_of
 from diffclip.data.tokenizer import Tokenizer
 from diffclip.data.transforms import ByEpoch, Transform, in_epoch
@@ -36,6 +32,15 @@ class Batch:
     tokens: torch.Tensor  # (B, L) int64
     groups: torch.Tensor  # (B,) int64: the label where the caption was made from it, else a negative hash of the tokens
     indices: torch.Tensor  # (B,) int64
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Pixels, ...]]:
+        """From a worker: pixels as `stacked` made them, the few other bytes with the message."""
+        small = (self.tokens.numpy(), self.groups.numpy(), self.indices.numpy())
+        return _received, (as_sent(self.pixels), *small)
+
+
+def _received(*columns: Pixels) -> Batch:
+    return Batch(*map(torch.as_tensor, columns))
 
 
 class Loader:
@@ -90,17 +95,12 @@ class Loader:
         """
         self.skipped = Counter(skipped or {})
         judged_from = start if skipped is None else 0
-        batches = DataLoader(
+        iterator = batches_of(
             _BatchMaker(self._source, self._transform, self._tokenizer, self._seed),
             sampler=_Order(len(self._source), self._batch_size, self._part, self._seed, epoch, start),
-            batch_size=None,  # an item is a whole batch, one message between processes
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # with no batch size it gets an item, not a list
-            num_workers=self._num_workers,  # not persistent: at exit, torch would wait 5 s for each
-            worker_init_fn=start_worker,
-            generator=torch.Generator(),  # or starting an epoch would draw from the global one
+            num_workers=self._num_workers,
+            collate=_as_it_is,  # an item is a whole batch, one message between processes
         )
-        with starting_workers():
-            iterator = iter(batches)
         for number, made in enumerate(iterator, start + 1):
             if isinstance(made, UserError):
                 # A new one: an exception that its own frame refers to would keep the workers alive with the frame.
@@ -128,36 +128,6 @@ def _counts(skipped: Counter[str]) -> str:
 def _as_it_is(made: _Made) -> _Made:
     # The default one rebuilds every container with update(), which adds a Counter to itself.
     return made
-
-
-@contextmanager
-def starting_workers() -> Iterator[None]:
-    """Inside the `with`, where workers start, SIGTERM waits: they inherit that, with whatever threads they have."""
-    held = {signal.SIGTERM} if _TOLD_APART else set()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def start_worker(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal. The main one finishes its step and saves, and needs its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # So it is with the SIGTERM of timeout or of SLURM to every process of a job; but the main one's own ends a worker.
-    if _TOLD_APART:
-        threading.Thread(target=_end_when_told, name="end", daemon=True).start()
-    # What is inherited stays as it is: collecting the main process's garbage here would copy memory and run finalizers.
-    gc.freeze()
-
-
-_TOLD_APART = hasattr(signal, "sigwaitinfo")  # whose signal it is; not on macOS
-
-
-def _end_when_told() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 _Request = tuple[int, NDArray[np.int64]]  # the epoch, and the indices of a batch's examples
@@ -247,7 +217,7 @@ def collate(examples: Sequence[Prepared], tokenizer: Tokenizer) -> Batch:
     rows = [distinct[caption] for caption in captions]
     groups = [hashes[row] if e.label is None else e.label for row, e in zip(rows, examples, strict=True)]
     return Batch(
-        default_collate([example.pixels for example in examples]),  # in a worker, straight to shared memory
+        torch.as_tensor(stacked([example.pixels for example in examples])),
         tokens[rows],
         torch.tensor(groups),
         torch.tensor([example.index for example in examples]),

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from queue import Full, Queue
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from diffclip.data.example import Example
 from diffclip.data.formats.stream import Stream
 from diffclip.data.images import BadImage
-from diffclip.data.loading.loader import Batch, Loader, collate, generator_of, prepare, start_worker, starting_workers
+from diffclip.data.loading.loader import Batch, Loader, collate, generator_of, prepare
+from diffclip.data.loading.workers import batches_of
 from diffclip.data.sources import Source
 from diffclip.data.tokenizer import Tokenizer
 from diffclip.data.transforms import ByEpoch, Transform, in_epoch
@@ -48,18 +49,13 @@ class StreamLoader(Loader):
         if start:
             logger.warning("%s is a stream: %d batches are read again to go on behind them", self._source.name, start)
         reader = _Reader(self._source, self._seed, epoch, self._part, min(AT_A_TIME, rows))
-        chunks = DataLoader(
-            _ChunkMaker(self._source, self._transform, self._tokenizer, self._seed, self._part),
-            sampler=reader,
-            batch_size=None,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            num_workers=self._num_workers,
-            worker_init_fn=start_worker,
-            generator=torch.Generator(),
-        )
         try:
-            with starting_workers():
-                iterator = iter(chunks)
+            iterator = batches_of(
+                _ChunkMaker(self._source, self._transform, self._tokenizer, self._seed, self._part),
+                sampler=reader,
+                num_workers=self._num_workers,
+                collate=_as_it_is,
+            )
             yield from self._batches(iterator, rows, start)
         finally:
             reader.stop()

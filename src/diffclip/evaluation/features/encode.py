@@ -1,15 +1,17 @@
 """Features of a data set's images and of texts: what every task starts from."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from diffclip.data.images import BadImage, decode
+from diffclip.data.loading.workers import Pixels, batches_of, stacked
 from diffclip.data.sources import Source, check_template
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.distributed import World, get_world
@@ -122,7 +124,7 @@ def encode(
     images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
     batches = [list(span[start : start + batch_size]) for span in spans for start in range(0, len(span), batch_size)]
     own = world.own_items(batches)
-    loader = iter(DataLoader(images, batch_sampler=own, num_workers=num_workers, collate_fn=list))
+    loader = batches_of(images, batch_sampler=own, num_workers=num_workers, collate=Items)
     done = began = 0  # images, batches
     for spans_at_a_time in (spans[i : i + world.size] for i in range(0, len(spans), world.size)):
         counts = [-(-len(span) // batch_size) for span in spans_at_a_time]
@@ -254,6 +256,26 @@ class DecodedImage:
 # An image; or the reason why one cannot be read; or what is wrong with the data set as a whole, which raised in a
 # worker would reach the user as a traceback.
 Decoded = DecodedImage | str | UserError
+
+
+class Items(list[Decoded]):
+    """Some items of a data set, sent by a worker as one block of pixels and a list of the rest."""
+
+    def __init__(self, items: Iterable[Decoded]) -> None:
+        super().__init__(items)
+        images = [item for item in self if isinstance(item, DecodedImage)]
+        if images and get_worker_info() is not None:
+            self._pixels = stacked([image.pixels for image in images])
+
+    def __reduce__(self) -> Any:
+        rest = [replace(item, pixels=None) if isinstance(item, DecodedImage) else item for item in self]  # type: ignore[arg-type]
+        pixels = getattr(self, "_pixels", None)
+        return _received, (rest, pixels)
+
+
+def _received(rest: list[Decoded], pixels: Pixels | None) -> list[Decoded]:
+    rows = iter(torch.as_tensor(pixels) if pixels is not None else ())
+    return [replace(item, pixels=next(rows)) if isinstance(item, DecodedImage) else item for item in rest]
 
 
 class DecodedImages(Dataset[Decoded]):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
+from diffclip.data.loading.workers import batches_of
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
-from diffclip.evaluation.features.encode import Decoded, split_readable
+from diffclip.evaluation.features.encode import Decoded, Items, split_readable
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def batches(
     UserError where no example has both, and for a label without class name.
     """
     unlabelled = 0
-    for items in DataLoader(Subset(images, indices), batch_size, num_workers=num_workers, collate_fn=list):
+    groups = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    for items in batches_of(images, batch_sampler=groups, num_workers=num_workers, collate=Items):
         good, labels = [], []
         readable, unreadable = split_readable(items)
         skipped.update(unreadable)
