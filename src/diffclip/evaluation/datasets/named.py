@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.scenes.compositional import NegativeSource, SwapSource
-from diffclip.data.sources import open_source
+from diffclip.data.sources import Source, open_source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.benchmarks import benchmark_in
@@ -85,13 +86,34 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
     if benchmark:
         return DataSet(name, partial(benchmark.open, folder), tuple(tasks))
     if name in registry() and folder.is_dir():
-        return _from_registry(registry()[name], folder, tasks, all_classes)
+        return _named_so(_from_registry(registry()[name], folder, tasks, all_classes), name, path)
     splits = _splits_in(folder)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     openers: dict[str, Opener] = {split: partial(open_source, path, split=own) for split, own in splits.items()}
     test = openers.pop("test", partial(open_source, path))
     return DataSet(name, test, tuple(tasks), openers)
+
+
+def _named_so(data: DataSet, name: str, path: str) -> DataSet:
+    """A data set of the registry in a folder that a person names; where it cannot be opened, the name may be why."""
+
+    def said(opener: Opener) -> Opener:
+        def opened() -> Source:
+            try:
+                return opener()
+            except UserError as error:
+                raise UserError(
+                    f"{error}; {name} names a data set that `diffclip data list` shows, so {path} is read as that: "
+                    f"give images of your own another name, such as my-{name}={path}"
+                ) from error
+
+        return opened
+
+    assert callable(data.source)
+    return replace(
+        data, source=said(data.source), others={split: said(opener) for split, opener in data.others.items()}
+    )
 
 
 def _from_registry(entry: Entry, folder: Path, tasks: Sequence[str], all_classes: bool) -> DataSet:
