@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from diffclip.errors import UserError
+from diffclip.text import model_labels as _labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,10 +86,3 @@ def _read(image: Path) -> NDArray[np.uint8]:
         raise UserError(f"cannot read {image}: {error.strerror}") from None
     except BadImage as error:
         raise UserError(f"{image} cannot be used as an image: {error.reason.replace('_', ' ')}") from None
-
-
-def _labels(models: Sequence[str]) -> list[str]:
-    """The last part of each name, or the whole where two models share it; the same model twice is counted."""
-    last = [Path(model).name or model for model in models]
-    labels = last if len(set(last)) == len(last) else list(models)
-    return [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]

@@ -8,7 +8,7 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ class Collection:
     _examples: dict[Key, PerExampleScores | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of_file(cls, path: Path) -> "Collection":
-        """The results of one results.jsonl; none where there is no such file."""
-        return _together([(result, path) for result in results.read(path)], ())
+    def of_file(cls, path: Path, wanted: Callable[[Result], bool] = lambda result: True) -> "Collection":
+        """The wanted results of one results.jsonl; none where there is no such file."""
+        return _together([(result, path) for result in results.read(path) if wanted(result)], ())
 
     def examples(self, key: Key) -> PerExampleScores | None:
         """The values of single examples of a result, where they are kept."""

@@ -37,12 +37,13 @@ def data_sets(
 
     Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. root:
     as for `opening.default_root`. Without tasks, data sets that are given by name alone have those of the registry,
-    others zero_shot. Raises UserError for a name that nothing knows, and for a path that holds no data set.
+    others have none: the plan of an evaluation then takes what they can serve. Raises UserError for a name that nothing
+    knows, and for a path that holds no data set.
     """
     present, missing = [], []
     for text in texts:
         if "=" in text:
-            present.append(data_set(text, tasks or ("zero_shot",), all_classes=all_classes))
+            present.append(data_set(text, tasks or (), all_classes=all_classes))
             continue
         for name in papers() if text == ALL else (text,):
             if name not in by_name():

@@ -18,7 +18,7 @@ from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.context import Settings
 from diffclip.evaluation.results import Failure, Result
 from diffclip.evaluation.run.named_model import NamedModel
-from diffclip.evaluation.task import Task, get_task, missing
+from diffclip.evaluation.task import Task, by_default, get_task, missing
 from diffclip.models.clip import CLIP
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,12 @@ def list_jobs(
             plan.failures.append(Failure(dataset.name, reason_of(error)))
         finally:
             dataset.close()
+    if not plan.failures and not any(job.todo or job.known for job in plan.jobs):
+        plan.failures.extend(
+            Failure(name, f"it needs {needs}, which these data do not have", task=task)
+            for name, lacking in plan.unable.items()
+            for task, needs in lacking.items()
+        )
     return plan
 
 
@@ -116,7 +122,9 @@ class _Survey:
 
 def _survey(data: DataSet, settings: Settings, plan: JobList) -> _Survey:
     """Open the splits of a data set that its tasks need. What it cannot serve, and what fails, is noted in the plan."""
-    lacking = missing(data.tasks, offers(data))
+    held = offers(data)
+    data.tasks = data.tasks or by_default(held)
+    lacking = missing(data.tasks, held)
     if lacking:
         plan.unable[data.name] = plan.unable.get(data.name, {}) | lacking
     digests: dict[Task, str] = {}
