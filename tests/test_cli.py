@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
+import tyro
+from tyro.conf import Positional
 
 from diffclip import cli
 from diffclip.commands import train as train_command
+from diffclip.commands.repeated import GivenTwice, join, options
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -89,3 +93,59 @@ def test_ctrl_c_while_modules_are_read_is_quiet(name):
     code = INTERRUPTED.replace("NAME", repr(name))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+EVERY = {**{name: c for name, c in cli.COMMANDS.items() if name != "data"}, **cli.DATA_COMMANDS}
+
+
+def test_options_are_found_as_the_parser_has_them():
+    """By tyro's own parser: each command has these options, and those take any number of values."""
+    for name, command in EVERY.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            actions = tyro.extras.get_parser(command)._actions
+        expected = {
+            action.option_strings[0].removeprefix("--"): action.nargs == "*"
+            for action in actions
+            if action.option_strings and action.dest != "help"
+        }
+        assert options(command) == expected, name
+
+
+SEVERAL = [(name, option) for name, command in EVERY.items() for option, many in options(command).items() if many]
+ONE = [(name, option) for name, command in EVERY.items() for option, many in options(command).items() if not many]
+
+
+@pytest.mark.parametrize(("name", "option"), SEVERAL, ids=" --".join)
+def test_an_option_of_several_values_may_be_repeated(name, option):
+    command, once = EVERY[name], ["first", f"--{option}", "a", "b=c", "-1"]
+    assert join(command, once) == once
+    twice = ["first", f"--{option}", "a", "b=c", f"--{option.replace('-', '_')}", "-1"]
+    assert join(command, twice) == once
+    equals = [f"--{option}=a", "first", f"--{option}=b=c", f"--{option}=-1"]
+    assert join(command, equals) == once
+
+
+@pytest.mark.parametrize(("name", "option"), ONE, ids=" --".join)
+def test_an_option_of_one_value_is_refused_twice(name, option):
+    with pytest.raises(GivenTwice, match=f"--{option} is given 2 times"):
+        join(EVERY[name], ["first", f"--{option}", "a", f"--{option}=b"])
+
+
+def test_both_forms_reach_the_command(monkeypatch):
+    seen = []
+
+    def command(models: Positional[tuple[str, ...]], /, *, data: tuple[str, ...], out: str = "") -> None:
+        seen.append((models, data, out))
+
+    monkeypatch.setitem(cli.COMMANDS, "eval", command)
+    cli.main(["eval", "m", "--data", "a=1", "b=2", "--out", "o"])
+    cli.main(["eval", "m", "--data", "a=1", "--out", "o", "--data", "b=2"])
+    cli.main(["eval", "--data=a=1", "m", "--data=b=2", "--out=o"])
+    assert seen == [(("m",), ("a=1", "b=2"), "o")] * 3
+
+
+def test_a_value_twice_is_a_wrong_argument(capsys):
+    status, _, err = main(capsys, "eval", "m", "--data", "a=b", "--out", "x", "--out", "y")
+    assert status == 2
+    assert err == "diffclip eval: --out is given 2 times: it takes one value, so give it once\n"

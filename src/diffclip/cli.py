@@ -14,6 +14,7 @@ from diffclip.commands.models import models
 from diffclip.commands.plan import plan
 from diffclip.commands.pope import pope
 from diffclip.commands.quickstart import quickstart
+from diffclip.commands.repeated import GivenTwice, join
 from diffclip.commands.report import report
 from diffclip.commands.sweep import sweep
 from diffclip.commands.train import train_command
@@ -46,19 +47,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
+        program, available = "diffclip", dict(COMMANDS)
         if arguments[:1] == ["data"]:
-            given = arguments[1:] or ["--help"]
-            tyro.extras.subcommand_cli_from_dict(DATA_COMMANDS, prog="diffclip data", args=given)
-            return
-        available = dict(COMMANDS)
-        if arguments[:1] == ["train"]:
+            program, available, arguments = "diffclip data", dict(DATA_COMMANDS), arguments[1:]
+        elif arguments[:1] == ["train"]:
             arguments = [{"true": "True", "false": "False"}.get(a, a) for a in arguments]  # recipes write them so
             # The recipe gives the defaults of the options, so it is read before they are parsed.
             place = recipe_argument(arguments[1:])
             if place is not None:
                 recipe = arguments[1 + place]
                 available["train"] = train_command(load_recipe(recipe), recipe)
-        tyro.extras.subcommand_cli_from_dict(available, prog="diffclip", args=arguments or ["--help"])
+        if arguments and arguments[0] in available:
+            arguments = [arguments[0], *join(available[arguments[0]], arguments[1:])]
+        tyro.extras.subcommand_cli_from_dict(available, prog=program, args=arguments or ["--help"])
+    except GivenTwice as error:
+        print(f"{program} {arguments[0]}: {error}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         sys.exit(f"diffclip: {error}")
     except Stopped as stopped:

@@ -58,7 +58,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
         for label, preset in MODELS.items()
     )
     rows = _compare(clip, diffclip, out / "results.jsonl", console)
-    console.print(two_models(rows))
+    console.print(two_models(rows, width=console.width))
     console.print(headline(rows))
     recipe = recipes["DiffCLIP"]
     files = report(
@@ -95,9 +95,8 @@ def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Consol
         grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)
         record(path, key, grounded, fingerprint(named.model))
-    return compare_two(
-        path, *(ModelName(label, named.name, named.pretrained) for label, named in zip(MODELS, models, strict=True))
-    )
+    first, second = (ModelName(label, m.name, m.pretrained) for label, m in zip(MODELS, models, strict=True))
+    return compare_two(path, first, second)
 
 
 def test_data() -> list[DataSet]:

@@ -1,7 +1,8 @@
 """Text for people: names that were meant, lists, durations, numbers in percent."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 LISTED = 20
 """Names that a message lists at most."""
@@ -47,3 +48,10 @@ def percent(value: float | None, *, signed: bool = False, sd: float | None = Non
     if float(text) == 0:
         text = "0.0"
     return text.replace("-", "−") + (f" ± {percent(sd)}" if sd is not None else "")
+
+
+def model_labels(models: Sequence[str]) -> list[str]:
+    """The last part of each name, or the whole where two models share it; the same model twice is counted."""
+    last = [Path(model).name or model for model in models]
+    labels = last if len(set(last)) == len(last) else list(models)
+    return [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]

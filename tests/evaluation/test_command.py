@@ -81,6 +81,27 @@ def test_images_that_are_missing_are_counted_and_above_a_share_end_it_with_a_mes
     assert run(capsys, *arguments, "zero_shot", "--max-skipped", "2")[1].endswith("give a share from 0 to 1")
 
 
+def test_without_tasks_data_get_what_they_can_serve_and_nothing_served_is_an_error(capsys, tmp_path, models):
+    lines, message = run(capsys, models[0], "--data", "mine=scenes:test?length=12&size=16", "--out", tmp_path / "a")
+    assert message is None
+    assert any(line.startswith("  mine: zero_shot, retrieval, fine_grained, sugarcrepe, winoground;") for line in lines)
+    data = (models[0], "--data", f"bare={pictures(tmp_path / 'bare')}")
+    lines, message = run(capsys, *data, "--out", tmp_path / "b", "--tasks", "retrieval", "sugarcrepe")
+    assert message.startswith("diffclip: 1 could not be done")
+    assert "bare: it can serve none of the tasks that are asked of it: retrieval needs captions; sugar" in message
+    assert not (tmp_path / "b" / "results.jsonl").exists()
+
+
+def test_two_models_are_compared_by_name_on_what_was_asked_for(capsys, tmp_path, models):
+    data = pictures(tmp_path / "mine")
+    for tasks in (("zero_shot", "noise"), ("zero_shot",)):
+        lines, _ = run(capsys, *models, "--data", f"mine={data}", "--tasks", *tasks, "--out", tmp_path / "out")
+    head = next(line for line in lines if line.split()[:1] == ["task"])
+    assert head.split()[1:3] == ["clip", "diffclip"]
+    assert lines.index(f"clip: {models[0]}") < lines.index(head)
+    assert not any("noise" in line for line in lines)
+
+
 def test_a_failure_is_listed_at_the_end_and_the_rest_is_done(capsys, tmp_path, models):
     data = pictures(tmp_path / "good")
     lines, message = run(

@@ -4,6 +4,7 @@ import pytest
 from pictures import pictures
 from PIL import Image
 
+from diffclip.errors import UserError
 from diffclip.evaluation.datasets.named import data_set, data_sets
 
 
@@ -50,8 +51,17 @@ def test_names_alone_are_looked_for_below_the_root_with_the_papers_tasks(tmp_pat
     found, missing = data_sets(["pets", "flickr8k", "mine=scenes:test"], (), tmp_path)
     assert [(one.name, one.tasks) for one in found] == [
         ("pets", ("linear_probe", "few_shot")),
-        ("mine", ("zero_shot",)),
+        ("mine", ()),  # what it can serve, once it is opened
     ]
     assert [one.data for one in missing] == ["flickr8k"]
     found, _ = data_sets(["pets", "mine=scenes:test"], ("noise",), tmp_path)
     assert [one.tasks for one in found] == [("noise",)] * 2
+
+
+def test_a_folder_of_ones_own_under_a_name_of_the_registry_says_so(tmp_path):
+    """Of any name of the registry and any folder that is not that data set."""
+    pictures(tmp_path, ("own",), count=2)
+    for name in ("pets", "dtd", "cifar10"):
+        mine = data_set(f"{name}={tmp_path / 'own'}", ("zero_shot",))
+        with pytest.raises(UserError, match=rf"{name} names a data set that .* such as my-{name}={tmp_path / 'own'}"):
+            assert mine.test

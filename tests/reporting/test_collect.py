@@ -1,12 +1,14 @@
 import csv
 import json
 import logging
+import os
 
 import pytest
-from made_results import make_run, put, scene_results
+from made_results import make_run, put, put_examples, scene_results
 
 from diffclip.errors import UserError
 from diffclip.reporting.collect import collect
+from diffclip.reporting.report import Options, report
 
 
 def test_folders_files_and_the_benchmark_s_own_are_one_table(tmp_path):
@@ -85,3 +87,43 @@ def test_a_damaged_line_is_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(collect([path]).results) == 1
     assert "line 2 is not JSON and was skipped" in caplog.text
+
+
+def two_sizes(folder):
+    """Zero-shot on one name, of 4 test images in one file and 6 in another."""
+    for name, count in (("a", 4), ("b", 6)):
+        for model in ("clip_vit_b16", "diffclip_vit_b16"):
+            right = [float((place + model.startswith("diff")) % 2) for place in range(count)]
+            put_examples(
+                folder / name / "results.jsonl", "scenes/test", model, "runs/x", "zeroshot_classification", right
+            )
+    return folder / "a", folder / "b"
+
+
+def test_data_sets_of_one_name_and_two_sizes_are_never_one(tmp_path):
+    first, second = two_sizes(tmp_path)
+    found = collect([first, second])
+    assert sorted({r.dataset for r in found.results}) == ["scenes/test", "scenes/test (4)"]
+    counts = {r.dataset: len(found.examples(r.key).indices) for r in found.results}
+    assert counts == {"scenes/test": 6, "scenes/test (4)": 4}
+    assert found.notes == (
+        "scenes/test, zero-shot classification: results of 4 and of 6 test examples are not compared with each other; "
+        "those of fewer stand as scenes/test (4)",
+    )
+
+
+def test_the_order_of_the_inputs_decides_nothing(tmp_path):
+    """The numbers, the headline and the files are the same, whichever input is given first."""
+    first, second = two_sizes(tmp_path)
+    put(first / "results.jsonl", "cifar10", "clip_vit_b16", "runs/x", "linear_probe", acc1=0.5)
+    put(second / "results.jsonl", "cifar10", "clip_vit_b16", "runs/x", "linear_probe", acc1=0.6)
+    os.utime(first / "results.jsonl", (2e9, 2e9))
+    pages = []
+    for name, inputs in (("one", (first, second)), ("two", (second, first))):
+        files = report(inputs, tmp_path / name, Options(scenes=0))
+        text = files.page.read_text(encoding="utf-8")
+        pages.append(text[: text.index("diffclip report")])
+        assert any("has other numbers in" in note and "which is newer" in note for note in files.notes)
+    assert pages[0] == pages[1]
+    found = {r.task: r for r in collect([second, first]).results}
+    assert found["linear_probe"].metrics == {"acc1": 0.5}  # of the newer file

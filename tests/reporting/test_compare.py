@@ -1,4 +1,5 @@
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -35,10 +36,10 @@ def path(tmp_path):
     return tmp_path / "results.jsonl"
 
 
-def printed(rows, **options):
+def printed(rows, width=80, **options):
     """The table on a terminal of 80 columns, its lines without the spaces around them."""
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(comparison.two_models(rows, **options))
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(comparison.two_models(rows, width=width, **options))
     return [line.strip() for line in console.export_text().splitlines()]
 
 
@@ -81,7 +82,9 @@ def test_the_sign_is_candidate_minus_baseline(path):
     assert row.verdict == "CLIP higher"
     assert compare.interval_text(row.difference) == "−100.0 to −100.0"
     (line,) = (line for line in printed([row]) if "top-1" in line)
-    assert line.split() == ["top-1", "accuracy", "100.0", "0.0", "−100.0", "CLIP", "higher", "5.0"]
+    assert line.split() == ["zero_shot:", "top-1", "accuracy", "100.0", "0.0", "−100.0", "CLIP", "higher"]
+    (line,) = (line for line in printed([row], width=120) if "top-1" in line)
+    assert line.split()[3:] == ["100.0", "0.0", "−100.0", "−100.0", "to", "−100.0", "CLIP", "higher", "5.0"]
     (row,) = compare_two(path, DIFFCLIP, CLIP)
     assert row.verdict == "CLIP higher"
     assert compare.difference_text(row.difference) == "+100.0"
@@ -96,7 +99,7 @@ def test_missing_cells_stay_empty(path):
     assert both.difference.interval is None
     assert both.verdict == ""
     lines = [line.split() for line in printed(rows) if "top-1" in line]
-    assert lines == [["top-1", "accuracy", "50.0", "5.0"], ["top-1", "accuracy", "50.0", "100.0", "+50.0", "5.0"]]
+    assert [line[3:] for line in lines] == [["50.0"], ["50.0", "100.0", "+50.0"]]
 
 
 def test_what_is_no_score_is_no_row_and_two_models_show_no_deviation(path):
@@ -108,7 +111,7 @@ def test_what_is_no_score_is_no_row_and_two_models_show_no_deviation(path):
     (row,) = compare_two(path, CLIP, DIFFCLIP)
     assert (row.metric, row.score.sd) == ("acc1", 0.1)
     (line,) = (line for line in printed([row]) if "top-1" in line)
-    assert line.split() == ["top-1", "accuracy", "50.0", "50.0", "0.0"]
+    assert line.split() == ["few_shot:", "top-1", "accuracy", "50.0", "50.0", "0.0"]
 
 
 def test_two_data_sets_whose_names_are_nearly_alike_are_two(path):
@@ -155,7 +158,7 @@ def test_a_task_without_a_title_of_its_own_is_called_as_on_the_command_line(path
     for task in ("linear_probe", "fine_grained"):
         for name in (CLIP, DIFFCLIP):
             put(path, name, "set", {"acc1": [1, 0]}, task=task)
-    lines = printed(compare_two(path, CLIP, DIFFCLIP))
+    lines = printed(compare_two(path, CLIP, DIFFCLIP), every=True)
     assert "linear_probe" in lines
     assert "fine-grained pairs" in lines
 
@@ -164,8 +167,41 @@ def test_the_table_holds_the_numbers_the_note_and_any_name(path):
     put(path, CLIP, "a|b [red]", {"acc1": [1, 1, 1, 0]})
     put(path, DIFFCLIP, "a|b [red]", {"acc1": [1, 1, 0, 0]})
     text = "\n".join(printed(compare_two(path, CLIP, DIFFCLIP), title="Results"))
-    for part in ("a|b [red]", "75.0", "50.0", "−25.0", "not significant", "5.0", "from one seed", "Results"):
+    for part in ("a|b [red]", "75.0", "50.0", "−25.0", "not significant", "from one seed", "Results"):
         assert part in text
+
+
+def test_a_task_is_one_row_and_every_metric_is_there_on_request(path):
+    metrics = {
+        ZERO_SHOT: ["acc1", "acc5"],
+        "zeroshot_retrieval": ["image_retrieval_recall@5", "image_retrieval_recall@1", "text_retrieval_recall@1"],
+        "robustness": ["acc1", "acc1/fgsm/1", "acc1/pgd/1", "acc1/pgd/2"],
+        "grounding": ["energy_in_mask", "pointing_game"],
+    }
+    for name in (CLIP, DIFFCLIP):
+        for task, of_task in metrics.items():
+            put(path, name, "scenes", {metric: [1, 0] for metric in of_task}, task=task)
+    rows = compare_two(path, CLIP, DIFFCLIP)
+    short, every = printed(rows), printed(rows, every=True)
+    shown = [line.split(":")[0] for line in short if re.match(r"[a-z_]+: ", line)]
+    assert shown == ["zero_shot", "retrieval", "robustness", "grounding"]
+    standing = [comparison.standing_for([row for row in rows if row.task == task]).metric for task in metrics]
+    assert standing == ["acc1", "image_retrieval_recall@1", "acc1/pgd/1", "pointing_game"]
+    assert len([line for line in every if line.count("50.0") == 2]) == sum(map(len, metrics.values()))
+    only = compare_two(path, CLIP, DIFFCLIP, {("scenes", "grounding")})
+    assert {row.task for row in only} == {"grounding"}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_its_terminal(path, width):
+    """No line is cut: each name and number stands whole, long names in several lines."""
+    long = ModelName("diffclip_vit_b16_cc12m_dynamic", "m", "runs/a")
+    for name in (CLIP, long):
+        put(path, name, "scenes/test_adversarial", {"acc1": [1, 0]})
+    lines = printed(compare_two(path, CLIP, long), width)
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    assert any("interval" in line for line in lines[:3]) == (width == 120)
 
 
 def test_a_report_s_tables_keep_names_apart_from_their_own_signs():

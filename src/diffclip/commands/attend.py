@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional
 
 from diffclip.errors import UserError
+from diffclip.text import model_labels as _labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ def attend(
     /,
     *,
     beside: tuple[str, ...] = (),
-    text: UseAppendAction[tuple[str, ...]] = (),
+    text: tuple[str, ...] = (),
     out: Path,
     layers: Path | None = None,
     heads: Path | None = None,
@@ -35,7 +35,7 @@ def attend(
         model: A run directory, a .safetensors file, a released checkpoint or a hub id.
         image: The image, a file.
         beside: Further models, a row of the figure each.
-        text: What to look for; once for each text.
+        text: What to look for, one text or several.
         out: The figure of relevance maps: .png, .pdf or .svg.
         layers: A second figure: A1, A2 and A1 − λA2 of every layer, signed, averaged over heads.
         heads: A third: the same of every head.
@@ -51,7 +51,7 @@ def attend(
     from diffclip.reporting.figures.style import save
 
     if not text or not all(query.strip() for query in text):
-        raise UserError('no text to look for: give --text "a red star", once for each text')
+        raise UserError('no text to look for: give --text "a red star" "a blue circle"')
     for path, endings in ((out, FIGURES), (layers, FIGURES), (heads, FIGURES), (maps, ARRAYS)):
         if path is not None and path.suffix.lower() not in endings:
             raise UserError(f"{path}: its name must end in one of {', '.join(endings)}")
@@ -86,10 +86,3 @@ def _read(image: Path) -> NDArray[np.uint8]:
         raise UserError(f"cannot read {image}: {error.strerror}") from None
     except BadImage as error:
         raise UserError(f"{image} cannot be used as an image: {error.reason.replace('_', ' ')}") from None
-
-
-def _labels(models: Sequence[str]) -> list[str]:
-    """The last part of each name, or the whole where two models share it; the same model twice is counted."""
-    last = [Path(model).name or model for model in models]
-    labels = last if len(set(last)) == len(last) else list(models)
-    return [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from diffclip.errors import Stopped, UserError
-from diffclip.evaluation.task import TASKS
+from diffclip.evaluation.task import TASKS, get_task
 
 if TYPE_CHECKING:
     from diffclip.evaluation.datasets.dataset import DataSet
@@ -39,6 +39,7 @@ def evaluate(
     batch_size: int = 256,
     workers: int = 2,
     max_skipped: float = 0.01,
+    verbose: bool = False,
 ) -> None:
     """Evaluate models on data sets; results go to OUT/results.jsonl, a line each.
 
@@ -50,7 +51,7 @@ def evaluate(
             that `diffclip data list` shows; or `paper`, for all that the paper evaluates on.
         out: Where results.jsonl is written.
         tasks: What is measured, on each data set that can serve it; by default what the paper, or its authors,
-            measure on data sets that are given by name alone, and zero_shot on others.
+            measure on data sets that are given by name alone, and on others what they can serve without learning.
         root: The folder of the data sets that are given by name alone; by default $DIFFCLIP_DATA, or data.
         cache: Where image features are kept; by default OUT/features.
         force: Compute again what results.jsonl has already. Features are not: theirs cannot be out of date.
@@ -65,6 +66,7 @@ def evaluate(
         batch_size: Images encoded at a time.
         workers: Processes that decode images.
         max_skipped: Share of a split's images that may be missing or unreadable; above it the exit status is 1.
+        verbose: Compare two models by every metric, rather than by one a task.
     """
     from diffclip.evaluation.datasets.named import data_sets
     from diffclip.evaluation.features.context import Settings
@@ -82,7 +84,17 @@ def evaluate(
         repeats=repeats,
     )
     sets, missing = data_sets(data, tasks, root, all_classes=all_classes)
-    run(models, sets, out, missing=missing, cache=cache, force=force, settings=settings, max_skipped=max_skipped)
+    run(
+        models,
+        sets,
+        out,
+        missing=missing,
+        cache=cache,
+        force=force,
+        settings=settings,
+        max_skipped=max_skipped,
+        verbose=verbose,
+    )
 
 
 def run(
@@ -95,14 +107,15 @@ def run(
     force: bool,
     settings: Settings,
     max_skipped: float = 0.01,
+    verbose: bool = False,
 ) -> None:
     """Evaluate models on data sets; prints the results, writes OUT/results.jsonl.
 
     Under torchrun all processes encode images, into a cache that all of them reach; the first does the rest.
 
     missing: data sets that are not there, told at the beginning and at the end. Two models are also compared, the
-    second with the first, with paired intervals. Raises UserError, once all else is done, for whatever could not be;
-    Stopped on an interrupt.
+    second with the first, with paired intervals: a metric a task, or all of them where it is to be verbose. Raises
+    UserError, once all else is done, for whatever could not be; Stopped on an interrupt.
     """
     from collections import Counter
 
@@ -113,8 +126,9 @@ def run(
     from diffclip.evaluation.run.distributed import encode_distributed
     from diffclip.evaluation.run.named_model import named_model
     from diffclip.evaluation.run.progress import raise_failures, run_suite
-    from diffclip.reporting import compare
+    from diffclip.reporting.compare import ModelName, compare_two
     from diffclip.reporting.tables.comparison import two_models
+    from diffclip.text import model_labels
 
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
@@ -135,12 +149,18 @@ def run(
         failures = run_suite(named, data, path, console, settings, cache=features, force=force, max_skipped=max_skipped)
     except KeyboardInterrupt:
         raise Stopped("stopped; the same command goes on from here") from None
+    asked = {(each.name, get_task(task).result) for each in data for task in each.tasks}
     if len(named) == 2 and path.exists():
-        letters = [
-            compare.ModelName(letter, model.name, model.pretrained) for letter, model in zip("AB", named, strict=True)
-        ]
-        console.print(two_models(compare.compare_two(path, *letters)))
-        console.print(*(f"{name.label}: {name.pretrained}" for name in letters), highlight=False, soft_wrap=True)
+        labels = model_labels([model.pretrained for model in named])
+        first, second = (ModelName(label, m.name, m.pretrained) for label, m in zip(labels, named, strict=True))
+        rows = compare_two(path, first, second, asked)
+        for name in (first, second):
+            if name.label != name.pretrained:
+                console.print(f"{name.label}: {name.pretrained}", highlight=False, soft_wrap=True, markup=False)
+        if rows:
+            console.print(two_models(rows, width=console.width, every=verbose))
+        if rows and not verbose:
+            console.print("A row a task; --verbose shows every metric.", highlight=False)
     if path.exists():
         console.print(f"Written to {path}", highlight=False, soft_wrap=True)
     raise_failures([*missing, *failures])

@@ -41,6 +41,8 @@ def print_files(files: ReportFiles) -> None:
     from rich.console import Console
 
     console, out = Console(), files.page.parent
+    for line in files.notes:
+        console.print(f"note: {line}", highlight=False, soft_wrap=True, markup=False)
     for line in files.missing:
         console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
     written = f"{files.tables} tables in {out / 'tables'}, {files.figures} figures in {out / 'figures'}"

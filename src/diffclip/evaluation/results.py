@@ -227,6 +227,15 @@ def load_examples(results: Path, key: Key) -> PerExampleScores | None:
     return PerExampleScores(tensors["indices"], values, chance)
 
 
+def count_examples(results: Path, key: Key) -> int | None:
+    """How many test examples a result is of; None where they are not kept."""
+    path = examples_path(results, key)
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        return int(file.get_slice("indices").get_shape()[0])
+
+
 def stored_fingerprint(results: Path, key: Key) -> str | None:
     """What the examples of a result came from; None where there are none."""
     path = examples_path(results, key)

@@ -104,6 +104,17 @@ def missing(names: Iterable[str], offers: Collection[str]) -> dict[str, str]:
     return {task.name: task.needs for task in tasks if offers and not set(task.requires) <= set(offers)}
 
 
+def by_default(offers: Collection[str]) -> tuple[str, ...]:
+    """What is measured where nothing is asked for: what the data can serve without learning or changed images, or any.
+
+    offers: as for `missing`. Where no example can be read, zero-shot classification, which says so.
+    """
+    names = [name for name in TASKS if not missing((name,), offers)] if offers else ["zero_shot"]
+    able = [get_task(name) for name in names]
+    light = [task for task in able if not task.passes and "train" not in task.requires]
+    return tuple(task.name for task in light or able)
+
+
 def during_training() -> dict[str, tuple[str, ...]]:
     """Tasks that a recipe may measure, which read the test split's features alone, and the metrics where up is better.
 
@@ -121,6 +132,18 @@ def title_of_task(result: str) -> str:
     """A task in words, by its name in results.jsonl; one that another program wrote is its name with spaces."""
     task = _by_result().get(result)
     return task.title if task else result.replace("_", " ")
+
+
+def name_of_task(result: str) -> str:
+    """What `--tasks` calls a task, by its name in results.jsonl; one that another program wrote is that name."""
+    task = _by_result().get(result)
+    return task.name if task else result
+
+
+def headline_of_task(result: str) -> str:
+    """The metric that stands for a task, by the task's name in results.jsonl; empty where none does."""
+    task = _by_result().get(result)
+    return task.headline if task else ""
 
 
 def metric_of(result: str, key: str) -> Metric | None:

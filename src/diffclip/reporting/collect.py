@@ -8,8 +8,8 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import tomli
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.results import Key, PerExampleScores, Result
+from diffclip.evaluation.task import title_of_task
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +58,22 @@ class Collection:
     origin: Mapping[Key, Path]
     """The file that a result was read from; its examples lie beside it."""
     runs: tuple[RunDirectory, ...]
+    notes: tuple[str, ...] = ()
+    """What was not merged, or had to be chosen between, one line each."""
+    written: Mapping[Key, Key] = field(default_factory=dict)
+    """What the file calls a result, of those whose data set has another name here."""
     _examples: dict[Key, PerExampleScores | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of_file(cls, path: Path) -> "Collection":
-        """The results of one results.jsonl; none where there is no such file."""
-        every = results.read(path)
-        return cls(tuple(every), {result.key: path for result in every}, ())
+    def of_file(cls, path: Path, wanted: Callable[[Result], bool] = lambda result: True) -> "Collection":
+        """The wanted results of one results.jsonl; none where there is no such file."""
+        return _together([(result, path) for result in results.read(path) if wanted(result)], ())
 
     def examples(self, key: Key) -> PerExampleScores | None:
         """The values of single examples of a result, where they are kept."""
         if key not in self._examples:
-            self._examples[key] = results.load_examples(self.origin[key], key) if key in self.origin else None
+            written = self.written.get(key, key)
+            self._examples[key] = results.load_examples(self.origin[key], written) if key in self.origin else None
         return self._examples[key]
 
     def run_of(self, pretrained: str) -> RunDirectory | None:
@@ -91,29 +96,83 @@ class Collection:
 
 
 def collect(inputs: Sequence[Path]) -> Collection:
-    """Read every input; of two results with one key the later wins.
+    """Read every input, in the order of their paths, so that the order in which they are given decides nothing.
 
     Raises UserError for an input that does not exist or is of no known form, and where nothing holds a result or run.
     """
-    by_key: dict[Key, Result] = {}
-    origin: dict[Key, Path] = {}
+    found: list[tuple[Result, Path]] = []
     runs: dict[Path, RunDirectory] = {}
     for given in inputs:
         if not given.exists():
             raise UserError(f"there is no {given}: give run directories or results.jsonl files")
+    for given in sorted(inputs, key=lambda path: path.resolve()):
         for path in _files(given) if given.is_dir() else [given]:
             if path.name == "metrics.jsonl":
                 run = _read_run(path.parent)
                 runs[run.path] = run
-                continue
-            for result in _read_results(path):
-                by_key.pop(result.key, None)
-                by_key[result.key] = result
-                origin[result.key] = path
-    if not by_key and not runs:
+            elif path.resolve() not in {origin.resolve() for _, origin in found}:
+                found += [(result, path) for result in _read_results(path)]
+    if not found and not runs:
         places = ", ".join(map(str, inputs)) or "nothing"
         raise UserError(f"no results in {places}: expected results.jsonl, which `diffclip eval` writes")
-    return Collection(tuple(by_key.values()), origin, tuple(runs.values()))
+    return _together(found, tuple(runs.values()))
+
+
+def _together(found: Sequence[tuple[Result, Path]], runs: tuple[RunDirectory, ...]) -> Collection:
+    """One collection of results and their files.
+
+    Of one data set and task with different numbers of test examples, all but the largest get the number into their
+    name, so that they are never compared. Of results that are of the same, that of the newest file counts.
+    """
+    sizes = [_size(result, path) for result, path in found]
+    by_test: dict[tuple[str, str], set[int]] = {}
+    for (result, _), size in zip(found, sizes, strict=True):
+        if size is not None:
+            by_test.setdefault((result.dataset, result.task), set()).add(size)
+    notes: dict[str, None] = {}
+    chosen: dict[Key, tuple[Result, Path, Key]] = {}
+    for (result, path), size in zip(found, sizes, strict=True):
+        key, largest = result.key, max(by_test.get((result.dataset, result.task), {0}))
+        if size is not None and size < largest:
+            name = f"{result.dataset} ({size:,})"
+            notes[_apart(result, by_test[result.dataset, result.task])] = None
+            result = replace(result, dataset=name)
+        other = chosen.get(result.key)
+        if other is not None:
+            newest = max(path, other[1], key=lambda each: (each.stat().st_mtime_ns, str(each.resolve())))
+            if other[0].metrics != result.metrics and path != other[1]:
+                notes[_twice(result, newest, other[1] if newest == path else path)] = None
+            if newest != path:
+                continue
+        chosen[result.key] = (result, path, key)
+    return Collection(
+        tuple(result for result, _, _ in chosen.values()),
+        {key: path for key, (_, path, _) in chosen.items()},
+        runs,
+        tuple(notes),
+        {key: written for key, (_, _, written) in chosen.items() if written != key},
+    )
+
+
+def _size(result: Result, path: Path) -> int | None:
+    """How many test examples a result is of, as its kept examples or else its line say; None where neither does."""
+    count = results.count_examples(path, result.key)
+    stated = getattr(result, "n", None)
+    return count if count is not None else stated if isinstance(stated, int) else None
+
+
+def _apart(result: Result, sizes: Iterable[int]) -> str:
+    *fewer, most = (f"{size:,}" for size in sorted(sizes))
+    called = " and ".join(f"{result.dataset} ({size})" for size in fewer)
+    return (
+        f"{result.dataset}, {title_of_task(result.task)}: results of {', '.join(fewer)} and of {most} test examples "
+        f"are not compared with each other; those of fewer stand as {called}"
+    )
+
+
+def _twice(result: Result, newer: Path, older: Path) -> str:
+    what = f"{result.dataset}, {title_of_task(result.task)}, of {result.model} ({result.pretrained})"
+    return f"{what} has other numbers in {older} than in {newer}, which is newer and counts"
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -4,7 +4,7 @@ Three things are compared: two models of one results.jsonl (`diffclip eval`, the
 (`diffclip report`), and the variants of a sweep. tables/comparison.py has a table of each.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.stats.seeds import EXAMPLES, Difference, Spread, split_seed, spread
 from diffclip.evaluation.task import is_compared, metric_title, title_of_task
-from diffclip.reporting.collect import Collection
+from diffclip.reporting.collect import Collection as Results
 from diffclip.reporting.families import Family, Group, Member
 from diffclip.reporting.scores import Score, Scores, Source
 from diffclip.text import percent
@@ -57,18 +57,31 @@ class ModelName:
     pretrained: str
 
 
-def compare_two(path: Path, baseline: ModelName, candidate: ModelName) -> tuple[Row, ...]:
+def compare_two(
+    path: Path, baseline: ModelName, candidate: ModelName, only: Collection[tuple[str, str]] | None = None
+) -> tuple[Row, ...]:
     """Every metric of two models by their results in `path` (a results.jsonl), in its order.
 
-    Raises UserError where the file has no result of one of the two.
+    only: (data set, task) of what is wanted, the task as in results; None for all. Raises UserError where the file has
+    no result of one of the two.
     """
-    scores = Scores(Collection.of_file(path))
-    every = scores.collection.results
-    for name in (baseline, candidate):
-        if not any((result.model, result.pretrained) == (name.model, name.pretrained) for result in every):
-            others = ", ".join(sorted({f"{r.model} ({r.pretrained})" for r in every})) or "nothing"
+    names = baseline, candidate
+    found = results.read(path)
+    for name in names:
+        if not any((result.model, result.pretrained) == (name.model, name.pretrained) for result in found):
+            others = ", ".join(sorted({f"{r.model} ({r.pretrained})" for r in found})) or "nothing"
             raise UserError(f"{path} has no result of {name.model} ({name.pretrained}), it has {others}")
-    pair = [Family(m.label, "", (Member(m.model, m.pretrained, ""),)) for m in (baseline, candidate)]
+    both = {(name.model, name.pretrained) for name in names}
+    scores = Scores(
+        Results.of_file(
+            path,
+            lambda result: (
+                (result.model, result.pretrained) in both and (only is None or (result.dataset, result.task) in only)
+            ),
+        )
+    )
+    every = scores.collection.results
+    pair = [Family(m.label, "", (Member(m.model, m.pretrained, ""),)) for m in names]
     metrics = [
         (dataset, task, metric)
         for dataset, task in dict.fromkeys((result.dataset, result.task) for result in every)
@@ -156,7 +169,7 @@ def compare_variants(
     weights: variant → what results call its weights, with `*` for the seed, as `split_seed` gives it. A group is the
     mean over its metrics. A seed counts where it has all of them, and for a difference where both variants have it.
     """
-    scores = Scores(Collection.of_file(path), resamples=resamples)
+    scores = Scores(Results.of_file(path), resamples=resamples)
     members: dict[str, list[Member]] = {stem: [] for stem in weights.values()}
     for model, pretrained in dict.fromkeys((result.model, result.pretrained) for result in scores.collection.results):
         stem, seed = split_seed(pretrained)

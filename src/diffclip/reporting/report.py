@@ -58,6 +58,8 @@ class ReportFiles:
     figures: int
     missing: tuple[str, ...]
     """What has no number, one line each."""
+    notes: tuple[str, ...] = ()
+    """Results that were kept apart, or chosen between."""
 
 
 def report(
@@ -101,7 +103,7 @@ def report(
         facts=facts or _facts(collection, groups, inputs, out, options),
     )
     durable.write_text(out / "report.html", text)
-    return ReportFiles(out / "report.html", len(tables), len(drawings), content.missing)
+    return ReportFiles(out / "report.html", len(tables), len(drawings), content.missing, content.notes)
 
 
 def _panels(

@@ -30,7 +30,9 @@ class DataSet:
     source: Source | Opener
     """The test split, or what opens it."""
     tasks: tuple[str, ...]
-    """What to measure on it, by the names of `task.TASKS`; `task.missing` says which of them it cannot serve."""
+    """What to measure on it, by the names of `task.TASKS`; `task.missing` says which of them it cannot serve.
+
+    Where it is empty, a plan fills in `task.by_default`."""
     others: Mapping[str, Opener] = field(default_factory=dict)
     """The other splits that there are."""
     mean_per_class: bool = False

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.scenes.compositional import NegativeSource, SwapSource
-from diffclip.data.sources import open_source
+from diffclip.data.sources import Source, open_source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.benchmarks import benchmark_in
@@ -37,12 +38,13 @@ def data_sets(
 
     Each text is NAME=PATH (see `data_set`), a name of the registry, which is looked for below root, or `paper`. root:
     as for `opening.default_root`. Without tasks, data sets that are given by name alone have those of the registry,
-    others zero_shot. Raises UserError for a name that nothing knows, and for a path that holds no data set.
+    others have none: the plan of an evaluation then takes what they can serve. Raises UserError for a name that nothing
+    knows, and for a path that holds no data set.
     """
     present, missing = [], []
     for text in texts:
         if "=" in text:
-            present.append(data_set(text, tasks or ("zero_shot",), all_classes=all_classes))
+            present.append(data_set(text, tasks or (), all_classes=all_classes))
             continue
         for name in papers() if text == ALL else (text,):
             if name not in by_name():
@@ -86,7 +88,7 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
     if benchmark:
         return DataSet(name, partial(benchmark.open, folder), tuple(tasks))
     if name in registry() and folder.is_dir():
-        return _from_registry(registry()[name], folder, tasks, all_classes)
+        return _named_so(_from_registry(registry()[name], folder, tasks, all_classes), name, path)
     known = splits_in(folder) if folder.is_dir() else {}
     if known:
         test_split = next((split for split in ("test", "val") if split in known), next(iter(known)))
@@ -97,6 +99,27 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
     openers: dict[str, Opener] = {split: partial(open_source, path, split=own) for split, own in splits.items()}
     test = openers.pop("test", partial(open_source, path))
     return DataSet(name, test, tuple(tasks), openers)
+
+
+def _named_so(data: DataSet, name: str, path: str) -> DataSet:
+    """A data set of the registry in a folder that a person names; where it cannot be opened, the name may be why."""
+
+    def said(opener: Opener) -> Opener:
+        def opened() -> Source:
+            try:
+                return opener()
+            except UserError as error:
+                raise UserError(
+                    f"{error}; {name} names a data set that `diffclip data list` shows, so {path} is read as that: "
+                    f"give images of your own another name, such as my-{name}={path}"
+                ) from error
+
+        return opened
+
+    assert callable(data.source)
+    return replace(
+        data, source=said(data.source), others={split: said(opener) for split, opener in data.others.items()}
+    )
 
 
 def _from_registry(entry: Entry, folder: Path, tasks: Sequence[str], all_classes: bool) -> DataSet:

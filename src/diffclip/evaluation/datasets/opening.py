@@ -98,7 +98,7 @@ def open_dataset(
     source = _with_names(wanted, open_location(wanted, location, split), all_classes)
     source.name = f"{wanted.name}:{split}" if split != "test" else wanted.name
     for difference in differences(wanted, len(source), None if all_classes else source.classnames, split):
-        logger.warning("%s: %s", location.path, difference)
+        logger.warning("%s, read as %s: %s", location.path, wanted.title, difference)
     return source
 
 

@@ -18,7 +18,7 @@ from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.context import Settings
 from diffclip.evaluation.results import Failure, Result
 from diffclip.evaluation.run.named_model import NamedModel
-from diffclip.evaluation.task import Task, get_task, missing
+from diffclip.evaluation.task import Task, by_default, get_task, missing
 from diffclip.models.clip import CLIP
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,9 @@ class _Survey:
 
 def _survey(data: DataSet, settings: Settings, plan: JobList) -> _Survey:
     """Open the splits of a data set that its tasks need. What it cannot serve, and what fails, is noted in the plan."""
-    lacking = missing(data.tasks, offers(data))
+    held = offers(data)
+    data.tasks = data.tasks or by_default(held)
+    lacking = missing(data.tasks, held)
     if lacking:
         plan.unable[data.name] = plan.unable.get(data.name, {}) | lacking
     if lacking and len(lacking) == len(set(data.tasks)):

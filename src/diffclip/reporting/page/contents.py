@@ -51,10 +51,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything but how it is written down."""
+    """Everything but how it is written down. notes: which results were kept apart, or chosen between."""
 
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Report:
@@ -75,7 +76,7 @@ def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) 
             for member in family.members
             if member.run is not None and not member.run.finished
         ]
-    return Report(tuple(parts), tuple(missing))
+    return Report(tuple(parts), tuple(missing), scores.collection.notes)
 
 
 def _paper_part(
@@ -123,7 +124,6 @@ DIFFERENCES = (
     "the difference, which such an interval does not cover. Of twenty intervals one is expected to miss 0 by chance."
 )
 TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
-# Of what is measured during training, one number a task: metric → task.
 EVALUATED = {
     "acc1": paper_tables.ZERO_SHOT,
     "image_retrieval_recall@1": paper_tables.RETRIEVAL,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffclip.evaluation.stats import seeds
-from diffclip.evaluation.task import metric_title, title_of_task
+from diffclip.evaluation.task import headline_of_task, is_compared, metric_title, name_of_task, title_of_task
 from diffclip.reporting.compare import Row, difference_text, interval_text, score_text
 from diffclip.text import percent
 
@@ -21,6 +21,10 @@ TWO_MODELS = (
     "another seed would change the differences, which the intervals do not cover. And of twenty intervals "
     "one is expected to miss 0 by chance alone."
 )
+WIDE = 120
+"""Columns of a terminal from which on a table has intervals."""
+HEADLINES = {"zeroshot_retrieval": "image_retrieval_recall@1", "robustness": "acc1/pgd"}
+"""Of tasks that state none: a metric, or the first whose name begins so."""
 CSV_HEAD = (
     "pretraining,data set,task,metric,baseline,model,baseline score,baseline sd,model score,model sd,difference,"
     "low,high,interval over,verdict,chance"
@@ -31,22 +35,47 @@ SWEEP_CSV_HEAD = (
 )
 
 
-def two_models(rows: Sequence[Row], *, title: str | None = None) -> Table:
-    """For a terminal of 80 columns: a head line for each data set and task, verdicts instead of intervals."""
+def two_models(rows: Sequence[Row], *, title: str | None = None, width: int = 80, every: bool = False) -> Table:
+    """For a terminal: a head line for each data set, below it a row a task, by the metric that stands for the task.
+
+    width: of the terminal; from 120 columns on there are intervals and what guessing scores. every: all metrics.
+    """
     table = Table(title=title, title_justify="left", caption=TWO_MODELS, caption_justify="left", box=box.SIMPLE_HEAD)
     models = (rows[0].baseline, rows[0].model) if rows else ("", "")
-    for name in ("metric", *models, "difference", "verdict", "chance"):
-        wide = name in ("metric", "verdict")
-        table.add_column(name, justify="left" if wide else "right", no_wrap=name != "metric")
-    for (dataset, task), block in groupby(rows, key=lambda row: (row.dataset, row.task)):
+    wide = width >= WIDE
+    table.add_column("metric" if every else "task", overflow="fold")
+    for name in (
+        *models,
+        "difference" if wide else "diff.",
+        *(["95 % interval"] if wide else []),
+        "verdict",
+        *(["chance"] if wide else []),
+    ):
+        table.add_column(name, justify="left" if name == "verdict" else "right", overflow="fold")
+    for dataset, of_dataset in groupby(rows, key=lambda row: row.dataset):
         table.add_section()
-        table.add_row(Text(f"{dataset}\n{_task(task)}", style="bold"))
-        for row in block:
-            scores = (percent(score.mean if score else None) for score in (row.baseline_score, row.score))
-            cells = (*scores, difference_text(row.difference), row.verdict, percent(row.chance))
-            bold = row.difference is not None and row.difference.significant
-            _add_row(table, metric_title(row.task, row.metric), cells, bold=bool(bold))
+        if not every:
+            table.add_row(Text(dataset, style="bold"))
+        for task, of_task in groupby(of_dataset, key=lambda row: row.task):
+            block = list(of_task)
+            if every:
+                table.add_row(Text(f"{dataset}\n{_task(task)}", style="bold"))
+            for row in block if every else [standing_for(block)]:
+                scores = [percent(score.mean if score else None) for score in (row.baseline_score, row.score)]
+                interval, chance = ([interval_text(row.difference)], [percent(row.chance)]) if wide else ([], [])
+                cells = (*scores, difference_text(row.difference), *interval, row.verdict, *chance)
+                metric = metric_title(row.task, row.metric)
+                bold = row.difference is not None and row.difference.significant
+                short = f"{name_of_task(task)}: {metric.partition(',')[0]}"
+                _add_row(table, metric if every else short, cells, bold=bool(bold))
     return table
+
+
+def standing_for(rows: Sequence[Row]) -> Row:
+    """Of the rows of one task that which stands for it: its headline, or the first that speaks of quality."""
+    wanted = HEADLINES.get(rows[0].task) or headline_of_task(rows[0].task)
+    first = next((row for row in rows if is_compared(row.task, row.metric)), rows[0])
+    return next((row for row in rows if row.metric == wanted or row.metric.startswith(f"{wanted}/")), first)
 
 
 def _task(name: str) -> str:
