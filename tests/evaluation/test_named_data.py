@@ -1,9 +1,11 @@
 """The data sets that a command names: their splits, their protocol, and what of them is missing."""
 
 import pytest
+from dataset_files import jpeg, write
 from pictures import pictures
 from PIL import Image
 
+from diffclip.errors import UserError
 from diffclip.evaluation.datasets.named import data_set, data_sets
 
 
@@ -55,3 +57,20 @@ def test_names_alone_are_looked_for_below_the_root_with_the_papers_tasks(tmp_pat
     assert [one.data for one in missing] == ["flickr8k"]
     found, _ = data_sets(["pets", "mine=scenes:test"], ("noise",), tmp_path)
     assert [one.tasks for one in found] == [("noise",)] * 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"), [("cat", "only in train: dog"), ("cat cow dog", "only in test: cow"), ("cat dog", "")]
+)
+def test_tables_whose_splits_name_other_classes_are_refused(tmp_path, classes, told):
+    for split, names in (("train", "cat dog"), ("test", classes)):
+        rows = [f"{split}{i}.jpg,{name}" for i, name in enumerate(names.split())]
+        for i in range(len(rows)):
+            write(tmp_path / f"{split}{i}.jpg", jpeg(i))
+        write(tmp_path / f"{split}.csv", "\n".join(["filepath,label", *rows]))
+    opened = data_set(f"mine={tmp_path}", ("zero_shot",))
+    if told:
+        with pytest.raises(UserError, match=f"the splits test and train have other classes; {told}"):
+            _ = opened.test
+    else:
+        assert opened.test.classnames == ("cat", "dog")

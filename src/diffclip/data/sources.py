@@ -262,14 +262,19 @@ def check_same_classes(classes: Sequence[str], folder: Path, others: Sequence[Pa
         if other == folder:
             continue
         theirs = [entry.name for entry in entries(other) if entry.is_dir() and _has_image(entry)]
-        mine, rest = sorted(set(classes) - set(theirs)), sorted(set(theirs) - set(classes))
+        difference = class_difference(folder.name, classes, other.name, theirs)
         divided = theirs and not (len(theirs) == 1 and theirs[0].lower() in NO_CLASSES)
-        if divided and (mine or rest):
-            found = [f"only in {of.name}: {_some(names)}" for of, names in ((folder, mine), (other, rest)) if names]
-            raise UserError(
-                f"{folder.parent}: the splits {folder.name} and {other.name} have other classes; {'; '.join(found)}: "
-                "give both the same class folders"
-            )
+        if divided and difference:
+            raise UserError(f"{folder.parent}: {difference}: give both the same class folders")
+
+
+def class_difference(one: str, classes: Sequence[str], other: str, others: Sequence[str]) -> str:
+    """Which classes two splits do not share, in words; empty where they have the same in the same order."""
+    mine, rest = sorted(set(classes) - set(others)), sorted(set(others) - set(classes))
+    found = [f"only in {of}: {_some(names)}" for of, names in ((one, mine), (other, rest)) if names]
+    if not found and list(classes) != list(others):
+        found = ["the same ones, in another order"]
+    return f"the splits {one} and {other} have other classes; {'; '.join(found)}" if found else ""
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffclip.data.sources import TEMPLATES
+from diffclip.data.sources import TEMPLATES, class_difference
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
@@ -129,7 +129,11 @@ class EvalContext:
         source, images = self.data.split(split), self.features(split)
         own, tested = source.classnames, self.data.test.classnames
         if own and tested and own != tested:
-            raise UserError(f"{source.name} has other classes than {self.data.test.name}: the same folders are needed")
+            difference = class_difference(split, own, "test", tested) if set(own) != set(tested) else ""
+            raise UserError(
+                f"{source.name} has other classes than {self.data.test.name}: the same folders are needed"
+                + (f" ({difference})" if difference else "")
+            )
         classes = len(own or tested or ())
         if int(images.labels.max()) >= classes:
             raise UserError(f"{source.name} has the label {int(images.labels.max())}, but only {classes} class names")
