@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ from diffclip.errors import UserError
 from diffclip.text import listed
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
+
+log = logging.getLogger(__name__)
 
 FORMATS: tuple[str, ...] = get_args(Format)
 KEYS = ("image_key", "caption_key", "label_key")
@@ -151,6 +154,7 @@ def open_source(
             source.templates = TEMPLATES
         for template in source.templates or ():
             check_template(template)
+    _check_names(source, classnames)
     if part == "all" or (part == "train" and holdout == 0):
         return source
     if not 0 < holdout < len(source):
@@ -237,6 +241,31 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
         )
         return TarSource(files, options)
     return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
+
+
+def _check_names(source: Source, given: Sequence[str] | None) -> None:
+    """Check the class names of a source, and those given for it, against what it has.
+
+    Raises UserError for an empty name, and for folders named in another order; warns of a name that is there twice.
+    """
+    names = source.classnames or ()
+    empty = [number for number, name in enumerate(names) if not name.strip()]
+    if empty:
+        raise UserError(f"{source.name}: class {empty[0]} of {len(names)} has an empty name: give each class a name")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        log.warning(
+            "%s: several classes have the same name, which no text can tell apart: %s", source.name, _some(twice)
+        )
+    if given and isinstance(source, FolderSource):
+        own = [name.replace("_", " ").lower() for name in source.folders]
+        stated = [name.replace("_", " ").lower() for name in given]
+        if own != stated and sorted(own) == sorted(stated):
+            place = next(i for i, pair in enumerate(zip(own, stated, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f"{source.name}: class names are in another order than the folders: {given[place]!r} is given for the "
+                f"folder {source.folders[place]!r}; give them in the order of the sorted folders"
+            )
 
 
 def _class_folders(root: Path, split: str | None, options: Options) -> FolderSource:
