@@ -95,3 +95,24 @@ def test_names_without_an_image_are_told(tmp_path, capsys):
     out, code = verify(folder, capsys)
     assert "names       2 of 4 have no image: bee, dog" in out
     assert code is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("t.csv", 'filepath,caption\n0.png,"a\n1.png,b\n2.png,c"\n3.png,d\n', "read as 2 rows, but it has 4 lines"),
+        ("t.tsv", 'filepath\tcaption\n0.png\ta\n1.png\t"b\n2.png\tc\n', "read as 2 rows, but it has 3 lines"),
+        ("t.csv", 'filepath,caption\n0.png,"two\nlines"\n', "read as 1 rows, but it has 2 lines"),
+        ("t.tsv", 'filepath\tcaption\n0.png\t"a" b\n1.png\tc\n', "a strict reader stops near line 2"),
+        ("t.csv", 'filepath,caption\n0.png,"a \\"b\\" c"\n1.png,d\n', "a strict reader stops near line 2"),
+        ("t.csv", 'filepath,caption\n0.png,"a, ""b"""\n\n1.png,6" pipe\n', ""),
+        ("t.csv", "\ufefffilepath,caption\r\n0.png,a\r\n1.png,b", ""),
+        ("t.csv", "filepath,caption\r0.png,a\x0cb\u2028c\r1.png,b\r", ""),
+    ],
+)
+def test_a_table_that_another_reader_cuts_otherwise_is_told_of(tmp_path, caplog, name, text, told):
+    for number in range(4):
+        image(tmp_path / f"{number}.png", colour=number)
+    (tmp_path / name).write_text(text, newline="")
+    open_source(str(tmp_path / name))
+    assert (told in caplog.text) if told else not caplog.text
