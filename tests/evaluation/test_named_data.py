@@ -1,6 +1,7 @@
 """The data sets that a command names: their splits, their protocol, and what of them is missing."""
 
 import pytest
+from dataset_files import jpeg, write
 from pictures import pictures
 from PIL import Image
 
@@ -65,3 +66,20 @@ def test_a_folder_of_ones_own_under_a_name_of_the_registry_says_so(tmp_path):
         mine = data_set(f"{name}={tmp_path / 'own'}", ("zero_shot",))
         with pytest.raises(UserError, match=rf"{name} names a data set that .* such as my-{name}={tmp_path / 'own'}"):
             assert mine.test
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"), [("cat", "only in train: dog"), ("cat cow dog", "only in test: cow"), ("cat dog", "")]
+)
+def test_tables_whose_splits_name_other_classes_are_refused(tmp_path, classes, told):
+    for split, names in (("train", "cat dog"), ("test", classes)):
+        rows = [f"{split}{i}.jpg,{name}" for i, name in enumerate(names.split())]
+        for i in range(len(rows)):
+            write(tmp_path / f"{split}{i}.jpg", jpeg(i))
+        write(tmp_path / f"{split}.csv", "\n".join(["filepath,label", *rows]))
+    opened = data_set(f"mine={tmp_path}", ("zero_shot",))
+    if told:
+        with pytest.raises(UserError, match=f"the splits test and train have other classes; {told}"):
+            _ = opened.test
+    else:
+        assert opened.test.classnames == ("cat", "dog")

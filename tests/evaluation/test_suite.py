@@ -433,3 +433,21 @@ def test_noise_is_measured_on_drawn_images_whose_places_are_told(tmp_path):
     drawn = sample_indices(Squares(40), 12, 1)
     assert kept.indices.tolist() == [index for index in drawn if index != 3]
     assert drawn != list(range(12))
+
+
+class Shifted(Squares):
+    """Labels from 1 to 5, and some images without any."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        return Example(example.image, (), None if index % 10 == 9 else 1 + index % 5)
+
+
+def test_labels_that_do_not_fit_are_told(tmp_path, caplog):
+    data = DataSet("shifted", Shifted(20), ("zero_shot",))
+    run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl")
+    assert "squares: 2 of 20 images have no label, and are left out" in caplog.text
+    assert "no image has the label 0: do its labels count from 1?" in caplog.text
+    caplog.clear()
+    run([NamedModel("tiny", "runs/a", tiny())], [DataSet("s", Squares(20), ("zero_shot",))], tmp_path / "more.jsonl")
+    assert not caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ from diffclip.errors import UserError
 from diffclip.text import listed
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
+
+log = logging.getLogger(__name__)
 
 FORMATS: tuple[str, ...] = get_args(Format)
 KEYS = ("image_key", "caption_key", "label_key")
@@ -151,6 +154,7 @@ def open_source(
             source.templates = TEMPLATES
         for template in source.templates or ():
             check_template(template)
+    _check_names(source, classnames)
     if part == "all" or (part == "train" and holdout == 0):
         return source
     if not 0 < holdout < len(source):
@@ -239,6 +243,31 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
     return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
 
 
+def _check_names(source: Source, given: Sequence[str] | None) -> None:
+    """Check the class names of a source, and those given for it, against what it has.
+
+    Raises UserError for an empty name, and for folders named in another order; warns of a name that is there twice.
+    """
+    names = source.classnames or ()
+    empty = [number for number, name in enumerate(names) if not name.strip()]
+    if empty:
+        raise UserError(f"{source.name}: class {empty[0]} of {len(names)} has an empty name: give each class a name")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        log.warning(
+            "%s: several classes have the same name, which no text can tell apart: %s", source.name, _some(twice)
+        )
+    if given and isinstance(source, FolderSource):
+        own = [name.replace("_", " ").lower() for name in source.folders]
+        stated = [name.replace("_", " ").lower() for name in given]
+        if own != stated and sorted(own) == sorted(stated):
+            place = next(i for i, pair in enumerate(zip(own, stated, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f"{source.name}: class names are in another order than the folders: {given[place]!r} is given for the "
+                f"folder {source.folders[place]!r}; give them in the order of the sorted folders"
+            )
+
+
 def _class_folders(root: Path, split: str | None, options: Options) -> FolderSource:
     """Class folders of a split. Raises UserError where they are no classes, or others than those of another split."""
     folder = split_folder(root, split)
@@ -262,14 +291,19 @@ def check_same_classes(classes: Sequence[str], folder: Path, others: Sequence[Pa
         if other == folder:
             continue
         theirs = [entry.name for entry in entries(other) if entry.is_dir() and _has_image(entry)]
-        mine, rest = sorted(set(classes) - set(theirs)), sorted(set(theirs) - set(classes))
+        difference = class_difference(folder.name, classes, other.name, theirs)
         divided = theirs and not (len(theirs) == 1 and theirs[0].lower() in NO_CLASSES)
-        if divided and (mine or rest):
-            found = [f"only in {of.name}: {_some(names)}" for of, names in ((folder, mine), (other, rest)) if names]
-            raise UserError(
-                f"{folder.parent}: the splits {folder.name} and {other.name} have other classes; {'; '.join(found)}: "
-                "give both the same class folders"
-            )
+        if divided and difference:
+            raise UserError(f"{folder.parent}: {difference}: give both the same class folders")
+
+
+def class_difference(one: str, classes: Sequence[str], other: str, others: Sequence[str]) -> str:
+    """Which classes two splits do not share, in words; empty where they have the same in the same order."""
+    mine, rest = sorted(set(classes) - set(others)), sorted(set(others) - set(classes))
+    found = [f"only in {of}: {_some(names)}" for of, names in ((one, mine), (other, rest)) if names]
+    if not found and list(classes) != list(others):
+        found = ["the same ones, in another order"]
+    return f"the splits {one} and {other} have other classes; {'; '.join(found)}" if found else ""
 
 
 def _some(names: Sequence[str]) -> str:

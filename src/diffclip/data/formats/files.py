@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import logging
+from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,9 @@ from diffclip.errors import UserError
 from diffclip.text import listed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+log = logging.getLogger(__name__)
+
+CHECKED = 100_000  # lines of a table that are cut by a strict reader too
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
 
 
@@ -37,6 +43,8 @@ class TableSource:
         where = str(files[0])
         tables = [_table(file) for file in files]
         names = tables[0].column_names
+        for file, table in zip(files, tables, strict=True):
+            _compare_lines(file, table.num_rows)
         image = columns.find(options.image_key, columns.PATHS, names, where)
         if image is None:
             raise UserError(f"{where}: no column of image paths among {listed(names)}; name it with image_key")
@@ -169,6 +177,30 @@ def _table(file: Path) -> pa.Table:
             ),
         )
     except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from None
+
+
+def _compare_lines(file: Path, rows: int) -> None:
+    """Warn where another reader could cut a table otherwise: lines that quotes join, quotes that are not doubled."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as opened:
+            lines = sum(not line.isspace() for line in opened) - 1
+        if lines != rows:
+            log.warning(
+                "%s: read as %s rows, but it has %s lines below its heading: text of several lines, or a stray quote",
+                *(file, f"{rows:,}", f"{lines:,}"),
+            )
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
+            reader = csv.reader(islice(opened, CHECKED), delimiter=_heading(file)[1], strict=True)
+            deque(reader, maxlen=0)
+    except csv.Error as error:
+        if "field limit" in str(error) or ("unexpected end" in str(error) and lines > CHECKED):
+            return  # a long text; a quote that closes after the lines that were looked at
+        log.warning(
+            "%s: read as %s rows, but a strict reader stops near line %s (%s): write a quote in quoted text twice",
+            *(file, f"{rows:,}", f"{reader.line_num:,}", error),
+        )
+    except OSError as error:
         raise _unreadable(file, error) from None
 
 

@@ -160,5 +160,8 @@ def _lines_near(folder: Path, name: str) -> tuple[str, ...] | None:
                 text = file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-            return tuple(line.strip() for line in text.splitlines() if line.strip())
+            lines = [line.strip() for line in text.rstrip().split("\n")]  # splitlines would cut at a form feed too
+            if text.strip() and not all(lines):  # leaving it out would shift all names after it
+                raise UserError(f"{file} line {lines.index('') + 1} is empty: each line names a class or a template")
+            return tuple(filter(None, lines))
     return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from diffclip.data.parallel import in_order
 from diffclip.data.sources import Source, place_of
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
+from diffclip.text import listed
 
 AT_A_TIME = 64
 SHOWN = 5  # places named for each thing that is wrong
@@ -65,6 +66,7 @@ def examine(source: Source, indices: Sequence[int]) -> Findings:
                 raise BadImage("no_caption")
             if example.label is not None and source.classnames and example.label >= len(source.classnames):
                 raise BadImage("label_without_name")
+            _check_masks(source, index, pixels.shape[:2])
         except BadImage as error:
             bad.append((index, error.reason))
             continue
@@ -90,6 +92,28 @@ def examine(source: Source, indices: Sequence[int]) -> Findings:
         np.array(tokens, np.int32),
         np.array(labels, np.int64),
     )
+
+
+@runtime_checkable
+class Masked(Protocol):
+    """A source with masks of what the captions of an example name."""
+
+    def masks(self, index: int) -> list[tuple[str, NDArray[np.bool_]]]: ...
+
+
+def _check_masks(source: Source, index: int, shape: tuple[int, ...]) -> None:
+    """Raise BadImage where an example's masks cannot be read, show nothing, or have not the size of the image."""
+    if not isinstance(source, Masked):
+        return
+    try:
+        masks = source.masks(index)
+    except UserError:
+        raise BadImage("unreadable_mask") from None
+    for _, mask in masks:
+        if mask.shape != shape:
+            raise BadImage("mask_of_another_size")
+        if not mask.any():
+            raise BadImage("empty_mask")
 
 
 def _hash(content: bytes) -> int:
@@ -124,6 +148,7 @@ def summary(source: Source, found: Findings) -> dict[str, Any]:
     longer = np.maximum(height, width)
     context = get_tokenizer().context_length
     twice = _repeated(found.pairs)
+    present = set(np.unique(found.labels).tolist())
     wrong = Counter(reason for _, reason in found.bad)
     if len(twice):
         wrong["repeated_example"] = len(twice)
@@ -147,6 +172,10 @@ def summary(source: Source, found: Findings) -> dict[str, Any]:
         "images_with_the_same_bytes": len(_repeated(found.images)),
         "repeated_captions": len(_repeated(found.captions)),
         "classes": len(np.unique(found.labels)),
+        "class_names": len(source.classnames or ()),
+        "classes_without_an_image": [
+            name for label, name in enumerate(source.classnames or ()) if label not in present
+        ],
         "labelled": len(found.labels),
         "per_class": _spread(np.unique(found.labels, return_counts=True)[1]),
     }
@@ -189,6 +218,11 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         )
     if report["labelled"]:
         said.append(f"  labels      {report['classes']:,} classes with {_range(report['per_class'])} images")
+    if report["labelled"] and report["classes_without_an_image"]:
+        absent = report["classes_without_an_image"]
+        said.append(
+            f"  names       {len(absent):,} of {report['class_names']:,} have no image: {listed(absent[:SHOWN])}"
+        )
     said.append(
         f"  repeated    {report['images_with_the_same_bytes']:,} images have the bytes of an earlier one, "
         f"{report['repeated_captions']:,} captions its words"

@@ -6,9 +6,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from diffclip.data.formats.files import FolderSource
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.scenes.compositional import NegativeSource, SwapSource
-from diffclip.data.sources import Source, open_source
+from diffclip.data.sources import Source, class_difference, open_source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.benchmarks import benchmark_in
@@ -98,6 +99,8 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
         splits["test"] = splits.pop("val")
     openers: dict[str, Opener] = {split: partial(open_source, path, split=own) for split, own in splits.items()}
     test = openers.pop("test", partial(open_source, path))
+    if "train" in openers:
+        test = partial(_compared, test, openers["train"], path)
     return DataSet(name, test, tuple(tasks), openers)
 
 
@@ -120,6 +123,24 @@ def _named_so(data: DataSet, name: str, path: str) -> DataSet:
     return replace(
         data, source=said(data.source), others={split: said(opener) for split, opener in data.others.items()}
     )
+
+
+def _compared(test: Opener, train: Opener, path: str) -> Source:
+    """The test split of tables or shards. Class folders are compared where they are opened.
+
+    Raises UserError where the training split names other classes: models would choose among too few or too many.
+    """
+    source = test()
+    if not source.classnames or isinstance(source, FolderSource):
+        return source
+    try:
+        names = train().classnames
+    except UserError:
+        return source  # whoever needs it will say so
+    difference = class_difference("test", source.classnames, "train", names) if names else ""
+    if difference:
+        raise UserError(f"{path}: {difference}: state the class names of both splits alike")
+    return source
 
 
 def _from_registry(entry: Entry, folder: Path, tasks: Sequence[str], all_classes: bool) -> DataSet:

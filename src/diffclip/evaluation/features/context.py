@@ -1,5 +1,6 @@
 """One model on one data set: the features that tasks read, each made when it is first asked for, and once."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffclip.data.sources import TEMPLATES
+from diffclip.data.sources import TEMPLATES, class_difference
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
@@ -17,6 +18,8 @@ from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import ImageFeatures, class_embeddings, image_features, text_features
 from diffclip.evaluation.results import ImagesRead
 from diffclip.models.clip import CLIP
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class EvalContext:
         self.on_sample, self._on_texts = on_sample, on_texts
         self._cache, self._weights, self._on_images = cache, weights, on_images
         self._features: dict[str, ImageFeatures] = {}
+        self._told: set[str] = set()  # splits of whose labels something was said
 
     def has(self, split: str) -> bool:
         """Whether the features of a split are at hand."""
@@ -129,13 +133,25 @@ class EvalContext:
         source, images = self.data.split(split), self.features(split)
         own, tested = source.classnames, self.data.test.classnames
         if own and tested and own != tested:
-            raise UserError(f"{source.name} has other classes than {self.data.test.name}: the same folders are needed")
+            difference = class_difference(split, own, "test", tested) if set(own) != set(tested) else ""
+            raise UserError(
+                f"{source.name} has other classes than {self.data.test.name}: the same folders are needed"
+                + (f" ({difference})" if difference else "")
+            )
         classes = len(own or tested or ())
         if int(images.labels.max()) >= classes:
             raise UserError(f"{source.name} has the label {int(images.labels.max())}, but only {classes} class names")
         has_label = images.labels >= 0
         if not has_label.any():
             raise UserError(f"no image of {source.name} has a label")
+        if split not in self._told:
+            self._told.add(split)
+            if unlabelled := int((~has_label).sum()):
+                log.warning(
+                    "%s: %d of %d images have no label, and are left out", source.name, unlabelled, len(has_label)
+                )
+            if int(images.labels[has_label].min()) > 0 and int(images.labels.max()) == classes - 1 and classes > 2:
+                log.warning("%s: no image has the label 0: do its labels count from 1?", source.name)
         return images, has_label
 
     def features_and_labels(self, split: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -74,6 +74,7 @@ def evaluate(
     owners: list[int] = []
     values: list[Tensor] = []
     skipped: Counter[str] = Counter()
+    unseen = named = 0  # phrases
     # Few enough images at a time that their pixels are no burden; an image has about two phrases.
     for start in range(0, count, batch_size):
         pixels: list[Tensor] = []
@@ -91,6 +92,8 @@ def evaluate(
                 if mask.shape != image.shape[:2]:
                     sizes = " but its image ".join("×".join(map(str, shape)) for shape in (mask.shape, image.shape[:2]))
                     raise UserError(f"{source.name}: the mask of {phrase!r} in example {index} is {sizes} pixels")
+                named += 1
+                unseen += not mask.any()
                 seen = cover(mask, *model.visual.patch_embed.grid_size, resize=config.resize)
                 if seen.any():
                     if index not in of_image:
@@ -110,6 +113,8 @@ def evaluate(
         on_progress(min(start + batch_size, count))
     if skipped:
         log.warning("%s: %d of %d images could not be read and were left out", source.name, skipped.total(), count)
+    if unseen:
+        log.warning("%s: %d of %d masks show no pixel, and are left out", source.name, unseen, named)
     if not owners:
         raise UserError(f"{source.name} names nothing in its first {count} images, so there is nothing to find")
     columns = torch.cat(values).unbind(1)
