@@ -1,8 +1,10 @@
 """The command as a person runs it: exit status, error lines, help."""
 
+import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import tyro
@@ -11,6 +13,8 @@ from tyro.conf import Positional
 from diffclip import cli
 from diffclip.commands import train as train_command
 from diffclip.commands.repeated import GivenTwice, join, options
+
+SOURCE = Path(cli.__file__).parent.parent
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -149,3 +153,34 @@ def test_a_value_twice_is_a_wrong_argument(capsys):
     status, _, err = main(capsys, "eval", "m", "--data", "a=b", "--out", "x", "--out", "y")
     assert status == 2
     assert err == "diffclip eval: --out is given 2 times: it takes one value, so give it once\n"
+
+
+PLAIN = {"PYTHONIOENCODING": "ascii"}
+BARE = {"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "TERM": "dumb", "COLUMNS": "40"}
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "status", "said"),
+    [
+        ("{} models", PLAIN, 0, ""),
+        ("{} train --help", PLAIN, 0, ""),
+        ("{} models", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 0, ""),
+        ("{} models", BARE, 0, ""),
+        ("umask 077; {} models <&- >&- 2>&-", {}, 0, ""),
+        ("set -o pipefail; {} train --help | head -1", {}, 141, ""),
+        ("{} models > /dev/full", {}, 1, "diffclip: what it prints cannot be written: No space left on device\n"),
+        ("mkdir gone; cd gone; rmdir ../gone; {} models", {}, 1, "diffclip: the folder in which it is started does"),
+    ],
+)
+def test_any_terminal_and_environment(tmp_path, command, environment, status, said):
+    done = subprocess.run(
+        ["bash", "-c", command.format(f"{sys.executable} -m diffclip")],
+        env=os.environ | {"PYTHONPATH": str(SOURCE)} | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(said)
+    assert said or not done.stderr

@@ -1,5 +1,7 @@
 """`python -m diffclip`, the same as `diffclip`; what `torchrun -m diffclip` starts in every process."""
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -18,11 +20,36 @@ def main() -> None:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
     if usual:
         signal.signal(signal.SIGINT, _end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="replace")  # a terminal without λ shows something else in its place
+    try:
+        os.getcwd()
+    except OSError:
+        sys.exit("diffclip: the folder in which it is started does not exist any more: cd to one that does")
     from diffclip.cli import main as command
 
     if usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    command()
+    try:
+        try:
+            command()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+            raise
+        _silence()
+        if error.errno == errno.EPIPE:  # as `head` does when it has enough
+            sys.exit(128 + 13)
+        sys.exit(f"diffclip: what it prints cannot be written: {error.strerror}")
+
+
+def _silence() -> None:
+    """What is still to be printed is dropped, or Python would fail on it once more at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
 
 
 def _end(*_: Any) -> None:

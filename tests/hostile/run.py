@@ -99,6 +99,7 @@ def child(chosen: list[Case], root: Path, answers: int) -> None:
 
 def attempt(case: Case, folder: Path, seen: list[str]) -> dict[str, Any]:
     """Build the files of a case, then use them under limits."""
+    os.chdir(folder.parent)  # not in what is removed: the hook below asks where it is
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "out").mkdir(parents=True)
     (folder / "input").mkdir()
