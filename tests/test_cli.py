@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 
 import pytest
 import tyro
@@ -127,3 +128,8 @@ def test_a_value_twice_is_a_wrong_argument(capsys):
     status, _, err = main(capsys, "eval", "m", "--data", "a=b", "--out", "x", "--out", "y")
     assert status == 2
     assert err == "diffclip eval: --out is given 2 times: it takes one value, so give it once\n"
+
+
+def test_the_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"diffclip {version('diffclip')}\n"

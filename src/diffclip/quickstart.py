@@ -1,5 +1,6 @@
 """The quickstart: train CLIP and DiffCLIP on the embedded scenes, compare them, write one report."""
 
+import math
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -130,13 +131,17 @@ def _of_models(recipe: Recipe) -> dict[str, Recipe]:
 
 def _fit(recipe: Recipe, minutes: float, console: Console) -> Recipe:
     """The recipe, shortened if need be so that training both models fits into the budget."""
+    if not math.isfinite(minutes):
+        raise UserError(f"--minutes {minutes}: give a number of minutes, such as 9")
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     seconds = sum(seconds_per_step(of_model, source, TIMED_STEPS) for of_model in _of_models(recipe).values())
     affordable = int((minutes - EVALUATION_MINUTES) * 60 / seconds)
     if affordable < schedule.warmup_steps + 1:
+        fewest = math.ceil(10 * (EVALUATION_MINUTES + (schedule.warmup_steps + 1) * seconds / 60) + 1) / 10
         raise UserError(
-            f"--minutes {minutes:g} is too short: this machine needs {seconds:.1f} s for a step of both models"
+            f"--minutes {minutes:g} is too short: this machine needs {seconds:.1f} s for a step of both models, so "
+            f"give at least --minutes {fewest:g}"
         )
     steps = min(schedule.steps, affordable)
     shorter = "" if steps == schedule.steps else f", of {schedule.steps} in the whole recipe"
