@@ -1,12 +1,14 @@
 """A sweep: the runs of every variant with every seed, what is left of them, and their table."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from diffclip import durable
+from diffclip.analysis.curves import read_curves
 from diffclip.config import Recipe
 from diffclip.errors import UserError
 from diffclip.evaluation import results
@@ -184,15 +186,11 @@ def remaining(runs: Sequence[Run]) -> Iterator[Remaining]:
 
 
 def _seconds_per_step(run: Run) -> float | None:
-    """As its own log has it, or else by a few steps of a small batch; None where the training data are not here."""
-    metrics = run.folder / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-            return float(record["seconds"]) / int(record["step"])
-        except (ValueError, KeyError):  # cut short by a crash
-            continue
+    """As its own log has it in the median, or else by a few steps of a small batch; None where data are missing."""
+    try:
+        return run.recipe.training.batch_size / float(np.median(read_curves(run.folder)["images_per_s"].values))
+    except (UserError, KeyError):  # nothing is logged yet
+        pass
     try:
         source = training_source(run.recipe)
     except UserError:
