@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation.task import TASKS, get_task
+from diffclip.text import model_labels, say_loading
 
 if TYPE_CHECKING:
     from diffclip.evaluation.datasets.dataset import DataSet
@@ -66,11 +67,15 @@ def evaluate(
         workers: Processes that decode images.
         verbose: Compare two models by every metric, rather than by one a task.
     """
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats}: give a number of at least 1")
+    if not models:
+        raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
+    say_loading()
+
     from diffclip.evaluation.datasets.named import data_sets
     from diffclip.evaluation.features.context import Settings
 
-    if repeats < 1:
-        raise UserError(f"--repeats {repeats}: give a number of at least 1")
     settings = Settings(
         batch_size=batch_size,
         num_workers=workers,
@@ -113,7 +118,6 @@ def run(
     from diffclip.evaluation.run.progress import raise_failures, run_suite
     from diffclip.reporting.compare import ModelName, compare_two
     from diffclip.reporting.tables.comparison import two_models
-    from diffclip.text import model_labels
 
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from diffclip.errors import Stopped, UserError
+from diffclip.text import say_loading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,6 +52,7 @@ def sweep(
     """
     if not recipes:
         raise UserError("no sweep: give a TOML file, such as recipes/sweeps/figure5.toml")
+    say_loading()
     run(
         recipes,
         out or Path("runs") / "_".join(recipe.stem for recipe in recipes),
