@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,8 @@ def test_any_terminal_and_environment(tmp_path, command, environment, status, sa
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith(said)
     assert said or not done.stderr
+
+
+def test_the_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"diffclip {version('diffclip')}\n"

@@ -66,6 +66,10 @@ def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys, monkeypa
 
 
 def test_a_budget_that_is_too_small(tmp_path):
-    with pytest.raises(UserError, match=r"--minutes 1 is too short"):
-        quickstart.run(tmp_path / "quick", minutes=1, seed=0)
+    for minutes in (1, -3):
+        with pytest.raises(UserError, match=rf"--minutes {minutes} is too short.* give at least --minutes [\d.]+$"):
+            quickstart.run(tmp_path / "quick", minutes=minutes, seed=0)
+    for never in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="give a number of minutes"):
+            quickstart.run(tmp_path / "quick", minutes=never, seed=0)
     assert not (tmp_path / "quick").exists()

@@ -22,6 +22,7 @@ from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.stats import seeds
 from diffclip.reporting.tables import comparison
+from diffclip.sweep import write_table
 from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, parse_settings, recipe_of
 from diffclip.training import checkpoint, step
 from diffclip.training import setup as trainer
@@ -177,6 +178,8 @@ def test_later_files_and_settings_win(tmp_path):
         ('name = "DiffCLIP*"', 'name = "clip"', "two of the variants are called 'clip'"),
         ("set.model", "model", "variant.1.model: no such key"),
         ('metric = "image_retrieval_recall@5"', "", "group 'image retrieval': give a metric of retrieval"),
+        ("recall@5", "recall@7", "has no metric 'image_retrieval_recall@7'; did you mean .*it has image_retrieval_"),
+        ('task = "zero_shot"', 'task = "few_shot"\nmetric = "std"', "few_shot has no metric 'std'.*it has acc1$"),
         ('task = "retrieval"', 'task = "juggling"', "group.1.task: .*found 'juggling'"),
         ("seeds = [0, 1]", 'extends = "sweep.toml"', "extends itself"),
         ("seeds = [0, 1]", "extends = 3", "extends: expected a file's name, found 3"),
@@ -205,6 +208,19 @@ def test_wrong_options_are_one_line_and_start_nothing(tmp_path, options, message
     with pytest.raises(UserError, match=message):
         run(write(tmp_path), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_that_no_result_has_leaves_a_good_table(tmp_path):
+    """A name that fits a pattern of the task, so that only results can tell: no cell is emptied."""
+    text = SWEEP.replace('task = "retrieval"', 'task = "corruptions"').replace("image_retrieval_recall@5", "acc1/fogg")
+    sweep, out = load_sweep(write(tmp_path, text)), tmp_path / "out"
+    out.mkdir()
+    (out / "table.md").write_text("good")
+    names = {"dataset": "small", "model": "m", "pretrained": "out/clip/seed_0", "task": "corruptions"}
+    results.append(out / "results.jsonl", results.Result(**names, metrics={"acc1": 0.5, "acc1/fog": 0.5}))
+    with pytest.raises(UserError, match=r"no result of corruptions has the metric 'acc1/fogg'; did you mean acc1/fog"):
+        write_table(sweep, out)
+    assert (out / "table.md").read_text() == "good"
 
 
 def test_a_data_set_that_nothing_knows(tmp_path):

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 import tyro
 
@@ -45,6 +46,9 @@ DATA_COMMANDS: dict[str, Callable[..., None]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 wrong input, 2 wrong arguments, 130 stopped and resumable."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"diffclip {version('diffclip')}")
+        return
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         program, available = "diffclip", dict(COMMANDS)
@@ -59,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 available["train"] = train_command(load_recipe(recipe), recipe)
         if arguments and arguments[0] in available:
             arguments = [arguments[0], *join(available[arguments[0]], arguments[1:])]
-        tyro.extras.subcommand_cli_from_dict(available, prog=program, args=arguments or ["--help"])
+        about = "CLIP with differential attention. `diffclip --version` says which version this is."
+        tyro.extras.subcommand_cli_from_dict(available, prog=program, description=about, args=arguments or ["--help"])
     except GivenTwice as error:
         print(f"{program} {arguments[0]}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,7 @@
 """The quickstart: train CLIP and DiffCLIP on the embedded scenes, compare them, write one report."""
 
+import math
+import statistics
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -23,6 +25,7 @@ from diffclip.models.weights.store import load
 from diffclip.reporting.compare import ModelName, Row, compare_two, headline
 from diffclip.reporting.report import Options, report
 from diffclip.reporting.tables.comparison import two_models
+from diffclip.training import checkpoint
 from diffclip.training import setup as trainer
 from diffclip.training.setup import seconds_per_step, training_source
 from diffclip.training.step import Schedule
@@ -46,6 +49,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     console = Console()
     recipes = _recipes(out, minutes, seed, console)
     runs = {label: out / label.lower() for label in MODELS}
+    begun = {label: _begun(directory) for label, directory in runs.items()}
     for label, recipe in recipes.items():
         if not (runs[label] / "model.safetensors").exists():
             try:
@@ -75,16 +79,27 @@ def run(out: Path, minutes: float, seed: int) -> Path:
             "models": ", ".join(MODELS.values()),
             "training": f"{Schedule.of(recipe, len(training_source(recipe))).steps} steps of "
             f"{recipe.training.batch_size} images, seed {seed}",
-            "training took": ", ".join(
-                f"{label} {read_curves(directory)['seconds'].values[-1] / 60:.1f} minutes"
-                for label, directory in runs.items()
-            )
-            + f" on {torch.get_num_threads()} threads",
+            "training speed": ", ".join(_speed(label, directory, begun[label]) for label, directory in runs.items())
+            + f", on {torch.get_num_threads()} threads",
             "versions": ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "timm")),
         },
     )
     console.print(f"Report: {files.page}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return files.page
+
+
+def _begun(run: Path) -> str:
+    """What there is of a run, in words for the report; nothing where it is new."""
+    if (run / "model.safetensors").exists():
+        return "trained before"
+    kept = checkpoint.found(run)
+    return f"resumed from step {int(kept[-1].name.removeprefix('step_')):,}" if kept else ""
+
+
+def _speed(label: str, run: Path, begun: str) -> str:
+    """The median over the lines of a run's log, which a busy hour or a pause does not move."""
+    images = statistics.median(read_curves(run)["images_per_s"].values.tolist())
+    return f"{label} {images:.0f} images/s in the median" + (f" ({begun})" if begun else "")
 
 
 def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> tuple[Row, ...]:
@@ -130,13 +145,17 @@ def _of_models(recipe: Recipe) -> dict[str, Recipe]:
 
 def _fit(recipe: Recipe, minutes: float, console: Console) -> Recipe:
     """The recipe, shortened if need be so that training both models fits into the budget."""
+    if not math.isfinite(minutes):
+        raise UserError(f"--minutes {minutes}: give a number of minutes, such as 9")
     source = training_source(recipe)
     schedule = Schedule.of(recipe, len(source))
     seconds = sum(seconds_per_step(of_model, source, TIMED_STEPS) for of_model in _of_models(recipe).values())
     affordable = int((minutes - EVALUATION_MINUTES) * 60 / seconds)
     if affordable < schedule.warmup_steps + 1:
+        fewest = math.ceil(10 * (EVALUATION_MINUTES + (schedule.warmup_steps + 1) * seconds / 60) + 1) / 10
         raise UserError(
-            f"--minutes {minutes:g} is too short: this machine needs {seconds:.1f} s for a step of both models"
+            f"--minutes {minutes:g} is too short: this machine needs {seconds:.1f} s for a step of both models, so "
+            f"give at least --minutes {fewest:g}"
         )
     steps = min(schedule.steps, affordable)
     shorter = "" if steps == schedule.steps else f", of {schedule.steps} in the whole recipe"

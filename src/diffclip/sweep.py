@@ -1,14 +1,17 @@
 """A sweep: the runs of every variant with every seed, what is left of them, and their table."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from diffclip import durable
+from diffclip.analysis.curves import read_curves
 from diffclip.config import Recipe
 from diffclip.errors import UserError
+from diffclip.evaluation import results
 from diffclip.evaluation.datasets import registry
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.datasets.named import data_set
@@ -19,6 +22,7 @@ from diffclip.evaluation.task import get_task
 from diffclip.reporting.compare import Row, compare_variants
 from diffclip.reporting.tables import comparison
 from diffclip.sweep_config import Sweep, Variant, recipe_of
+from diffclip.text import did_you_mean, listed
 from diffclip.training import checkpoint
 from diffclip.training import setup as trainer
 from diffclip.training.dry_run import training_examples
@@ -122,13 +126,19 @@ def train(run: Run) -> None:
 
 
 def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Row, ...]:
-    """The table of what results.jsonl has, also as OUT/table.md and OUT/table.csv. Raises UserError."""
+    """The table of what results.jsonl has, also as OUT/table.md and OUT/table.csv.
+
+    Raises UserError, and leaves the files as they are, where results that are there lack a metric which a group asks.
+    """
     weights = {variant.name: f"{_weights(out, variant)}*" for variant in sweep.variant}
     groups = {
         group.name: [(name, get_task(group.task).result, group.resolved_metric) for name in group.data]
         for group in sweep.group
     }
+    _check_metrics(out / "results.jsonl", sweep)
     rows = compare_variants(out / "results.jsonl", weights, groups, sweep.baseline, resamples=resamples)
+    if not any(row.score for row in rows) and (out / "table.md").exists():
+        return rows
     for path, text in (
         (out / "table.md", comparison.sweep_markdown(rows)),
         (out / "table.csv", comparison.sweep_csv(rows)),
@@ -136,6 +146,20 @@ def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Ro
         with durable.user_errors(path):
             durable.write_text(path, text)
     return rows
+
+
+def _check_metrics(path: Path, sweep: Sweep) -> None:
+    every = results.read(path)
+    for group in sweep.group:
+        task, metric = get_task(group.task).result, group.resolved_metric
+        measured = [result for result in every if result.task == task and result.dataset in group.data]
+        if measured and not any(metric in result.metrics for result in measured):
+            there = dict.fromkeys(name for result in measured for name in result.metrics)
+            meant = did_you_mean(metric, there)
+            raise UserError(
+                f"group {group.name!r}: no result of {group.task} has the metric {metric!r}{meant}; there "
+                f"are {listed(there)}. The table was left as it is"
+            )
 
 
 @dataclass(frozen=True)
@@ -167,15 +191,11 @@ def remaining(runs: Sequence[Run]) -> Iterator[Remaining]:
 
 
 def _seconds_per_step(run: Run) -> float | None:
-    """As its own log has it, or else by a few steps of a small batch; None where the training data are not here."""
-    metrics = run.folder / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-            return float(record["seconds"]) / int(record["step"])
-        except (ValueError, KeyError):  # cut short by a crash
-            continue
+    """As its own log has it in the median, or else by a few steps of a small batch; None where data are missing."""
+    try:
+        return run.recipe.training.batch_size / float(np.median(read_curves(run.folder)["images_per_s"].values))
+    except (UserError, KeyError):  # nothing is logged yet
+        pass
     try:
         source = training_source(run.recipe)
     except UserError:

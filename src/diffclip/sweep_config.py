@@ -15,9 +15,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from diffclip.config import STRICT, Count, Recipe, validate
 from diffclip.errors import UserError, describe
+from diffclip.evaluation.results import NOT_SCORES
 from diffclip.evaluation.run.hooks import check_evaluations
-from diffclip.evaluation.task import TASKS, get_task
+from diffclip.evaluation.task import TASKS, get_task, metric_of
 from diffclip.recipe_files import find_recipe, read_toml, shipped
+from diffclip.text import did_you_mean
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -156,6 +158,14 @@ def _check(sweep: Sweep, path: str) -> None:
     for group in sweep.group:
         if not group.metric and not get_task(group.task).headline:
             raise UserError(f"{path}: group {group.name!r}: give a metric of {group.task}, as results.jsonl calls it")
+        task = get_task(group.task)
+        known = [metric.key for metric in task.metrics if metric.key not in NOT_SCORES]
+        metric = group.resolved_metric
+        if metric in NOT_SCORES or metric_of(task.result, metric) is None:
+            raise UserError(
+                f"{path}: group {group.name!r}: {group.task} has no metric {metric!r}{did_you_mean(metric, known)}; "
+                f"it has {', '.join(known)}"
+            )
 
 
 def recipe_of(sweep: Sweep, variant: Variant, seed: int) -> Recipe:

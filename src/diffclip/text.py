@@ -1,6 +1,7 @@
 """Text for people: names that were meant, lists, durations, numbers in percent."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -55,3 +56,9 @@ def model_labels(models: Sequence[str]) -> list[str]:
     last = [Path(model).name or model for model in models]
     labels = last if len(set(last)) == len(last) else list(models)
     return [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]
+
+
+def say_loading() -> None:
+    """On a terminal, say why nothing happens for some seconds: torch and the models are read."""
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        print("loading …", file=sys.stderr, flush=True)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,7 +109,7 @@ def test_the_relevance_figure_has_a_row_for_each_model_and_a_column_for_each_tex
     figure = figures.relevance_figure({"one": one, "two": one}, TEXTS)
     assert len(drawn(figure)) == 2 * (1 + 2)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["", *TEXTS]
-    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "cosine 0.25", "cosine 0.00"]
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "cosine 0.25", "cosine 0.00, low: dimmed"]
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["one", "two"]
 
 
@@ -140,3 +143,39 @@ def test_labels_tell_models_apart():
     assert _labels(["runs/clip", "runs/diffclip/"]) == ["clip", "diffclip"]
     assert _labels(["a/model", "b/model"]) == ["a/model", "b/model"]
     assert _labels(["a", "a"]) == ["a (1)", "a (2)"]
+
+
+def test_maps_of_a_low_cosine_are_dimmed_and_controls_marked():
+    def look(*scores):
+        maps = tuple(np.arange(16.0).reshape(4, 4) for _ in scores)
+        return Look(picture(), maps, scores, (), (), ())
+
+    texts = ("a red star", "a blue arrow", "a heart")
+    figure = figures.relevance_figure({"m": look(0.6, 0.35, 0.05)}, texts, controls=1)
+    _, *places = figure.axes
+    assert [place.get_title() for place in places] == ["a red star", "a blue arrow", "control: a heart"]
+    assert [place.get_xlabel().endswith("low: dimmed") for place in places] == [False, False, True]
+    bright = [place.images[0].get_array().max() for place in places]
+    assert bright[2] < bright[0] == bright[1]
+    assert figure.get_suptitle() == "Relevance, each map to its own scale"
+    assert [figures.is_low(score, (0.3, 0.14, -0.1)) for score in (0.3, 0.14, -0.1)] == [False, True, True]
+    assert figures.is_low(0.05, (0.05,))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--text", " "], "no text to look for"),
+        (["--text", "x", "--out", "a.gif"], "must end in one of"),
+        (["--text", "x", "--maps", "a.png"], "must end in one of"),
+        (["--text", "x", "--layers", "a"], "must end in one of"),
+    ],
+)
+def test_arguments_are_checked_before_torch_is_loaded(tmp_path, changed, message):
+    Image.fromarray(picture()).save(tmp_path / "image.png")
+    out = [] if "--out" in changed else ["--out", "a.png"]
+    words = ["attend", str(tmp_path), str(tmp_path / "image.png"), *out, *changed]
+    program = f"import sys, diffclip.cli as c\ntry: c.main({words!r})\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert message in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"

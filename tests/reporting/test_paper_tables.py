@@ -216,3 +216,19 @@ def test_repeats_of_the_evaluation_are_a_deviation_of_their_own(tmp_path):
     assert formats.value_text(cells(table, "CLIP")["DTD"]) == "50.0 ± 0.2"
     (note,) = (note for note in table.notes if "±" in note)
     assert "over repeats of the evaluation" in note
+
+
+@pytest.mark.parametrize(("right", "bold"), [([1.0, 0.0, 1.0, 0.0], False), ([1.0] * 4, True)])
+def test_no_lead_that_is_not_significant_is_bold(tmp_path, right, bold):
+    """Neither the higher of two, nor the baseline where the other is not surely below it."""
+    path = tmp_path / "results.jsonl"
+    for model, values in (("clip_vit_b16", [0.0] * 3 + [1.0]), ("diffclip_vit_b16", right)):
+        put_examples(path, "mine", model, "runs/x/y", "linear_probe", values * (50 if bold else 1))
+    scores, (group,) = read(path)
+    (layout,) = paper_tables.other_layouts(scores, group)
+    table = fill(layout, scores, [group])
+    assert any(cell.best for row in table.rows[0] for cell in row.cells) == bold
+    text = formats.to_latex(table)
+    assert (r"\textbf" in text) == bold
+    assert r"\caption{Classification on " in text
+    assert r"\resizebox{\ifdim\width>\linewidth" in text

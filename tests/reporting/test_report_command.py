@@ -181,3 +181,14 @@ def test_images_need_weights(tmp_path):
     (tmp_path / "desk.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="no group has the weights of two models at hand"):
         command.report([tmp_path / "results.jsonl"], tmp_path / "out", Options(images=(f"{tmp_path}/desk.jpg=a mug",)))
+
+
+def test_the_report_shows_what_the_runs_warned_of(tmp_path):
+    run = make_run(tmp_path / "runs" / "clip-seed0", seed=0, preset="diffclip_vit_quickstart")
+    make_run(tmp_path / "runs" / "other-seed0", seed=0, preset="clip_vit_quickstart")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 300, "loss": 1.0, "warning": "step 300: one <b> | step 300: two"}\n')
+    page = command.report([tmp_path / "runs"], tmp_path / "out", Options(scenes=0)).page.read_text(encoding="utf-8")
+    section = page[page.index('<section id="warnings-of-training"') :]
+    lines = re.findall(r"<li>(.*)</li>", section[: section.index("</section>")])
+    assert [line.rpartition("clip-seed0, ")[2] for line in lines] == ["step 300: one &lt;b&gt;", "step 300: two"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import resource
 
 import pytest
@@ -60,6 +61,24 @@ def test_on_a_terminal_there_is_a_bar():
         display.record({"step": 3, "loss": 1.25, "images_per_s": 320.4, "logit_scale": 14.3})
     assert "3/10" in out.getvalue()
     assert "loss 1.250" in out.getvalue()
+
+
+@pytest.mark.parametrize(("name", "total"), [("clip", 703), ("diffclip_vit_b16_cc12m_dynamic_seed3", 120_000)])
+def test_the_time_left_fits_80_columns(name, total):
+    """Whatever the name, the count of steps and λ: name, count, time left, loss and speed stand in one line."""
+    out = io.StringIO()
+    record = {"step": 30, "loss": 11.25, "images_per_s": 12320.4, "logit_scale": 14.3, "lambda_visual": [0.7]}
+    with Display(name, total, Console(file=out, width=80, force_terminal=True)) as display:
+        for step in range(1, 31):
+            display.advance(step)
+        display.record(record | {"lambda_text": [0.8]})
+        display._progress.refresh()
+        (line,) = display.console.render_lines(display._progress.get_renderable(), pad=False)
+    text = "".join(segment.text for segment in line)
+    assert re.search(r"\d+:\d\d", text)
+    assert "loss 11.250" in text
+    assert len(text.rstrip()) <= 80
+    assert "…" not in text[20:]
 
 
 def test_a_line_that_cannot_be_written_is_said_and_cut_off_on_resuming(tmp_path):

@@ -27,15 +27,15 @@ def test_lambda_that_training_moved_out_of_its_range_is_warned_of_once_a_tower()
     )
     assert first == third == []
     assert [w.partition(":")[0] for w in second] == ["step 20", "step 20"]
-    assert "λ has grown above 1.2 in visual layer 0 (1.21):" in second[0]
-    assert "λ has fallen below 0.05 in text layer 0 (0.04):" in second[1]
+    assert "λ has grown above 1.2 in visual layer 1 (1.21):" in second[0]
+    assert "λ has fallen below 0.05 in text layer 1 (0.04):" in second[1]
 
 
 def test_collapsed_attention_is_warned_of():
     quiet, loud, after = watched(*({"entropy_text": [0.9, value]} for value in (0.06, 0.04, 0.03)))
     assert quiet == after == []
     assert loud == [
-        "step 20: attention has collapsed in text layer 1 (4.0%) of the largest entropy: a query sees one token; "
+        "step 20: attention has collapsed in text layer 2 (4.0%) of the largest entropy: a query sees one token; "
         "lower optimizer.lr"
     ]
 
@@ -44,7 +44,7 @@ def test_cancellation_is_warned_of_when_it_lasts_after_the_warm_up():
     values = [[0.2, 0.01], [0.2, 0.01], [0.01, 0.2], [0.2, 0.01], [0.2, 0.02], [0.2, 0.01]]
     found = watched(*({"left_visual": value} for value in values), warmup_steps=10)
     assert [len(warnings) for warnings in found] == [0, 0, 0, 0, 1, 0]
-    assert "leaves next to nothing in visual layer 1 (2.0%) of A1" in found[4][0]
+    assert "leaves next to nothing in visual layer 2 (2.0%) of A1" in found[4][0]
 
 
 @pytest.mark.parametrize(("batch_size", "asked"), [(128, True), (4096, False)])
@@ -148,7 +148,7 @@ def test_signature_3_the_subtraction_removes_everything(tmp_path, monkeypatch):
 
     changed_at_the_start(monkeypatch, cancel)
     (found,) = warnings(run(tmp_path, optimizer={"lr": 1e-5}))
-    assert "the subtraction leaves next to nothing in visual layer 0" in found
+    assert "the subtraction leaves next to nothing in visual layer 1" in found
 
 
 def test_signature_4_a_small_batch_at_a_high_rate_is_unstable(tmp_path):

@@ -21,6 +21,16 @@ class Curve:
     values: FloatArray
 
 
+def read_warnings(run: Path) -> list[str]:
+    """What a run warned of while it trained, in its order; nothing where its log cannot be read."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line).get("warning") for line in lines if '"warning"' in line]
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return []
+    return list(dict.fromkeys(part for text in texts if isinstance(text, str) for part in text.split(" | ")))
+
+
 def read_curves(run: Path) -> dict[str, Curve]:
     """Every number of a run directory's metrics.jsonl, by name.
 

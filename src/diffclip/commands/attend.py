@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from diffclip.errors import UserError
 from diffclip.text import model_labels as _labels
+from diffclip.text import say_loading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ def attend(
     *,
     beside: tuple[str, ...] = (),
     text: tuple[str, ...] = (),
+    control: tuple[str, ...] = (),
     out: Path,
     layers: Path | None = None,
     heads: Path | None = None,
@@ -36,11 +38,20 @@ def attend(
         image: The image, a file.
         beside: Further models, a row of the figure each.
         text: What to look for, one text or several.
+        control: Texts of what is not in the image, marked as such: what a map looks like that found nothing.
         out: The figure of relevance maps: .png, .pdf or .svg.
         layers: A second figure: A1, A2 and A1 − λA2 of every layer, signed, averaged over heads.
         heads: A third: the same of every head.
         maps: All maps as arrays: .safetensors or .npz.
     """
+    if not text or not all(query.strip() for query in (*text, *control)):
+        raise UserError('no text to look for: give --text "a red star" "a blue arrow"')
+    for path, endings in ((out, FIGURES), (layers, FIGURES), (heads, FIGURES), (maps, ARRAYS)):
+        if path is not None and path.suffix.lower() not in endings:
+            raise UserError(f"{path}: its name must end in one of {', '.join(endings)}")
+    picture = _read(image)
+    say_loading()
+
     from rich.console import Console
 
     from diffclip import durable
@@ -50,21 +61,16 @@ def attend(
     from diffclip.reporting.figures.attention import head_figure, layer_figure, relevance_figure
     from diffclip.reporting.figures.style import save
 
-    if not text or not all(query.strip() for query in text):
-        raise UserError('no text to look for: give --text "a red star" "a blue circle"')
-    for path, endings in ((out, FIGURES), (layers, FIGURES), (heads, FIGURES), (maps, ARRAYS)):
-        if path is not None and path.suffix.lower() not in endings:
-            raise UserError(f"{path}: its name must end in one of {', '.join(endings)}")
-    picture, models = _read(image), (model, *beside)
+    models, texts = (model, *beside), (*text, *control)
     looks = {
-        label: look(load(source, device=default_device())[0], picture, text)
+        label: look(load(source, device=default_device())[0], picture, texts)
         for label, source in zip(_labels(models), models, strict=True)
     }
     console = Console()
     for label, of_model in looks.items():
-        for query, score in zip(text, of_model.scores, strict=True):
+        for query, score in zip(texts, of_model.scores, strict=True):
             console.print(f"{label}  {query}:  cosine {score:.3f}", highlight=False, soft_wrap=True)
-    figures = [(out, relevance_figure(looks, text))]
+    figures = [(out, relevance_figure(looks, texts, controls=len(control)))]
     figures += [(layers, layer_figure(looks))] if layers else []
     figures += [(heads, head_figure(looks))] if heads else []
     for path, figure in figures:

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation.task import TASKS, get_task
+from diffclip.text import model_labels, say_loading
 
 if TYPE_CHECKING:
     from diffclip.evaluation.datasets.dataset import DataSet
@@ -68,13 +69,17 @@ def evaluate(
         max_skipped: Share of a split's images that may be missing or unreadable; above it the exit status is 1.
         verbose: Compare two models by every metric, rather than by one a task.
     """
-    from diffclip.evaluation.datasets.named import data_sets
-    from diffclip.evaluation.features.context import Settings
-
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: give a number of at least 1")
     if not 0 <= max_skipped <= 1:
         raise UserError(f"--max-skipped {max_skipped:g}: give a share from 0 to 1")
+    if not models:
+        raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")
+    say_loading()
+
+    from diffclip.evaluation.datasets.named import data_sets
+    from diffclip.evaluation.features.context import Settings
+
     settings = Settings(
         batch_size=batch_size,
         num_workers=workers,
@@ -128,7 +133,6 @@ def run(
     from diffclip.evaluation.run.progress import raise_failures, run_suite
     from diffclip.reporting.compare import ModelName, compare_two
     from diffclip.reporting.tables.comparison import two_models
-    from diffclip.text import model_labels
 
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hub ids")

@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from diffclip.errors import Stopped, UserError
 from diffclip.recipe_files import run_name
+from diffclip.text import say_loading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,6 +54,7 @@ def sweep(
     """
     if not recipes:
         raise UserError("no sweep: give a TOML file, or the name of one that the package has, such as figure5")
+    say_loading()
     run(
         recipes,
         out or run_name(*recipes),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from diffclip.analysis.curves import read_warnings
 from diffclip.errors import UserError
 from diffclip.evaluation.stats.seeds import split_seed
 from diffclip.models.presets import SIZES
@@ -97,6 +98,13 @@ def find_groups(collection: Collection, labels: Sequence[tuple[str, str]] = ()) 
         )
         for name, families in sorted(groups.items(), key=lambda item: _natural_order(item[0]))
     )
+
+
+def run_warnings(groups: Sequence[Group]) -> tuple[str, ...]:
+    """What the runs of some groups warned of while they trained, a line each."""
+    members = [member for group in groups for family in group.families for member in family.members]
+    found = [(member, read_warnings(member.run.path)) for member in members if member.run]
+    return tuple(f"{member.pretrained}, {text}" for member, texts in found for text in texts)
 
 
 def _members(collection: Collection) -> list[Member]:

@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and the progress that a person watches."""
 
 import json
+import math
 import os
 import socket
 import sys
@@ -22,6 +23,8 @@ from diffclip.errors import UserError
 Record = Mapping[str, Any]
 
 METRICS = "metrics.jsonl"
+LONGEST_NAME, BAR = 18, 12
+"""Characters of a run's name and of its bar on a terminal."""
 WALL_CLOCK = frozenset({"images_per_s", "data_wait", "seconds"})
 """What a record says of the machine's time; all else in it is the same on every run of a recipe on a machine."""
 
@@ -127,17 +130,20 @@ class Display:
     def __init__(self, name: str, total: int, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self._name, self._total = name, total
+        shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        # What stands beside the numbers of a record: name, bar, both counts, the time left, and the spaces between.
+        self._room = self.console.width - (len(shown) + BAR + 2 * len(f"{total:,}") + 1 + len("00:00:00") + 5)
         self._progress: Progress | None = None
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=BAR),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[state]}"),
                 console=self.console,
             )
-            self._task = self._progress.add_task(name, total=total, state="")
+            self._task = self._progress.add_task(shown, total=total, state="")
         self._began = time.monotonic()
         self._first: int | None = None
 
@@ -159,10 +165,10 @@ class Display:
 
     def record(self, record: Record) -> None:
         """Show the latest numbers of the run."""
-        state = describe(record)
         if self._progress:
-            self._progress.update(self._task, state=state)
+            self._progress.update(self._task, state=describe(record, self._room))
         else:
+            state = describe(record)
             step = record["step"]
             done = step - (self._first or 0)
             left = (time.monotonic() - self._began) / done * (self._total - step) if done else 0.0
@@ -174,8 +180,8 @@ class Display:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def describe(record: Record) -> str:
-    """A record as the line that a person watches: loss, speed, temperature, λ of each tower."""
+def describe(record: Record, room: float = math.inf) -> str:
+    """A record as the line that a person watches: loss, speed, temperature, λ of each tower; what there is room for."""
     parts = [
         f"loss {record['loss']:.3f}",
         f"{record['images_per_s']:.0f} img/s",
@@ -185,6 +191,8 @@ def describe(record: Record) -> str:
         values = record.get(f"lambda_{tower}")
         if values:
             parts.append(f"λ {tower} {sum(values) / len(values):.2f}")
+    while len(parts) > 1 and len("  ".join(parts)) > room:
+        parts.pop()
     return "  ".join(parts)
 
 

@@ -137,7 +137,9 @@ class Monitor:
 
 
 def _shown(values: list[float], chosen: list[bool], *, percent: bool = False) -> str:
-    """`layer 3 (1.25), layer 7 (1.31)`, or nothing where none is chosen."""
+    """`layer 3 (1.25), layer 7 (1.31)`, the first being 1 as in figures, or nothing where none is chosen."""
     form = "{:.1%}" if percent else "{:.2f}"
     named = zip(values, chosen, strict=True)
-    return ", ".join(f"layer {layer} ({form.format(value)})" for layer, (value, yes) in enumerate(named) if yes)
+    return ", ".join(
+        f"layer {layer} ({form.format(value)})" for layer, (value, yes) in enumerate(named, start=1) if yes
+    )

@@ -22,8 +22,18 @@ SCALE_QUANTILE = 0.995
 """Of the sizes of all numbers in a figure: where the colours end, so that one patch does not make all others pale."""
 
 
-def relevance_figure(looks: Mapping[str, Look], texts: Sequence[str]) -> Figure:
-    """The image and the relevance of each text over it, a model a row; every map is scaled to its own range."""
+LOW, HALF = 0.1, 0.5
+"""A cosine below the first, or below the second of the model's highest, finds next to nothing: its map is dimmed."""
+DIMMED = 0.25
+OWN_SCALE = "Relevance, each map to its own scale"
+
+
+def relevance_figure(looks: Mapping[str, Look], texts: Sequence[str], *, controls: int = 0) -> Figure:
+    """The image and the relevance of each text over it, a model a row; every map is scaled to its own range.
+
+    A map of a low cosine is dimmed: its brightest place is the brightest of nothing. controls: so many of the last
+    texts are marked as of what is not in the image.
+    """
     with matplotlib.rc_context(STYLE):
         columns = 1 + len(texts)
         figure = Figure(figsize=(2.2 * columns + 0.3, 2.5 * len(looks) + 0.3), layout="constrained")
@@ -35,11 +45,19 @@ def relevance_figure(looks: Mapping[str, Look], texts: Sequence[str]) -> Figure:
             for column, text in enumerate(texts):
                 place = axes[1 + column]
                 _hide_axes(place)
-                place.imshow(overlay(look.image, look.relevance[column], size=448))
-                place.set_xlabel(f"cosine {_two_places(look.scores[column])}")
+                low = is_low(look.scores[column], look.scores)
+                place.imshow(overlay(look.image, look.relevance[column], size=448, most=DIMMED if low else 1.0))
+                place.set_xlabel(f"cosine {_two_places(look.scores[column])}" + (", low: dimmed" if low else ""))
                 if row == 0:
-                    place.set_title(textwrap.fill(text, 30))
+                    marked = f"control: {text}" if column >= len(texts) - controls else text
+                    place.set_title(textwrap.fill(marked, 30))
+        figure.suptitle(OWN_SCALE, fontsize=8)
     return figure
+
+
+def is_low(score: float, scores: Sequence[float]) -> bool:
+    """Whether a cosine says that the text is not found, by itself or beside those of the other texts."""
+    return score < max(LOW, HALF * max(scores))
 
 
 def layer_figure(looks: Mapping[str, Look]) -> Figure:

@@ -103,11 +103,11 @@ def attention_figure(panels: Sequence[AttentionPanel], *, baseline: str, candida
     return figure
 
 
-def overlay(image: Pixels, relevance: Map, *, size: int = 256) -> Pixels:
+def overlay(image: Pixels, relevance: Map, *, size: int = 256, most: float = 1.0) -> Pixels:
     """A relevance map as heat over its dimmed image: (h, w, 3) uint8, the longer edge `size`.
 
     Each map is scaled to its own range, so colours compare places in one map, not two maps. A map that is the
-    same everywhere has nothing to show, and stays dark.
+    same everywhere has nothing to show, and stays dark. most: how strong the brightest place is, at most 1.
     """
     height, width = image.shape[:2]
     scale = size / max(height, width)
@@ -116,7 +116,7 @@ def overlay(image: Pixels, relevance: Map, *, size: int = 256) -> Pixels:
     spread = relevance.max() - relevance.min()
     unit = (relevance - relevance.min()) / spread if spread > 0 else np.zeros_like(relevance)
     smooth = Image.fromarray(unit.astype(np.float32)).resize(edges, Image.Resampling.BICUBIC)
-    strength = np.clip(np.asarray(smooth, dtype=np.float64), 0, 1)[..., None]  # (h, w, 1)
+    strength = most * np.clip(np.asarray(smooth, dtype=np.float64), 0, 1)[..., None]  # (h, w, 1)
     heat = HEAT(0.15 + 0.85 * strength[..., 0])[..., :3]
     dimmed = 0.2 * base.mean(axis=2, keepdims=True) + 0.45 * base
     mixed = dimmed * (1 - 0.8 * strength) + heat * 0.8 * strength

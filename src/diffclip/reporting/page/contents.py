@@ -12,7 +12,7 @@ from diffclip.analysis.curves import Curve, read_curves
 from diffclip.errors import UserError
 from diffclip.evaluation.task import metric_title
 from diffclip.reporting.compare import Row, compare_families
-from diffclip.reporting.families import Group
+from diffclip.reporting.families import Group, run_warnings
 from diffclip.reporting.figures import bars as paper_figures
 from diffclip.reporting.figures import curves as curve_figures
 from diffclip.reporting.figures.bars import Palette
@@ -51,11 +51,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything but how it is written down. notes: which results were kept apart, or chosen between."""
+    """Everything but how it is written down. notes: which results were kept apart. warnings: of training."""
 
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Report:
@@ -76,7 +77,7 @@ def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) 
             for member in family.members
             if member.run is not None and not member.run.finished
         ]
-    return Report(tuple(parts), tuple(missing), scores.collection.notes)
+    return Report(tuple(parts), tuple(missing), scores.collection.notes, run_warnings(groups))
 
 
 def _paper_part(

@@ -24,6 +24,7 @@ from diffclip.text import percent
 if TYPE_CHECKING:  # panels imports models, which a report without them does not need
     from diffclip.reporting.figures.panels import GroupPanels
 
+WARNED = "Warnings of training"
 MISSING = "What is missing"
 MADE = "How it was made"
 # Matplotlib numbers what it draws, alike in every figure; nothing points at these names.
@@ -52,7 +53,8 @@ def render(
     return environment.from_string(_file("page.html.j2")).render(
         report=report,
         looks=looks,
-        titles=[*(part.title for part in report.parts), *looks, MISSING, MADE],
+        titles=[*(part.title for part in report.parts), *looks, *([WARNED] if report.warnings else []), MISSING, MADE],
+        warned=WARNED,
         missing=MISSING,
         made=MADE,
         title=title,

@@ -114,7 +114,11 @@ def _row(layout: Layout, block: Block, scores: Scores, group: Group, family: Fam
 
 
 def _mark_best(rows: Sequence[Row]) -> list[Row]:
-    """Mark the highest number of each column, to the decimal that is shown; nothing where there is one row."""
+    """Mark the highest number of each column, to the decimal that is shown.
+
+    Nothing is marked where there is one row, nor where the highest is not significantly above the baseline, or is the
+    baseline and another is not significantly below it.
+    """
     if len(rows) < 2:
         return list(rows)
     columns = []
@@ -122,6 +126,10 @@ def _mark_best(rows: Sequence[Row]) -> list[Row]:
         shown = [None if cell.mean is None else round(100 * cell.mean, 1) for cell in column]
         known = [value for value in shown if value is not None]
         best = max(known) if len(known) > 1 else None
+        top = [cell for cell, value in zip(column, shown, strict=True) if value is not None and value == best]
+        judged = column if any(cell.difference is None for cell in top) else top
+        if any(cell.difference is not None and cell.difference.significant is False for cell in judged):
+            best = None
         columns.append(
             [replace(cell, best=value is not None and value == best) for cell, value in zip(column, shown, strict=True)]
         )

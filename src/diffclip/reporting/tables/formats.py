@@ -59,14 +59,14 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """A table environment for a paper that loads booktabs and, for wide tables, graphicx."""
     layout = table.layout
-    width = len(layout.columns)
+    width, caption = len(layout.columns), layout.title.partition(": ")[2] or layout.title
     lines = [
         "% needs \\usepackage{booktabs,graphicx}",
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{escape(layout.title.partition(': ')[2] or layout.title)}. {escape(' '.join(table.notes))}}}",
+        rf"\caption{{{escape(caption[:1].upper() + caption[1:])}. {escape(' '.join(table.notes))}}}",
         rf"\label{{tab:{layout.name}}}",
-        r"\resizebox{\linewidth}{!}{%",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%  a wide table shrinks, a small one stays",
         rf"\begin{{tabular}}{{ll{'c' * width}}}",
         r"\toprule",
     ]

@@ -136,7 +136,7 @@ def shift_layout(scores: Scores, group: Group) -> Layout | None:
         return None
     reference, shifted = next(iter(shifts.items()))
     names = {name: (name, plain_name(name)) for name in (reference, *shifted)}
-    title = f"Zero-shot on {reference} and its shifts (accuracy, %), as Figure 3"
+    title = f"Zero-shot on {reference} and its shifts (accuracy, %), as Figure 3 of the DiffCLIP paper"
     return _shifts(f"figure3-{slug(group.name)}", title, names)
 
 
@@ -166,7 +166,7 @@ def pattern_layout(scores: Scores, group: Group) -> Layout | None:
     if mmvp:
         title = f"Figure 4: MMVP-VLM, {group.name} (pairs right, %)"
     else:
-        title = f"Fine-grained pairs of {dataset} (right, %), as Figure 4"
+        title = f"Fine-grained pairs of {dataset} (right, %), as Figure 4 of the DiffCLIP paper"
     paper = "mmvp" if mmvp else ""
     return Layout(f"figure4-{slug(group.name)}", title, columns, (Block("", tuple(sources), paper),))
 
@@ -192,7 +192,7 @@ def task_layout(scores: Scores, group: Group, number: int) -> Layout | None:
     averages.append(shifts.blocks[0].sources[-1] if shifts else ())
     title = f"Figure {number}: six groups of tasks, {group.name} (%)"
     if not paper:
-        title = f"Six groups of tasks, {group.name} (%), as Figure {number}"
+        title = f"Six groups of tasks, {group.name} (%), as Figure {number} of the DiffCLIP paper"
     kept = [(label, sources) for label, sources in zip(SIX, averages, strict=True) if sources]
     if not kept:
         return None
@@ -261,7 +261,7 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
     columns = tuple(Column(n) for n in names) + ((Column("Avg."),) if len(names) > 1 else ())
     if names:
         blocks = tuple(block(task, measured) for task, measured in classified.items() if measured)
-        title = f"Classification on {group.name} (accuracy, %), as Table 1"
+        title = f"Classification on {group.name} (accuracy, %), as Table 1 of the DiffCLIP paper"
         layouts.append(Layout(f"table1-{slug(group.name)}", title, columns, blocks))
     captioned = on(RETRIEVAL)
     if captioned:
@@ -270,7 +270,7 @@ def other_layouts(scores: Scores, group: Group) -> list[Layout]:
         )
         labels = (*captioned, "Avg.") if len(captioned) > 1 else captioned
         columns = tuple(Column(label, f"{way.title()} retrieval") for way in RECALL for label in labels)
-        title = f"Zero-shot retrieval on {group.name} (recall@5, %), as Table 2"
+        title = f"Zero-shot retrieval on {group.name} (recall@5, %), as Table 2 of the DiffCLIP paper"
         layouts.append(Layout(f"table2-{slug(group.name)}", title, columns, (Block("", (*image, *text)),)))
     return layouts
 
