@@ -14,6 +14,8 @@ from diffclip.evaluation.datasets.captions import caption_form
 from diffclip.evaluation.datasets.dataset import offers
 from diffclip.evaluation.datasets.folders import open_given
 from diffclip.evaluation.datasets.named import data_set
+from diffclip.evaluation.datasets.opening import locate
+from diffclip.evaluation.datasets.registry import registry
 
 TEXTS = {"1_a.jpg": ("A dog, and a cat", 'The "big" one'), "2_b.jpg": ("one", "two"), "3_c.jpg": ("x", "y")}
 
@@ -173,3 +175,22 @@ def test_images_without_known_captions_are_refused_by_a_set_of_captions(tmp_path
     images(tmp_path / "flickr8k" / "Flicker8k_Dataset")
     with pytest.raises(UserError, match=r"flickr8k has images but no captions of flickr8k in a known form"):
         open_dataset("flickr8k", tmp_path)
+
+
+def test_captions_of_one_data_set_are_no_other_s(tmp_path):
+    kaggle8k(tmp_path / "flickr8k")
+    karpathy(tmp_path / "flickr30k")  # with the file of another
+    assert locate(registry()["flickr8k"], tmp_path).path == tmp_path / "flickr8k"
+    assert locate(registry()["mscoco_captions"], tmp_path) is None
+    write(tmp_path / "dataset_coco.json", "{")  # which is read only when it is opened
+    write(tmp_path / "dataset_flickr30k.json", "{")
+    assert locate(registry()["mscoco_captions"], tmp_path).path == tmp_path
+
+
+def test_images_behind_links_are_found(tmp_path):
+    coco(tmp_path / "real")
+    (tmp_path / "mine").mkdir()
+    for name in ("val2017", "annotations"):
+        (tmp_path / "mine" / name).symlink_to(tmp_path / "real" / name)
+    (tmp_path / "mine" / "loop").symlink_to(tmp_path / "mine")
+    assert captions_of(open_given(Located(path=str(tmp_path / "mine")))) == WHOLE

@@ -21,6 +21,7 @@ from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import image_features, text_features
 from diffclip.evaluation.features.pixels import sample_indices
 from diffclip.evaluation.run import suite
+from diffclip.evaluation.run.hooks import evaluator
 from diffclip.evaluation.run.suite import DataSet, NamedModel, Settings
 from diffclip.evaluation.task import TASKS, missing
 from diffclip.evaluation.tasks import few_shot, linear_probe
@@ -451,3 +452,10 @@ def test_labels_that_do_not_fit_are_told(tmp_path, caplog):
     caplog.clear()
     run([NamedModel("tiny", "runs/a", tiny())], [DataSet("s", Squares(20), ("zero_shot",))], tmp_path / "more.jsonl")
     assert not caplog.text
+
+
+def test_an_evaluation_during_training_tells_once_what_it_lacks(caplog):
+    evaluate = evaluator(DataSet("mine", Squares(20, bad=(3, 11)), ("zero_shot",)))
+    for _ in range(2):
+        evaluate(tiny())
+    assert caplog.text.count("mine: skipped images: 2 truncated; its numbers are of the others") == 1

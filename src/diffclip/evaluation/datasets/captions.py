@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -49,7 +50,7 @@ class CaptionForm:
         captions = self.captions.get(split)
         if not captions:
             raise UserError(f"{where} has no captions of the {split} split; it has {listed(self.captions)}")
-        places = {path.name: path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+        places = _images_below(self.folder)
         if not any(Path(image).name in places for image in captions):
             raise UserError(f"{where} names {len(captions)} images, and none of them is in {self.folder} or below it")
         self._tell(places)
@@ -72,31 +73,62 @@ class CaptionForm:
             log.warning("%s: %s", self.files[0], remark)
 
 
-def caption_form(folder: Path, name: str | None = None) -> CaptionForm | None:
-    """The captions that lie in a folder or one folder down, by the names of their files; None where there are none.
+def caption_files(folder: Path, name: str | None = None) -> list[Path]:
+    """The files of captions in a folder or one folder down, known by their names; none is read.
 
-    name: that of the data set, which decides where files of several lie. Raises UserError where none decides, or a
-    file is of another form.
+    name: that of the data set, which decides where Karpathy's files of several lie.
     """
-    for pattern, read in _FORMS:
+    for pattern, _ in _FORMS:
         files = sorted(file for place in (pattern, f"*/{pattern}") for file in folder.glob(place) if file.is_file())
-        if not files:
+        if pattern.startswith("dataset_") and name is not None:
+            files = [file for file in files if file.stem == f"dataset_{short_name(name)}"] or files
+            files = files if len(files) == 1 else []
+        if files:
+            return files
+    return []
+
+
+def short_name(name: str) -> str:
+    """What Karpathy's and LAION's files call a data set."""
+    return name.lower().removeprefix("ms").removesuffix("_captions")
+
+
+def caption_form(folder: Path, name: str | None = None) -> CaptionForm | None:
+    """The captions of `caption_files`, read; None where there are none.
+
+    Raises UserError where they are of several data sets, or a file is of another form.
+    """
+    files = caption_files(folder, name)
+    if not files:
+        return None
+    pattern, read = next((pattern, read) for pattern, read in _FORMS if files[0].match(pattern))
+    if pattern.startswith("dataset_"):
+        files = [file for file in files if file.stem == f"dataset_{short_name(folder.name)}"] or files
+        if len(files) > 1:
+            names = listed(file.name for file in files)
+            raise UserError(f"{folder} has the captions of several data sets: move all but one of {names} away")
+    captions: Captions = {}
+    remarks: list[str] = []
+    for file in files:
+        for split, of_split in _read(file, read, remarks).items():
+            captions.setdefault(split, {}).update(of_split)
+    if pattern.startswith("*.token") and captions:
+        captions = _by_lists(folder, captions[ALL])
+    return CaptionForm(folder, tuple(files), captions, tuple(remarks))
+
+
+def _images_below(folder: Path) -> dict[str, Path]:
+    """Name → place of every image below a folder, through links too."""
+    places: dict[str, Path] = {}
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = os.path.realpath(place)
+        if here in seen:
+            folders.clear()  # a link that leads back
             continue
-        if pattern.startswith("dataset_"):
-            short = (name or folder.name).lower().removeprefix("ms").removesuffix("_captions")
-            files = [file for file in files if file.stem == f"dataset_{short}"] or files
-            if len(files) > 1:
-                names = listed(file.name for file in files)
-                raise UserError(f"{folder} has the captions of several data sets: move all but one of {names} away")
-        captions: Captions = {}
-        remarks: list[str] = []
-        for file in files:
-            for split, of_split in _read(file, read, remarks).items():
-                captions.setdefault(split, {}).update(of_split)
-        if pattern.startswith("*.token"):
-            captions = _by_lists(folder, captions[ALL]) if captions else {}
-        return CaptionForm(folder, tuple(files), captions, tuple(remarks))
-    return None
+        seen.add(here)
+        places |= {name: Path(place) / name for name in files if name.lower().endswith(SUFFIXES)}
+    return places
 
 
 def _read(file: Path, read: Callable[[str, Path, list[str]], Captions], remarks: list[str]) -> Captions:

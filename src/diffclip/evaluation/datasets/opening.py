@@ -19,7 +19,7 @@ from diffclip.data.sources import Source, check_same_classes, open_source, split
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import forms, names
 from diffclip.evaluation.datasets.benchmarks import BENCHMARKS
-from diffclip.evaluation.datasets.captions import ALL, caption_form
+from diffclip.evaluation.datasets.captions import ALL, caption_files, caption_form, short_name
 from diffclip.evaluation.datasets.pope import pope_labels
 from diffclip.evaluation.datasets.registry import Entry, entry
 
@@ -59,11 +59,19 @@ def locate(wanted: Entry, root: Path, *, own: bool = False) -> Location | None:
         elif wanted.name == "pope":
             if pope_labels(folder):
                 return Location(folder, "pope")
-        elif "retrieval" in wanted.tasks and caption_form(folder, wanted.name):
+        elif "retrieval" in wanted.tasks and _has_captions(wanted, folder, own or folder != root):
             return Location(folder, "captions")
         elif (own or folder != root or root.name in wanted.folder_names) and _visible(folder):
             return Location(folder, "files")
     return None
+
+
+def _has_captions(wanted: Entry, folder: Path, own: bool) -> bool:
+    """Whether captions lie in a folder; in one that is not the data set's own, its name must be in theirs."""
+    files = caption_files(folder, wanted.name)
+    if own or folder.name in wanted.folder_names:
+        return bool(files)
+    return any(file.parent == folder and short_name(wanted.name) in file.name for file in files)
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """Evaluations while a model trains: whether a recipe's are possible, their data sets, what measures a model on each."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from diffclip.evaluation.run.suite import measure
 from diffclip.evaluation.task import during_training
 from diffclip.models.clip import CLIP
 from diffclip.training.run_directory import RECIPE
+
+log = logging.getLogger(__name__)
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
 
@@ -75,8 +79,15 @@ def evaluate_run(run: Path, world: World, console: Console) -> list[Failure]:
 def evaluator(data: DataSet) -> Evaluator:
     """A function of a model: the metrics of the data set's tasks."""
 
+    told: Counter[str] = Counter()
+
     def evaluate(model: CLIP) -> Mapping[str, float]:
-        measured, _ = measure(model, data)
+        measured, skipped = measure(model, data)
+        if skipped != told:  # not at every evaluation again
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+            log.warning("%s: skipped images: %s; its numbers are of the others", data.name, reasons or "none any more")
+            told.clear()
+            told.update(skipped)
         return {name: value for examples in measured.values() for name, value in examples.metrics.items()}
 
     return evaluate
