@@ -371,7 +371,7 @@ def test_a_key_or_split_that_would_be_ignored_is_refused(tmp_path):
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.jpg").write_bytes(IMAGES[0])
     write_shard(tmp_path / "a.tar", "mine")
-    for path, key in (("scenes:test", "label_key"), (tmp_path / "a.tar", "image_key"), (tmp_path, "caption_key")):
+    for path, key in (("scenes:test", "label_key"), (tmp_path, "caption_key")):
         message = error_of(path, **{key: "x"}, format="folder" if path == tmp_path else "auto")
         assert message.startswith(f"{path}: ")
         assert message.endswith(f"have no {key} to choose: leave {key} 'x' out")
