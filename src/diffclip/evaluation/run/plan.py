@@ -119,6 +119,8 @@ def _survey(data: DataSet, settings: Settings, plan: JobList) -> _Survey:
     lacking = missing(data.tasks, offers(data))
     if lacking:
         plan.unable[data.name] = plan.unable.get(data.name, {}) | lacking
+    if len(lacking) == len(data.tasks):  # nothing would be written, and nobody is to take that for success
+        plan.failures.extend(Failure(data.name, f"it needs {needs}", task=task) for task, needs in lacking.items())
     digests: dict[Task, str] = {}
     for task in (get_task(name) for name in data.tasks if name not in lacking):
         try:
