@@ -21,7 +21,7 @@ from diffclip.data.images import read_image
 from diffclip.errors import UserError
 from diffclip.text import listed
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
 
 
