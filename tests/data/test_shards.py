@@ -152,7 +152,57 @@ def test_a_shard_that_is_missing_and_a_second_one_that_is_empty(tmp_path):
         open_tar(tmp_path / "b.tar")
     write_tar(tmp_path / "b.tar", [])
     with pytest.raises(UserError, match=r"b\.tar holds no images"):
-        open_tar(three(tmp_path / "a.tar"), tmp_path / "b.tar")
+        open_tar(tmp_path / "b.tar")
+
+
+def test_shards_without_images_are_left_out_and_named(tmp_path, caplog):
+    write_tar(tmp_path / "a.tar", [])
+    write_tar(tmp_path / "c.tar", [("000.txt", b"of no image"), ("000.json", b"{}")])
+    source = open_tar(tmp_path / "a.tar", three(tmp_path / "b.tar"), tmp_path / "c.tar")
+    assert [source[i].captions for i in range(len(source))] == [("no 0",), ("no 1",), ("no 2",)]
+    assert f"2 of 3 shards hold no images; {tmp_path / 'a.tar'} is the first" in caplog.text
+
+
+@pytest.mark.parametrize("order", ["kinds", "reversed", "odd first"])
+def test_members_that_are_not_adjacent_are_joined(tmp_path, order):
+    contents = [(f"./{i}.{kind}", data) for kind in ("jpg", "txt") for i in range(4) for data in [b"%d" % i]]
+    if order == "reversed":
+        contents.reverse()
+    elif order == "odd first":
+        contents.sort(key=lambda content: int(content[1]) % 2 == 0)
+    source = open_tar(write_tar(tmp_path / "a.tar", contents))
+    assert len(source) == 4
+    assert all(source[i].image.decode() == source[i].captions[0] for i in range(4))
+
+
+def test_a_key_that_comes_again_is_another_example(tmp_path):
+    contents = [("0.jpg", b"a"), ("0.txt", b"a"), ("1.jpg", b"b"), ("1.txt", b"b"), ("0.jpg", b"c"), ("0.txt", b"c")]
+    source = open_tar(write_tar(tmp_path / "a.tar", contents))
+    assert [(e.image, e.captions) for e in map(source.__getitem__, range(3))] == [
+        (b"a", ("a",)), (b"b", ("b",)), (b"c", ("c",))
+    ]  # fmt: skip
+
+
+def test_suffixes_of_several_parts(tmp_path):
+    one = write_tar(tmp_path / "1.tar", [("0.input.jpg", b"in"), ("0.caption.txt", b"it")])
+    two = write_tar(tmp_path / "2.tar", [("0.input.jpg", b"in"), ("0.target.PNG", b"out"), ("0.txt", b"it")])
+    both = write_tar(tmp_path / "3.tar", [("0.mask.png", b"mask"), ("0.jpg", b"in"), ("0.txt", b"it")])
+    assert (open_tar(one)[0].image, open_tar(one)[0].captions) == (b"in", ("it",))
+    with pytest.raises(UserError, match=r"several images an example \(input.jpg, target.png\): choose .* image_key"):
+        open_tar(two)
+    assert open_tar(two, image_key="target.png")[0].image == b"out"
+    assert (open_tar(both)[0].image, open_tar(both, image_key="mask.png")[0].image) == (b"in", b"mask")
+    assert open_tar(both, image_key="jpg")[0].image == b"in"
+    with pytest.raises(UserError, match="has no 'x': its members end in"):
+        open_tar(both, image_key="x")
+
+
+def test_a_caption_of_several_lines_is_whole_where_the_json_says_so(tmp_path):
+    text = "A dog\nin the grass\n\nof spring"
+    contents = [("0.jpg", b"i"), ("0.txt", text.encode()), ("0.json", json.dumps({"caption": text}).encode())]
+    assert open_tar(write_tar(tmp_path / "a.tar", contents))[0].captions == ("A dog in the grass of spring",)
+    contents[2] = ("0.json", b'{"caption": "another"}')
+    assert open_tar(write_tar(tmp_path / "b.tar", contents))[0].captions == ("A dog", "in the grass", "of spring")
 
 
 headers = st.fixed_dictionaries(

@@ -372,7 +372,7 @@ def test_a_key_or_split_that_would_be_ignored_is_refused(tmp_path):
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.jpg").write_bytes(IMAGES[0])
     write_shard(tmp_path / "a.tar", "mine")
-    for path, key in (("scenes:test", "label_key"), (tmp_path / "a.tar", "image_key"), (tmp_path, "caption_key")):
+    for path, key in (("scenes:test", "label_key"), (tmp_path, "caption_key")):
         message = error_of(path, **{key: "x"}, format="folder" if path == tmp_path else "auto")
         assert message.startswith(f"{path}: ")
         assert message.endswith(f"have no {key} to choose: leave {key} 'x' out")
@@ -522,3 +522,44 @@ def test_splits_of_the_same_classes_are_read_and_empty_folders_are_none(tmp_path
     assert open_source(str(tmp_path), split="val").classnames == ("n1", "n2")
     with pytest.raises(UserError, match="which is no class"):
         open_source(str(tmp_path / "test"))
+
+
+KINDS = {
+    "views": (pa.binary_view(), pa.string_view()),
+    "large": (pa.large_binary(), pa.large_string()),
+    "dictionaries": (pa.dictionary(pa.int32(), pa.binary()), pa.dictionary(pa.int32(), pa.string())),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parquet_types_of_newer_writers(tmp_path, kind):
+    images, texts = KINDS[kind]
+    columns = {"image": (IMAGES[:2], images), "text": (["a", "b"], texts), "label": (["x", "y"], texts)}
+    arrays = {name: pa.array(values).cast(to) for name, (values, to) in columns.items()}
+    pq.write_table(pa.table(arrays), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    found = [source[i] for i in range(2)]
+    assert [(e.image, e.captions, e.label) for e in found] == [(IMAGES[0], ("a",), 0), (IMAGES[1], ("b",), 1)]
+    assert source.classnames == ("x", "y")
+
+
+def test_parquet_of_lists_of_fixed_size_and_of_images_in_files(tmp_path):
+    (tmp_path / "own.jpg").write_bytes(IMAGES[1])
+    cells = [{"bytes": IMAGES[0], "path": "x"}, {"bytes": None, "path": "own.jpg"}, {"bytes": None, "path": "gone.jpg"}]
+    texts = pa.array([["a", "b"]] * 3, pa.list_(pa.string(), 2))
+    pq.write_table(pa.table({"image": cells, "text": texts}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert [source[i].image for i in range(2)] == IMAGES[:2]
+    assert source[0].captions == ("a", "b")
+    with pytest.raises(BadImage, match="missing"):
+        source[2]
+    before = source.stamp()
+    (tmp_path / "own.jpg").write_bytes(IMAGES[0] + b"0")
+    assert source.stamp() != before
+
+
+def test_images_by_rarer_names(tmp_path):
+    for name in ("cat/0.jfif", "cat/1.JPE", "dog/2.Jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(IMAGES[0])
+    assert len(open_source(str(tmp_path))) == 3

@@ -27,6 +27,14 @@ def test_splits_are_found_by_the_names_of_folders(tmp_path, splits, test, others
         assert len(found.split(split)) == 2
 
 
+def test_images_in_class_folders_may_be_called_like_splits(tmp_path):
+    folder = pictures(tmp_path / "x", ("all",), count=3) / "all"
+    for number, file in enumerate(sorted(folder.rglob("*.*"))):
+        file.rename(file.with_name(f"{('test', 'val', 'train')[number % 3]}_{number}{file.suffix}"))
+    found = data_set(f"x={folder}", ("zero_shot",))
+    assert (len(found.test), found.test.name, set(found.others)) == (6, "all", set())
+
+
 def test_a_folder_without_splits_and_a_data_set_of_the_registry(tmp_path):
     plain = data_set(f"x={pictures(tmp_path, ('all',), count=3) / 'all'}", ("zero_shot",))
     assert (len(plain.test), set(plain.others), plain.mean_per_class) == (6, set(), False)

@@ -422,7 +422,23 @@ def test_a_missing_split_fails_only_what_needs_it(tmp_path, caplog):
         ("a", "zeroshot_classification"), ("c", "linear_probe"), ("d", "zeroshot_classification")
     ]  # fmt: skip
     assert "c has no validation split (there is no such file)" in caplog.text
-    assert hook.plan.unable == {"d": {"linear_probe": "labels, class names and a train split"}}
+    assert hook.plan.unable == {"d": {"linear_probe": "labels and a train split"}}
+
+
+def test_classes_without_names_can_be_learned_but_not_named(tmp_path):
+    def nameless(count=60):
+        source = Squares(count)
+        source.classnames = None
+        return source
+
+    sets = [
+        DataSet("a", nameless(), ("linear_probe", "zero_shot"), {"train": lambda: nameless(90)}),
+        DataSet("b", nameless(), ("zero_shot",)),
+    ]
+    found = run([NamedModel("tiny", "runs/a", tiny())], sets, tmp_path / "results.jsonl")
+    done = [(one.result.dataset, one.result.task) for one in found if isinstance(one, suite.Outcome)]
+    assert done == [("a", "linear_probe")]
+    assert [str(one)[:22] for one in found if isinstance(one, suite.Failure)] == ["b zero_shot: it needs "]
 
 
 def test_noise_is_measured_on_drawn_images_whose_places_are_told(tmp_path):

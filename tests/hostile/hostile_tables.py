@@ -173,7 +173,7 @@ CASES = [
             ),
             (
                 "image with a path alone",
-                r"skipped: empty 1",
+                r"skipped: missing 1",
                 parquet(
                     {
                         "image": [

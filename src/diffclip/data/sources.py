@@ -236,9 +236,6 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
             )
     files = of_split(files, root, split) if os.path.isdir(root) or split else files
     if format == "tar":
-        _refuse(
-            path, {"image_key": options.image_key}, "shards, where the image is what ends in .jpg, .png and so on, have"
-        )
         return TarSource(files, options)
     return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
 

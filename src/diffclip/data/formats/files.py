@@ -24,7 +24,7 @@ from diffclip.data.images import read_image
 from diffclip.errors import UserError
 from diffclip.text import listed
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 log = logging.getLogger(__name__)
 
 CHECKED = 100_000  # lines of a table that are cut by a strict reader too

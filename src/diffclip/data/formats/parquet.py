@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
 from diffclip.data.formats.stamp import stamp_of
-from diffclip.data.images import BadImage
+from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
 from diffclip.text import listed
 
@@ -71,10 +72,11 @@ class ParquetSource:
 
         self._kept: OrderedDict[int, tuple[pa.ChunkedArray, ...]] = OrderedDict()
         self._kept_bytes = 0
+        self._linked: list[str] = []  # images that lie in files of their own
         size = sum(group.total_byte_size for _, _, group in groups)
         if size <= KEPT_IN_MEMORY:
-            for number in range(len(groups)):
-                self._columns_of(number)
+            for number, (file, _) in enumerate(self._groups):
+                self._linked += _links(self._columns_of(number)[0], file)
         else:
             logger.warning(
                 "%s: %.1f GiB in %d row groups. In random order most examples cost the reading of a whole "
@@ -99,7 +101,27 @@ class ParquetSource:
             texts = tuple(text for column in captions for text in columns.captions(column[row].as_py()))
         except UnicodeDecodeError:  # pyarrow checks nobody's UTF-8
             raise BadImage("bad_caption") from None
-        return Example(image[row].as_py() or b"", texts, self._labels[index] if self._labels else None)
+        return Example(
+            self._encoded(image[row], self._groups[group][0]),
+            texts,
+            self._labels[index] if self._labels else None,
+        )
+
+    def _encoded(self, cell: pa.Scalar, file: Path) -> bytes:
+        """The image in a cell, or in the file below the table's folder that it names. Raises BadImage("missing")."""
+        if not pa.types.is_struct(cell.type):
+            return cell.as_py() or b""
+        embedded: bytes | None = cell["bytes"].as_py() if cell.is_valid else None
+        if embedded or not self._linked or not cell.is_valid:
+            return embedded or b""
+        path = _path(cell["path"])
+        if not path:
+            return b""
+        place = os.path.realpath(file.parent / path)
+        # A table from anywhere is not to choose among all files of this machine.
+        if not place.startswith(os.path.join(os.path.realpath(file.parent), "")):
+            raise BadImage("missing")
+        return read_image(place)
 
     def place(self, index: int) -> str:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -107,7 +129,7 @@ class ParquetSource:
         return f"{file}, row {index - int(self._starts[group])} of row group {number}"
 
     def stamp(self) -> str:
-        return stamp_of(self._files, self._options)
+        return stamp_of([*self._files, *self._linked], self._options)
 
     def _columns_of(self, group: int) -> tuple[pa.ChunkedArray, ...]:
         """The images, and the captions if there are any, of a row group."""
@@ -115,15 +137,31 @@ class ParquetSource:
             self._kept.move_to_end(group)
             return self._kept[group]
         table = _read(*self._groups[group], [self._image, *self._captions])
-        images = table[self._image]
-        if pa.types.is_struct(images.type):
-            images = pc.struct_field(images, "bytes")
-        self._kept[group] = (images, *(table[column] for column in self._captions))
+        self._kept[group] = (table[self._image], *(table[column] for column in self._captions))
         self._kept_bytes += sum(column.nbytes for column in self._kept[group])
         while self._kept_bytes > KEPT_IN_MEMORY and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._kept_bytes -= sum(column.nbytes for column in dropped)
         return self._kept[group]
+
+
+def _links(images: pa.ChunkedArray, file: Path) -> list[str]:
+    """The files of the images that a column names instead of having them."""
+    if not pa.types.is_struct(images.type) or "path" not in [field.name for field in images.type]:
+        return []
+    embedded, paths = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
+    if not embedded.null_count or not _is_text(paths.type):
+        return []
+    named = paths.filter(pc.and_(pc.is_null(embedded), pc.is_valid(paths)))
+    return [str(file.parent / path) for cell in named if (path := _path(cell))]
+
+
+def _path(cell: pa.Scalar) -> str:
+    """A path in a table, or "" for none and for what is no UTF-8, which pyarrow does not check."""
+    try:
+        return cell.as_py() or ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def _read(file: Path, group: int, wanted: list[str]) -> pa.Table:
@@ -179,7 +217,13 @@ def _names(feature: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    kind = _of_values(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _of_values(kind: pa.DataType) -> pa.DataType:
+    """What a column is of, where each different value is stored once."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -189,9 +233,19 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if any(is_list(kind) for is_list in _LISTS):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    kind = _of_values(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 
 
 def _with_types(schema: pa.Schema) -> str:

@@ -29,7 +29,7 @@ from diffclip.data.formats.tar import BLOCK, Member, examples, members
 from diffclip.data.parallel import in_order, processors
 
 SUFFIX = ".diffclip-index"
-VERSION = 1
+VERSION = 2  # counts up when members are put together in another way
 SETTLED = 2_000_000_000  # ns since the last change; what is younger may change again within one tick of its clock
 IN_PARALLEL = 1 << 26  # bytes of shards without an index from which on processes share the work
 

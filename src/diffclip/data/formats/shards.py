@@ -13,7 +13,7 @@ from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
 from diffclip.data.formats.shard_index import ShardIndex, indices
 from diffclip.data.formats.stamp import stamp_of
-from diffclip.data.formats.tar import read
+from diffclip.data.formats.tar import IMAGE_SUFFIXES, ending, read
 from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.errors import UserError
 from diffclip.text import closest, listed
@@ -36,19 +36,24 @@ class TarSource:
         self.name = options.name
         self._files, self._options = list(files), options
         shards = indices(self._files)
-        self._caption, self._label = _texts_of(self._files[0], shards[0], options)
-        self._suffixes = list(dict.fromkeys(["image", *filter(None, (self._caption[0], self._label[0]))]))
-        index, without_image = [], 0
-        for shard, file in zip(shards, self._files, strict=True):
-            has_image = shard.spans(["image"])[:, 0, 0] > 0
-            missing = len(has_image) - int(has_image.sum())
-            if missing == len(has_image):
-                raise UserError(f"shard {file} holds no images ({missing} entries without one)")
-            index.append(shard.spans(self._suffixes)[has_image])
-            without_image += missing
+        self._image = image_suffix(f"shard {self._files[0]}", _all_suffixes(shards), options)
+        has_image = [shard.spans([self._image])[:, 0, 0] > 0 for shard in shards]
+        first = next((number for number, has in enumerate(has_image) if has.any()), None)
+        if first is None:
+            raise UserError(f"shard {files[0]} holds no images, nor does any other of {self.name}")
+        self._caption, self._label = _texts_of(self._files[first], shards[first], options)
+        self._suffixes = list(dict.fromkeys([self._image, *filter(None, (self._caption[0], self._label[0]))]))
+        self._beside = self._caption[0] not in (None, "json") and "json" not in self._suffixes
+        index = [shard.spans([*self._suffixes, "json"])[has] for shard, has in zip(shards, has_image, strict=True)]
+        empty = [file for file, has in zip(self._files, has_image, strict=True) if not has.any()]
+        if empty:
+            logger.warning(
+                "%s: %d of %d shards hold no images; %s is the first", self.name, len(empty), len(files), empty[0]
+            )
+        without_image = sum(len(has) - int(has.sum()) for has in has_image)
         if without_image:
             logger.warning("%s: %d entries without an image are left out", self.name, without_image)
-        self._spans = np.concatenate(index)  # (examples, suffixes, 2): offset and size, size 0 where it is missing
+        self._spans = np.concatenate(index)  # (examples, suffixes and json, 2): offset and size, 0 where it is missing
         self._starts = np.cumsum([0, *map(len, index)])
         self.classnames, self.templates = options.classnames, options.templates
         if self._label[0]:
@@ -62,14 +67,16 @@ class TarSource:
     def __getitem__(self, index: int) -> Example:
         """Raises BadImage: "missing" if the shard has gone, "too_many_bytes", "bad_label" for what is no number."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        spans = [(int(offset), int(size)) for offset, size in self._spans[index]]
+        *spans, json_span = [(int(offset), int(size)) for offset, size in self._spans[index]]
         if spans[0][1] > MAX_BYTES or any(size > LONGEST_TEXT for _, size in spans[1:]):
             raise BadImage("too_many_bytes")
         try:
             contents = dict(zip(self._suffixes, read(self._files[shard], spans), strict=True))
+            if self._beside and b"\n" in contents[self._caption[0] or ""].strip() and 0 < json_span[1] <= LONGEST_TEXT:
+                contents["json"] = read(self._files[shard], [json_span])[0]
         except OSError:
             raise BadImage("missing") from None
-        return example_of(contents, self._caption, self._label)
+        return example_of(contents, self._caption, self._label, self._image)
 
     def place(self, index: int) -> str:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -82,15 +89,37 @@ class TarSource:
 Text = tuple[str | None, str]  # the member's suffix (None: there is no such text) and the entry, if it is JSON
 
 
-def example_of(contents: dict[str, bytes], caption: Text, label: Text) -> Example:
+def _all_suffixes(shards: Sequence[ShardIndex]) -> list[str]:
+    return list(dict.fromkeys(suffix for shard in shards for suffix in shard.suffixes))
+
+
+def image_suffix(where: str, suffixes: Sequence[str], options: Options) -> str:
+    """Which members are the images: what ends in .jpg, .png and so on, or else the only one like .input.jpg.
+
+    Raises UserError for none, for a choice of several, and for a stated one that is not there.
+    """
+    stated = options.image_key and options.image_key.lower().removeprefix(".")
+    if stated in IMAGE_SUFFIXES:
+        stated = "image"
+    found = [suffix for suffix in suffixes if suffix == "image"] or ending(suffixes, IMAGE_SUFFIXES)
+    if stated:
+        if stated not in suffixes:
+            raise UserError(f"{where} has no {options.image_key!r}: its members end in {listed(suffixes)}")
+        return stated
+    if len(found) > 1:
+        raise UserError(f"{where} has several images an example ({listed(found)}): choose one with image_key")
+    if not found:
+        raise UserError(f"{where} holds no images; its members end in {listed(suffixes)}")
+    return found[0]
+
+
+def example_of(contents: dict[str, bytes], caption: Text, label: Text, image: str = "image") -> Example:
     """An example from its members' bytes by suffix. Raises BadImage("bad_label")."""
-    return Example(contents["image"], _captions(contents, caption), _number_of_class(contents, label))
+    return Example(contents[image], _captions(contents, caption), _number_of_class(contents, label))
 
 
 def _texts_of(file: Path, index: ShardIndex, options: Options) -> tuple[Text, Text]:
-    """Where captions and labels are, decided by the entries of the first shard."""
-    if "image" not in index.suffixes:
-        raise UserError(f"shard {file} holds no images; its members end in {listed(index.suffixes)}")
+    """Where captions and labels are, decided by the entries of the first shard with images."""
     content = None
     if "json" in index.suffixes:
         spans = index.spans(["json"])[:, 0]
@@ -105,9 +134,10 @@ def texts_among(where: str, suffixes: Sequence[str], content: bytes | None, opti
 
     def locate(key: str | None, suffix: str, entry: str | None) -> Text:
         if key is None:
-            return (suffix, "") if suffix in suffixes else ("json", entry) if entry in keys else (None, "")
-        if key == suffix and suffix in suffixes:
-            return suffix, ""
+            own = suffix if suffix in suffixes else next(iter(ending(suffixes, [suffix])), None)
+            return (own, "") if own else ("json", entry) if entry in keys else (None, "")
+        if key in suffixes and (key == suffix or key in ending(suffixes, [suffix])):
+            return key, ""
         if key not in keys:
             known = listed(suffixes) + (f", and its .json has {listed(keys)}" if keys else "")
             meant = closest(key, [*suffixes, *keys])
@@ -136,7 +166,12 @@ def _captions(contents: dict[str, bytes], where: Text) -> tuple[str, ...]:
     if suffix == "json":
         value = _json(contents[suffix]).get(key)
         return columns.captions([v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)])
-    return columns.captions([line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines()])
+    lines = [line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines() if line.strip()]
+    if len(lines) > 1 and contents.get("json"):  # img2dataset writes a caption of several lines as it is
+        whole = _json(contents["json"]).get("caption")
+        if isinstance(whole, str) and [line.strip() for line in whole.splitlines() if line.strip()] == lines:
+            return (" ".join(lines),)
+    return columns.captions(lines)
 
 
 def _number_of_class(contents: dict[str, bytes], where: Text) -> int | None:

@@ -23,7 +23,7 @@ import numpy as np
 from diffclip.data.example import Example, Options
 from diffclip.data.formats.paths import expand_braces
 from diffclip.data.formats.shards import LONGEST_TEXT, example_of, texts_among
-from diffclip.data.formats.tar import IMAGE_SUFFIXES
+from diffclip.data.formats.tar import IMAGE_SUFFIXES, ending
 from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.errors import UserError
 
@@ -188,7 +188,8 @@ def _tar(url: str) -> Iterator[dict[str, bytes]]:
         sample: dict[str, Any]
         for sample in group_by_keys(tar_file_expander(iter([{"url": url, "stream": opened}]))):
             members = {suffix: content for suffix, content in sample.items() if not suffix.startswith("__")}
-            image = next((members.pop(suffix) for suffix in IMAGE_SUFFIXES if suffix in members), None)
+            images = [*IMAGE_SUFFIXES, *ending(members, IMAGE_SUFFIXES)]
+            image = next((members.pop(suffix) for suffix in images if suffix in members), None)
             yield members if image is None else members | {"image": image}
         while opened.read(1 << 20):  # to its end, where the program says whether all went well
             pass

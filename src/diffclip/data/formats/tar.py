@@ -20,7 +20,7 @@ from diffclip.errors import UserError
 logger = logging.getLogger(__name__)
 
 BLOCK = 512
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff")
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories, pipes
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
@@ -146,23 +146,30 @@ def _walk(path: Path, descriptor: int) -> tuple[list[Member], bool]:
 def examples(found: Iterable[Member]) -> Iterator[dict[str, Member]]:
     """The members that share a key, the path up to the file name's first dot, by what follows that dot.
 
-    As WebDataset and img2dataset write them, the members of an example lie next to each other.
+    WebDataset and img2dataset write the members of an example next to each other. Where others lie between them, as tar
+    packs a folder, they are joined all the same; a member that the key has already begins another example.
     The suffix is in lower case; an example's image is found under "image".
     """
-    key, group = None, dict[str, Member]()
+    last, groups, latest = None, list[dict[str, Member]](), dict[tuple[str, str], dict[str, Member]]()
     for member in found:
         folder, _, file = member.name.rpartition("/")
         stem, dot, suffix = file.partition(".")
         if not dot or not stem:  # no suffix, or a hidden file such as macOS leaves
             continue
-        if (folder, stem) != key:
-            if group:
-                yield group
-            key, group = (folder, stem), {}
+        key = (folder, stem)
         suffix = suffix.lower()
-        group["image" if suffix in IMAGE_SUFFIXES else suffix] = member
-    if group:
-        yield group
+        suffix = "image" if suffix in IMAGE_SUFFIXES else suffix
+        if key not in latest or (key != last and suffix in latest[key]):
+            latest[key] = {}
+            groups.append(latest[key])
+        latest[key][suffix] = member
+        last = key
+    yield from groups
+
+
+def ending(suffixes: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Those of several parts, such as "input.jpg", of which the last is wanted."""
+    return [suffix for suffix in suffixes if "." in suffix and suffix.rpartition(".")[2] in wanted]
 
 
 def read(path: Path, spans: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -69,7 +69,7 @@ def role_of(source: Source) -> str | None:
 
 
 def offers(data: DataSet) -> frozenset[str]:
-    """What a data set has for tasks: "images", "labels" with class names, "captions", "masks", and its splits' names.
+    """What a data set has for tasks: "images", "numbers" of classes, "labels" with names, "captions", "masks", splits.
 
     Judged by the first readable example of the test split, which is opened; nothing where no example can be read.
     Raises UserError where the test split cannot be opened.
@@ -82,6 +82,7 @@ def offers(data: DataSet) -> frozenset[str]:
     if first is None:
         return frozenset()
     conditions = {
+        "numbers": first.label is not None,
         "labels": first.label is not None and bool(source.classnames),
         "captions": bool(first.captions),
         "masks": hasattr(source, "masks"),

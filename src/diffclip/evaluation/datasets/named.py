@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.paths import FORMAT_OF
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.scenes.compositional import NegativeSource, SwapSource
 from diffclip.data.sources import Source, class_difference, open_source
@@ -172,7 +173,10 @@ def _splits_in(folder: Path) -> dict[str, str]:
     """The splits that a folder holds, and what it calls them."""
     if not folder.is_dir():
         return {}
-    entries = [re.split(r"[-_.]", entry.name)[0] for pattern in ("*", "*/*.*") for entry in folder.glob(pattern)]
+    # Tables and shards, and folders: images in class folders may have any name.
+    found = [*folder.glob("*"), *(entry for entry in folder.glob("*/*.*") if not entry.is_dir())]
+    found = [entry for entry in found if entry.is_dir() or entry.suffix.lower() in FORMAT_OF]
+    entries = [re.split(r"[-_.]", entry.name)[0] for entry in found]
     return {
         split: own for split, names in SPLIT_NAMES.items() if (own := next((n for n in names if n in entries), None))
     }

@@ -128,7 +128,7 @@ class EvalContext:
     def with_labels(self, split: str = "test") -> tuple[ImageFeatures, Tensor]:
         """The features of a split, and which of its images have a label (N,) bool.
 
-        Raises UserError where a label has no class name, or no image has a label.
+        Class names may lack, but not some of them. Raises UserError for that, or where no image has a label.
         """
         source, images = self.data.split(split), self.features(split)
         own, tested = source.classnames, self.data.test.classnames
@@ -139,7 +139,7 @@ class EvalContext:
                 + (f" ({difference})" if difference else "")
             )
         classes = len(own or tested or ())
-        if int(images.labels.max()) >= classes:
+        if classes and int(images.labels.max()) >= classes:
             raise UserError(f"{source.name} has the label {int(images.labels.max())}, but only {classes} class names")
         has_label = images.labels >= 0
         if not has_label.any():
