@@ -23,7 +23,8 @@ from diffclip.evaluation import results
 from diffclip.evaluation.stats import seeds
 from diffclip.reporting.tables import comparison
 from diffclip.sweep import write_table
-from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, parse_settings, recipe_of
+from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, merge_tables, parse_settings, recipe_of
+from diffclip.sweep_sizes import fit_sizes, held_out
 from diffclip.training import checkpoint, step
 from diffclip.training import setup as trainer
 
@@ -95,6 +96,34 @@ def finished(tmp_path_factory):
     path = write(folder)
     run(path, folder / "out")
     return path, folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "set_itself", "held", "batch"),
+    [
+        (20, {}, 2, 2),
+        (300, {}, 30, 32),
+        (5000, {}, 500, 256),
+        (90_000, {}, 1000, 256),
+        (300, {"data": {"train": {"holdout": 7}}, "training": {"batch_size": 5}}, 7, 5),
+    ],
+)
+def test_a_sweep_on_ones_own_pairs_has_the_sizes_that_they_allow(pairs, set_itself, held, batch):
+    settings = merge_tables({"data": {"train": {"path": f"scenes:train?size=16&length={pairs}"}}}, set_itself)
+    sweep, said = fit_sizes(load_sweep(FOLDER / "own.toml", settings=settings))
+    recipes = [recipe_of(sweep, variant, 0) for variant in sweep.variant]
+    assert [(r.data.train.holdout, r.data.train.part, r.training.batch_size) for r in recipes] == [
+        (held, "train", batch)
+    ] * 2
+    assert len(held_out(sweep)) == held
+    assert (pairs - held) // batch >= 8
+    assert said.startswith(f"{pairs:,} pairs: {held:,} held out")
+
+
+def test_a_sweep_on_too_few_pairs_or_none_is_one_line():
+    for path, message in (("", "--set data.train.path=DIR"), ("scenes:train?length=19", "at least 20")):
+        with pytest.raises(UserError, match=message):
+            fit_sizes(load_sweep(FOLDER / "own.toml", settings={"data": {"train": {"path": path}}}))
 
 
 # The recipes that come with the library

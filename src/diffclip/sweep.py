@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from diffclip.evaluation.task import get_task
 from diffclip.reporting.compare import Row, compare_variants
 from diffclip.reporting.tables import comparison
 from diffclip.sweep_config import Sweep, Variant, recipe_of
+from diffclip.sweep_sizes import HOLDOUT, held_out
 from diffclip.text import did_you_mean, listed
 from diffclip.training import checkpoint
 from diffclip.training import setup as trainer
@@ -104,7 +106,10 @@ def open_data(sweep: Sweep, root: Path | None) -> tuple[list[DataSet], list[Fail
             missing.append(Failure(name, f"not in {folder}, as --root names it"))
             continue
         try:
-            opened = data_set(f"{name}={sweep.data.get(name, folder)}", tasks)
+            if sweep.data.get(name) == HOLDOUT:
+                opened = DataSet(name, partial(held_out, sweep), tasks)
+            else:
+                opened = data_set(f"{name}={sweep.data.get(name, folder)}", tasks)
             if not len(opened.test):
                 raise UserError(f"{opened.test.name} is empty")
             opened.close()

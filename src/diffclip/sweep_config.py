@@ -84,7 +84,8 @@ class Sweep:
     """Settings that replace the base recipe's in all variants, unless a variant sets them itself."""
     variant: Annotated[tuple[Variant, ...], Field(min_length=1)]
     data: dict[str, str] = field(default_factory=dict)
-    """Name → path, as `diffclip eval --data` takes them. A name that is not here is one of the registry's."""
+    """Name → path, as `diffclip eval --data` takes them; `holdout` is what the training data leave out. A name that
+    is not here is one of the registry's."""
     group: Annotated[tuple[Group, ...], Field(min_length=1)]
 
     def tasks(self) -> dict[str, tuple[str, ...]]:

@@ -11,6 +11,8 @@ from made_results import make_run, paper_results, put, put_examples, scene_resul
 from diffclip import cli
 from diffclip.errors import UserError
 from diffclip.reporting import report as command
+from diffclip.reporting.figures.contrast import GROUNDS, contrast
+from diffclip.reporting.figures.style import MODELS
 from diffclip.reporting.report import Options
 
 
@@ -58,11 +60,11 @@ def test_the_page_is_whole_and_opens_offline(made):
     checker = Checker()
     checker.feed(text)
     assert not checker.open
-    assert all(url.startswith(("data:", "#")) for url in checker.urls)
+    assert all(url.startswith(("data:", "#")) for url in checker.urls if url != "https://arxiv.org/abs/2503.06626")
     assert "script" not in checker.seen
     assert "@import" not in text
     assert re.findall(r"url\((?!#)", text) == []
-    assert set(re.findall(r"https?://([\w.]+)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org"}
+    assert set(re.findall(r"https?://([\w.]+)", text)) <= {"www.w3.org", "purl.org", "creativecommons.org", "arxiv.org"}
     ids = re.findall(r'<(?:section|h2) id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     targets = re.findall(r'<a href="#([^"]+)"', text)
@@ -192,3 +194,31 @@ def test_the_report_shows_what_the_runs_warned_of(tmp_path):
     section = page[page.index('<section id="warnings-of-training"') :]
     lines = re.findall(r"<li>(.*)</li>", section[: section.index("</section>")])
     assert [line.rpartition("clip-seed0, ")[2] for line in lines] == ["step 300: one &lt;b&gt;", "step 300: two"]
+
+
+def test_everything_that_is_drawn_or_written_stands_out_in_both_modes(made):
+    """4.5 to 1: the page's text on its grounds, and each colour of a figure on the ground behind figures."""
+    _, out = made
+    page = (out / "report.html").read_text(encoding="utf-8")
+    used = set(re.findall(r"var\(--c([0-9a-f]{6}), ", page))
+    assert {colour[1:] for colour in (MODELS["CLIP"], MODELS["DiffCLIP"])} <= used
+    assert not re.search(r"(?:fill|stroke): #(?!ffffff)[0-9a-f]{6}", page)
+    for mode, block in zip(("light", "dark"), re.findall(r":root \{([^}]*--ground[^}]*)\}", page), strict=True):
+        named = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", block))
+        assert named["surface"] == GROUNDS[mode]
+        for ink, ground in itertools.product(("ink", "soft", "accent", "up", "down"), ("ground", "surface")):
+            assert contrast(named[ink], named[ground]) >= 4.5, (mode, ink, ground)
+    light, dark = (
+        dict(re.findall(r"--c([0-9a-f]{6}): (#[0-9a-f]{6});", b)) for b in re.findall(r"\{ (--c[^}]*)\}", page)
+    )
+    for mode, colours in (("light", light), ("dark", dark)):
+        assert colours.keys() == used
+        assert all(contrast(colour, GROUNDS[mode]) >= 4.5 for colour in colours.values())
+
+
+def test_the_page_can_be_skipped_into_and_says_what_it_is_about(made):
+    page = (made[1] / "report.html").read_text(encoding="utf-8")
+    assert page.index('<a class="skip" href="#results">') < page.index("<nav")
+    assert '<main id="results">' in page
+    for word in ("https://arxiv.org/abs/2503.06626", "A1 − λA2", "“ns” stands for", "pointing game"):
+        assert word in page[page.index("<header>") : page.index("</header>")]

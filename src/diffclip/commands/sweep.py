@@ -93,13 +93,17 @@ def run(
     from diffclip.reporting.tables import comparison
     from diffclip.sweep import open_data, plan, reason, remaining, train, write_table
     from diffclip.sweep_config import load_sweep, parse_settings
+    from diffclip.sweep_sizes import fit_sizes
 
     sweep = load_sweep(*paths, base=base, settings=parse_settings(settings))
     if seeds:
         sweep = replace(sweep, seeds=tuple(dict.fromkeys(seeds)))
+    sweep, sizes = fit_sizes(sweep)
     runs = plan(sweep, out, variants)
     data, failures = open_data(sweep, root)
     console = Console()
+    if sizes:
+        console.print(sizes, highlight=False, soft_wrap=True)
     for failure in failures:
         console.print(f"Not measured: {failure}", style="yellow", highlight=False, soft_wrap=True)
     if dry_run:

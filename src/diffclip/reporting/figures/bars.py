@@ -49,6 +49,8 @@ class Palette:
 def bars(table: Table, group: str, palette: Palette) -> Figure:
     """One small bar chart a column of the table, with the rows of one group; a missing bar leaves its place empty.
 
+    All have one axis, so that bars of different columns compare.
+
     Whiskers are one standard deviation over seeds, dots the seeds; a hollow bar beside is the paper's number.
     """
     rows, stated = _rows(table, group)
@@ -62,6 +64,10 @@ def bars(table: Table, group: str, palette: Palette) -> Figure:
             axes.set_axis_off()
             continue
         _bar_chart(axes, columns[place].name, rows, stated, place, palette)
+    drawn = [axes for axes in grid.flat if axes.axison]
+    highest = max(axes.get_ylim()[1] for axes in drawn)
+    for axes in drawn:
+        axes.set_ylim(0, highest)
     handles = [Patch(color=palette[row.label], label=row.label) for row in rows]
     if stated:
         handles.append(Patch(fill=False, edgecolor=matplotlib.rcParams["text.color"], label="the paper's"))

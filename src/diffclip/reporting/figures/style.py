@@ -26,7 +26,7 @@ from diffclip.analysis.curves import Curve
 # and dark ground (a test simulates both).
 MODELS = {"CLIP": "#1659f0", "DiffCLIP": "#ef2087", "DiffCLIP*": "#c97ce6", "DiffCLIP†": "#c17006"}
 MORE = ("#137b78", "#8f6135")
-LAYERS = LinearSegmentedColormap.from_list("layers", ["#f59e0b", "#ef4478", "#8b5cf6", "#22a6c8"])
+LAYERS = LinearSegmentedColormap.from_list("layers", ["#a85b00", "#c81e5b", "#7c3aed", "#0e7490"])
 HEAT = matplotlib.colormaps["inferno"]
 # Stands for "the colour of the text around the figure" until the SVG is written.
 INK = "#808182"

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from diffclip.evaluation.task import metric_title, title_of_task
 from diffclip.reporting.compare import difference_text, interval_text, score_text
 from diffclip.reporting.figures import style as figures
+from diffclip.reporting.figures.contrast import by_variable, variables
 from diffclip.reporting.page.contents import Drawing, Report
 from diffclip.reporting.tables.formats import model_text
 from diffclip.reporting.tables.layouts import slug
@@ -29,6 +30,7 @@ MISSING = "What is missing"
 MADE = "How it was made"
 # Matplotlib numbers what it draws, alike in every figure; nothing points at these names.
 UNUSED = re.compile(r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick|legend|PolyCollection)_\d+"')
+COLOURS = "/* colours of the figures */"
 SMALL = 128
 """Pixels: an image whose edges are all shorter is shown as pixels."""
 
@@ -50,7 +52,7 @@ def render(
     ):  # fmt: skip
         environment.globals[function.__name__] = function
     environment.globals |= {"runs": _runs, "svg": _svg}
-    return environment.from_string(_file("page.html.j2")).render(
+    page = environment.from_string(_file("page.html.j2")).render(
         report=report,
         looks=looks,
         titles=[*(part.title for part in report.parts), *looks, *([WARNED] if report.warnings else []), MISSING, MADE],
@@ -63,6 +65,7 @@ def render(
         facts=facts,
         style=Markup(_file("page.css")),
     )
+    return page.replace(COLOURS, variables(page), 1)
 
 
 def _file(name: str) -> str:
@@ -78,7 +81,7 @@ def _svg(drawing: Drawing) -> Markup:
     """The drawing as SVG, after its "<svg"."""
     with figures.style(figures.SCREEN):
         svg = figures.to_svg(drawing.draw())
-    return Markup(UNUSED.sub("", svg).removeprefix("<svg"))
+    return Markup(by_variable(UNUSED.sub("", svg)).removeprefix("<svg"))
 
 
 def _looks(panels: GroupPanels) -> list[dict[str, Any]]:
