@@ -222,3 +222,9 @@ def test_the_page_can_be_skipped_into_and_says_what_it_is_about(made):
     assert '<main id="results">' in page
     for word in ("https://arxiv.org/abs/2503.06626", "A1 − λA2", "“ns” stands for", "pointing game"):
         assert word in page[page.index("<header>") : page.index("</header>")]
+
+
+def test_a_curve_s_alternative_text_has_its_values(made):
+    page = (made[1] / "report.html").read_text(encoding="utf-8")
+    (text,) = re.findall(r'aria-label="(Loss over the steps of training: [^"]*)"', page)
+    assert re.search(r"CLIP from 0\.505 to 0\.03, DiffCLIP from ", text), text

@@ -1,6 +1,7 @@
 """The numbers that a training run wrote down, as curves."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,12 @@ def read_curves(run: Path) -> dict[str, Curve]:
                 raise UserError(f"{path}: {name!r} is not a number, or as many numbers, in every record") from None
             curves[name] = Curve(np.array([int(record["step"]) for record in with_it], dtype=np.int64), values)
     return curves
+
+
+def ends(curves: Mapping[str, Sequence[Curve]]) -> str:
+    """How curves of one number begin and end, by name, in words: "CLIP from 5.07 to 3.2", the mean over seeds."""
+    means = {
+        name: [float(np.mean([curve.values[place] for curve in of_name])) for place in (0, -1)]
+        for name, of_name in curves.items()
+    }
+    return ", ".join(f"{name} from {first:.3g} to {last:.3g}" for name, (first, last) in means.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from diffclip.analysis.curves import Curve, read_curves
+from diffclip.analysis.curves import Curve, ends, read_curves
 from diffclip.errors import UserError
 from diffclip.evaluation.task import metric_title
 from diffclip.reporting.compare import Row, compare_families
@@ -207,8 +207,7 @@ def describe(table: Table, group: str) -> str:
 
 def _bands(group: Group) -> str:
     """What a caption says of bands, which are drawn where a family has several seeds."""
-    several = any(len(family.members) > 1 for family in group.families)
-    return " Bands: one sd over seeds." if several else ""
+    return " Bands: one sd over seeds." if any(len(family.members) > 1 for family in group.families) else ""
 
 
 def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
@@ -277,7 +276,7 @@ def _training(group: Group, palette: Palette) -> Iterator[Drawing]:
             f"{slug(name)}-{slug(group.name)}",
             f"{title} over training, {group.name}",
             "Lines: mean; bands: range over seeds." if max(map(len, curves.values())) > 1 else "",
-            f"{title} over the steps of training of {', '.join(curves)}",
+            f"{title} over the steps of training: {ends(curves)}",
             partial(curve_figures.training_curves, curves, palette, ylabel=title),
         )
 
