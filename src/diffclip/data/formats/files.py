@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,14 @@ from PIL import Image
 
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
-from diffclip.data.formats.paths import contents, entries
+from diffclip.data.formats.paths import SHOWN, SUFFIXES, contents, entries
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import read_image
 from diffclip.errors import UserError
 from diffclip.text import listed
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
 
 
@@ -183,7 +186,12 @@ class FolderSource:
     def __init__(self, folder: Path, options: Options) -> None:
         self.name, self.templates = options.name, options.templates
         classes = [entry for entry in entries(folder) if entry.is_dir()]
-        images = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes]
+        images = [sorted(images_below(entry)) for entry in classes]
+        empty = [entry.name for entry, files in zip(classes, images, strict=True) if not files]
+        if empty and len(empty) < len(classes):
+            logger.warning(
+                "%s: no images in %s: not classes", folder, listed(empty[:SHOWN]) + " …" * (len(empty) > SHOWN)
+            )
         classes = [entry for entry, files in zip(classes, images, strict=True) if files]
         images = [files for files in images if files]
         if not classes:
@@ -210,6 +218,21 @@ class FolderSource:
 
     def stamp(self) -> str:
         return stamp_of(self._files)
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """The images in a folder and those below it, linked ones too; not hidden ones, which systems leave there."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
+        for name in files:
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(place, name)
 
 
 def _no_images(folder: Path) -> UserError:

@@ -108,7 +108,7 @@ class ParquetSource:
         )
 
     def _encoded(self, cell: pa.Scalar, file: Path) -> bytes:
-        """The image in a cell, or, of a path alone, in that file below the table's folder. Raises BadImage("missing")."""
+        """The image in a cell, or in the file below the table's folder that it names. Raises BadImage("missing")."""
         if not pa.types.is_struct(cell.type):
             return cell.as_py() or b""
         embedded: bytes | None = cell["bytes"].as_py() if cell.is_valid else None
