@@ -1,6 +1,7 @@
 """The command as a person runs it: exit status, error lines, help."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,11 @@ def test_any_terminal_and_environment(tmp_path, command, environment, status, sa
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith(said)
     assert said or not done.stderr
+
+
+def test_no_console_reads_markup_or_emoji_in_names():
+    """A split `:train:` and a folder `br[red]2` are printed as they are."""
+    for file in (SOURCE / "diffclip").rglob("*.py"):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if re.search(r"\bConsole\(", line) and "quiet=True" not in line:
+                assert "markup=False, emoji=False" in line, f"{file}, line {number}"

@@ -95,7 +95,7 @@ def run(
         sweep = replace(sweep, seeds=tuple(dict.fromkeys(seeds)))
     runs = plan(sweep, out, variants)
     data, failures = open_data(sweep, root)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for failure in failures:
         console.print(f"Not measured: {failure}", style="yellow", highlight=False, soft_wrap=True)
     if dry_run:

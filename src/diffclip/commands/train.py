@@ -51,7 +51,7 @@ def run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
     from diffclip.evaluation.run.progress import raise_failures
     from diffclip.training import setup
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     with joined() as world:
         watched = evaluators(recipe)
         setup.train(recipe, directory, resume=resume, evaluators=watched)
@@ -73,4 +73,4 @@ def print_dry_run(recipe: Recipe) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in dry_run.describe(recipe):
         table.add_row(what, value)
-    Console().print(table, highlight=False)
+    Console(markup=False, emoji=False).print(table, highlight=False)

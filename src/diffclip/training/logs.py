@@ -125,16 +125,16 @@ class Display:
     """A progress bar on a terminal, plain lines elsewhere. Use as a context manager."""
 
     def __init__(self, name: str, total: int, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(file=sys.stderr, markup=False, emoji=False)
         self._name, self._total = name, total
         self._progress: Progress | None = None
         if self.console.is_terminal:
             self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[state]}"),
+                TextColumn("{task.fields[state]}", markup=False),
                 console=self.console,
             )
             self._task = self._progress.add_task(name, total=total, state="")
