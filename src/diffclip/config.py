@@ -212,7 +212,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
 def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: of the text, or of a name with a null byte
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
         raise UserError(f"cannot read the {what} {str(path)[:200]}: {reason}") from None
