@@ -129,3 +129,9 @@ def test_the_metrics_are_those_that_tasks_measure():
     assert set(during_training()["zero_shot"]) == set(zero)
     found = retrieval.scores(torch.eye(12), torch.eye(12), torch.arange(12), retrieval.KS)
     assert set(during_training()["retrieval"]) == set(found)
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b"seed = 7\n")
+    assert load_recipe(path).seed == 7

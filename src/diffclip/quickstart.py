@@ -46,7 +46,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     are gone on with. Raises UserError where OUT holds runs of another seed, or the budget is too small.
     """
     began = time.monotonic()
-    console = Console()
+    console = Console(markup=False, emoji=False)
     recipes = _recipes(out, minutes, seed, console)
     runs = {label: out / label.lower() for label in MODELS}
     begun = {label: _begun(directory) for label, directory in runs.items()}

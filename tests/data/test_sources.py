@@ -563,3 +563,27 @@ def test_images_by_rarer_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(IMAGES[0])
     assert len(open_source(str(tmp_path))) == 3
+
+
+def test_what_lies_in_class_folders_beside_images(tmp_path, caplog):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for name in ("cat/0.jpg", "cat/._0.jpg", "cat/.cache/1.jpg", "dog/a/2.jpg", "empty/notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(IMAGES[0])
+    elsewhere.mkdir()
+    (elsewhere / "3.jpg").write_bytes(IMAGES[1])
+    (root / "dog" / "linked").symlink_to(elsewhere)
+    (root / "dog" / "loop").symlink_to(root / "dog")
+    (root / "cat" / "scores.csv").write_text("a,b\n1,2\n")
+    source = open_source(str(root))
+    assert [os.path.basename(source.place(i)) for i in range(len(source))] == ["0.jpg", "2.jpg", "3.jpg"]
+    assert source.classnames == ("cat", "dog")
+    assert "no images in empty: not classes" in caplog.text
+
+
+def test_tables_one_folder_down_are_tables_where_every_folder_of_images_has_one(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0.jpg").write_bytes(IMAGES[0])
+        (tmp_path / split / "list.csv").write_text("filepath,caption\n0.jpg,it\n")
+    assert open_source(str(tmp_path), split="test")[0].captions == ("it",)

@@ -66,7 +66,7 @@ def attend(
         label: look(load(source, device=default_device())[0], picture, texts)
         for label, source in zip(_labels(models), models, strict=True)
     }
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for label, of_model in looks.items():
         for query, score in zip(texts, of_model.scores, strict=True):
             console.print(f"{label}  {query}:  cosine {score:.3f}", highlight=False, soft_wrap=True)

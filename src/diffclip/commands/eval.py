@@ -146,7 +146,7 @@ def run(
             encode_distributed(named, data, path, settings, features, world, force=force)
     if not world.is_main:
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for failure in missing:
         console.print(f"Missing: {failure}", highlight=False, soft_wrap=True)
     try:

@@ -18,4 +18,4 @@ def models() -> None:
         added = counts["lambda"] + counts["head_norm"]
         share = f"{added:,} ({added / counts['total']:.4%})" if added else ""
         table.add_row(name, str(config.image_size), str(config.patch_size), f"{counts['total']:,}", share)
-    Console().print(table, highlight=False)
+    Console(markup=False, emoji=False).print(table, highlight=False)

@@ -86,7 +86,7 @@ def _json(planned: Plan, table: list[Scale]) -> str:
 
 
 def _print(recipe: Recipe, planned: Plan, table: list[Scale], assumptions: Assumptions) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for block in (
         _summary(recipe, planned, assumptions),
         _work(planned),

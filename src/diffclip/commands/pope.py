@@ -45,7 +45,7 @@ def run(answers: Sequence[Path], labels: Path, categories: Path | None, name: st
     from diffclip.evaluation.run.suite import record
 
     splits = score(answers, labels, categories)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(_table(splits))
     if any(scores.unparsed for scores in splits):
         console.print("unparsed: answers that say neither yes nor no; the benchmark's rule takes them as a yes.")

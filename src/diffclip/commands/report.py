@@ -40,7 +40,7 @@ def print_files(files: ReportFiles) -> None:
     """Say what is missing, and where the report is."""
     from rich.console import Console
 
-    console, out = Console(), files.page.parent
+    console, out = Console(markup=False, emoji=False), files.page.parent
     for line in files.notes:
         console.print(f"note: {line}", highlight=False, soft_wrap=True, markup=False)
     for line in files.missing:

@@ -101,7 +101,7 @@ def run(
     sweep, sizes = fit_sizes(sweep)
     runs = plan(sweep, out, variants)
     data, failures = open_data(sweep, root)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if sizes:
         console.print(sizes, highlight=False, soft_wrap=True)
     for failure in failures:

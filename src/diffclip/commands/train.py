@@ -57,7 +57,7 @@ def run(recipe: Recipe, directory: Path, *, resume: bool, accept_changed_data: b
     from diffclip.evaluation.run.progress import raise_failures
     from diffclip.training import setup
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     with joined() as world:
         watched = evaluators(recipe)
         setup.train(recipe, directory, resume=resume, accept_changed_data=accept_changed_data, evaluators=watched)
@@ -79,4 +79,4 @@ def print_dry_run(recipe: Recipe) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in dry_run.describe(recipe):
         table.add_row(what, value)
-    Console().print(table, highlight=False)
+    Console(markup=False, emoji=False).print(table, highlight=False)

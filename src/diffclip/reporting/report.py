@@ -91,7 +91,7 @@ def report(
         durable.write_text(out / "tables" / f"{name}.csv", comparison.report_csv(rows))
         durable.write_text(out / "tables" / f"{name}.md", comparison.report_markdown(rows))
     drawings = [*(drawing for part in content.parts for drawing in part.drawings), *_panel_drawings(panels)]
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
         _save(drawing, out / "figures")
     text = page.render(

@@ -128,7 +128,7 @@ class Display:
     """A progress bar on a terminal, plain lines elsewhere. Use as a context manager."""
 
     def __init__(self, name: str, total: int, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(file=sys.stderr, markup=False, emoji=False)
         self._name, self._total = name, total
         shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
         # What stands beside the numbers of a record: name, bar, both counts, the time left, and the spaces between.
@@ -136,11 +136,11 @@ class Display:
         self._progress: Progress | None = None
         if self.console.is_terminal:
             self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=BAR),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[state]}"),
+                TextColumn("{task.fields[state]}", markup=False),
                 console=self.console,
             )
             self._task = self._progress.add_task(shown, total=total, state="")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,13 +19,12 @@ from PIL import Image
 
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
-from diffclip.data.formats.paths import contents, entries
+from diffclip.data.formats.paths import SHOWN, SUFFIXES, contents, entries
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import read_image
 from diffclip.errors import UserError
 from diffclip.text import listed
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 log = logging.getLogger(__name__)
 
 CHECKED = 100_000  # lines of a table that are cut by a strict reader too
@@ -215,7 +215,10 @@ class FolderSource:
     def __init__(self, folder: Path, options: Options) -> None:
         self.name, self.templates = options.name, options.templates
         classes = [entry for entry in entries(folder) if entry.is_dir()]
-        images = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES) for entry in classes]
+        images = [sorted(images_below(entry)) for entry in classes]
+        empty = [entry.name for entry, files in zip(classes, images, strict=True) if not files]
+        if empty and len(empty) < len(classes):
+            log.warning("%s: no images in %s: not classes", folder, listed(empty[:SHOWN]) + " …" * (len(empty) > SHOWN))
         classes = [entry for entry, files in zip(classes, images, strict=True) if files]
         images = [files for files in images if files]
         if not classes:
@@ -242,6 +245,21 @@ class FolderSource:
 
     def stamp(self) -> str:
         return stamp_of(self._files)
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """The images in a folder and those below it, linked ones too; not hidden ones, which systems leave there."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
+        for name in files:
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(place, name)
 
 
 def _no_images(folder: Path) -> UserError:

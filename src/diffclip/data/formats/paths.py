@@ -14,6 +14,7 @@ from diffclip.errors import UserError
 from diffclip.text import closest, listed
 
 FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of images
 ANYTHING = "a folder, a file, a pattern of shards, or scenes:SPLIT"
 MOST_FILES = 1 << 20  # that a pattern may stand for
 SHOWN = 8  # of what a folder has instead of what was looked for
@@ -100,9 +101,21 @@ def data_files(root: Path, format: str) -> list[Path]:
         here = sorted(file for file in root.glob(pattern) if file.suffix.lower() in FORMAT_OF and file.is_file())
         for kind in wanted:
             files = [file for file in here if FORMAT_OF[file.suffix.lower()] == kind and file.name[0] != "."]
-            if files:
+            if files and not (kind == "csv" and pattern == "*/*" and _lie_in_classes(files, root)):
                 return files
     return []
+
+
+def _lie_in_classes(tables: list[Path], root: Path) -> bool:
+    """Whether tables lie beside the images of some class folders, while other class folders have none."""
+    having = {file.parent for file in tables}
+    with_images = {folder for folder in entries(root) if folder.is_dir() and _has_images(folder)}
+    return having <= with_images and len(with_images) > len(having)
+
+
+def _has_images(folder: Path) -> bool:
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != "." for name in names)
 
 
 def splits_of(folder: Path) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def indices(files: Sequence[Path]) -> list[ShardIndex]:
 
 def _made(files: list[Path]) -> Iterator[ShardIndex]:
     workers = min(len(files), processors()) if sum(map(_size, files)) >= IN_PARALLEL else 1
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     yield from track(
         in_order(_make, files, workers),
         description="indexing shards, once",

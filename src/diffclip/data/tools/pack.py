@@ -170,7 +170,7 @@ def _pack(source: Source, out: Path, plan: ShardPlan, workers: int, state: dict[
     if plan.shuffle is not None:
         order = np.random.default_rng(plan.shuffle).permutation(len(source))
     left_out = Counter(state["left_out"])
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"packing {source.name}", total=len(source), completed=state["done"])
         for group in _groups(_each(source, plan, order[state["done"] :], workers), plan):
@@ -236,7 +236,7 @@ def tell(state: dict[str, Any], out: Path) -> None:
     """Say what was packed."""
     examples = sum(shard["examples"] for shard in state["shards"])
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in state["left_out"].items())
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(
         f"{out}: {examples:,} of {state['examples']:,} examples in {len(state['shards']):,} shards"
         + (f"; left out: {left_out}" if left_out else ""),

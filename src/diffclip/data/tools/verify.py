@@ -256,9 +256,9 @@ def verify(source: Source, *, workers: int, json_file: Path | None = None) -> No
 
     Raises UserError where anything is wrong: an example that cannot be used, or one that is there twice.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     report = summary(source, examine_all(source, workers, console))
-    printed = Console()
+    printed = Console(markup=False, emoji=False)
     for line in lines(report):
         printed.print(line, highlight=False, markup=False, soft_wrap=True)
     if json_file is not None:

@@ -63,7 +63,7 @@ def statuses(root: Path) -> Iterator[Status]:
 
 def print_list(root: Path | None) -> None:
     """Print the list, then how to get what is missing."""
-    console, place = Console(), opening.default_root(root)
+    console, place = Console(markup=False, emoji=False), opening.default_root(root)
     console.print(f"Data sets below {place} (--root, or ${opening.ROOT}):", highlight=False, soft_wrap=True)
     missing = []
     for status in statuses(place):
