@@ -14,15 +14,15 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from diffclip.data.classes import NO_CLASSES, check_names, check_same_classes
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import SUFFIXES, FolderSource, table_source
+from diffclip.data.formats.files import FolderSource, table_source
 from diffclip.data.formats.parquet import ParquetSource
 from diffclip.data.formats.paths import (
     ANYTHING,
     FORMAT_OF,
     contents,
     data_files,
-    entries,
     matching,
     of_split,
     split_folder,
@@ -33,7 +33,6 @@ from diffclip.data.formats.stamp import Stamped, stamp_of
 from diffclip.data.formats.stream import is_stream
 from diffclip.data.options import Format
 from diffclip.errors import UserError
-from diffclip.text import listed
 
 __all__ = ["Example", "Source", "captions_of", "open_source", "place_of", "splits_of"]
 
@@ -43,11 +42,6 @@ FORMATS: tuple[str, ...] = get_args(Format)
 KEYS = ("image_key", "caption_key", "label_key")
 SCENES = ("size", "length", "seed")
 TEMPLATES = ("a photo of a {c}.",)
-NO_CLASSES = frozenset(
-    {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "jpg", "png", "photos", "pics"}
-)
-"""What the one folder of images is called that are not divided into classes."""
-DIFFERING = 5  # classes of a split that another has not, which a message names
 _HOLDOUT_SEED = 20_250_309
 
 
@@ -154,7 +148,8 @@ def open_source(
             source.templates = TEMPLATES
         for template in source.templates or ():
             check_template(template)
-    _check_names(source, classnames)
+    folders = source.folders if isinstance(source, FolderSource) else ()
+    check_names(source.name, source.classnames or (), folders, classnames)
     if part == "all" or (part == "train" and holdout == 0):
         return source
     if not 0 < holdout < len(source):
@@ -240,31 +235,6 @@ def _open_files(path: str, format: str, split: str | None, options: Options) -> 
     return ParquetSource(files, options) if format == "parquet" else table_source(files, options)
 
 
-def _check_names(source: Source, given: Sequence[str] | None) -> None:
-    """Check the class names of a source, and those given for it, against what it has.
-
-    Raises UserError for an empty name, and for folders named in another order; warns of a name that is there twice.
-    """
-    names = source.classnames or ()
-    empty = [number for number, name in enumerate(names) if not name.strip()]
-    if empty:
-        raise UserError(f"{source.name}: class {empty[0]} of {len(names)} has an empty name: give each class a name")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        log.warning(
-            "%s: several classes have the same name, which no text can tell apart: %s", source.name, _some(twice)
-        )
-    if given and isinstance(source, FolderSource):
-        own = [name.replace("_", " ").lower() for name in source.folders]
-        stated = [name.replace("_", " ").lower() for name in given]
-        if own != stated and sorted(own) == sorted(stated):
-            place = next(i for i, pair in enumerate(zip(own, stated, strict=True)) if pair[0] != pair[1])
-            raise UserError(
-                f"{source.name}: class names are in another order than the folders: {given[place]!r} is given for the "
-                f"folder {source.folders[place]!r}; give them in the order of the sorted folders"
-            )
-
-
 def _class_folders(root: Path, split: str | None, options: Options) -> FolderSource:
     """Class folders of a split. Raises UserError where they are no classes, or others than those of another split."""
     folder = split_folder(root, split)
@@ -277,39 +247,6 @@ def _class_folders(root: Path, split: str | None, options: Options) -> FolderSou
             "class, or name the images with their labels or captions in a .csv file"
         )
     return source
-
-
-def check_same_classes(classes: Sequence[str], folder: Path, others: Sequence[Path]) -> None:
-    """Raise UserError where a split has other class folders than another one beside it.
-
-    Folders without images count as none, and a split that has no class folders, as a test set without labels, too.
-    """
-    for other in others:
-        if other == folder:
-            continue
-        theirs = [entry.name for entry in entries(other) if entry.is_dir() and _has_image(entry)]
-        difference = class_difference(folder.name, classes, other.name, theirs)
-        divided = theirs and not (len(theirs) == 1 and theirs[0].lower() in NO_CLASSES)
-        if divided and difference:
-            raise UserError(f"{folder.parent}: {difference}: give both the same class folders")
-
-
-def class_difference(one: str, classes: Sequence[str], other: str, others: Sequence[str]) -> str:
-    """Which classes two splits do not share, in words; empty where they have the same in the same order."""
-    mine, rest = sorted(set(classes) - set(others)), sorted(set(others) - set(classes))
-    found = [f"only in {of}: {_some(names)}" for of, names in ((one, mine), (other, rest)) if names]
-    if not found and list(classes) != list(others):
-        found = ["the same ones, in another order"]
-    return f"the splits {one} and {other} have other classes; {'; '.join(found)}" if found else ""
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = listed(names[:DIFFERING])
-    return f"{shown} and {len(names) - DIFFERING:,} more" if len(names) > DIFFERING else shown
-
-
-def _has_image(folder: Path) -> bool:
-    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
 
 
 def _refuse(path: str, keys: Mapping[str, str | None], having: str) -> None:

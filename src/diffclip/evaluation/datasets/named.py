@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from diffclip.data.classes import class_difference
 from diffclip.data.formats.files import FolderSource
 from diffclip.data.formats.paths import FORMAT_OF
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.scenes.compositional import NegativeSource, SwapSource
-from diffclip.data.sources import Source, class_difference, open_source
+from diffclip.data.sources import Source, open_source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import Entry, open_dataset, registry
 from diffclip.evaluation.datasets.benchmarks import benchmark_in

@@ -12,10 +12,11 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from diffclip.data.classes import check_same_classes
 from diffclip.data.example import Example
 from diffclip.data.formats.files import FolderSource
 from diffclip.data.formats.stamp import Stamped, stamp_of
-from diffclip.data.sources import Source, check_same_classes, open_source, splits_of
+from diffclip.data.sources import Source, open_source, splits_of
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets import forms, names
 from diffclip.evaluation.datasets.benchmarks import BENCHMARKS

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffclip.data.sources import TEMPLATES, class_difference
+from diffclip.data.classes import class_difference
+from diffclip.data.sources import TEMPLATES
 from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from diffclip.data.loading.workers import batches_of
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
-from diffclip.evaluation.features.encode import Decoded, Items, split_readable
+from diffclip.evaluation.features.decode import Decoded, Items, split_readable
 
 log = logging.getLogger(__name__)
 

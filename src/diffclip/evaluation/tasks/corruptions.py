@@ -20,7 +20,8 @@ from diffclip.errors import UserError
 from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt
 from diffclip.evaluation.corruption.strengths import SEVERITIES
 from diffclip.evaluation.features.context import EvalContext
-from diffclip.evaluation.features.encode import Decoded, DecodedImage, DecodedImages, Tokenize, class_embeddings
+from diffclip.evaluation.features.decode import Decoded, DecodedImage, DecodedImages
+from diffclip.evaluation.features.encode import Tokenize, class_embeddings
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task

@@ -22,7 +22,8 @@ from diffclip.data.sources import TEMPLATES, Source
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.features.context import EvalContext
-from diffclip.evaluation.features.encode import DecodedImages, Tokenize, check_finite, class_embeddings
+from diffclip.evaluation.features.decode import DecodedImages
+from diffclip.evaluation.features.encode import Tokenize, check_finite, class_embeddings
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
