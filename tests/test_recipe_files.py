@@ -58,7 +58,7 @@ def test_a_recipe_of_any_name_is_read(planned, name, mark):
 def test_the_recipe_is_told_from_the_values_of_options(planned, arguments):
     Path("mine.toml").write_text(RECIPE)
     Path("a.toml").write_text("[data]\nexamples = 1\n")
-    cli.main(["train", *arguments, "--dry-run"])
+    cli.main(["train", *arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])])
     assert planned[0].data.examples == 77
 
 

@@ -78,7 +78,7 @@ def test_a_second_pass_decodes_nothing_and_reads_nothing_if_the_stamp_is_the_sam
     image_features(tiny(), source, cache=cache, weights="w")
     assert source.read == 20  # once for the digest, once for the features
     assert cache.missing("w", tiny().config, source) == 0
-    monkeypatch.setattr("diffclip.evaluation.features.encode.decode", None)
+    monkeypatch.setattr("diffclip.evaluation.features.decode.decode", None)
     image_features(tiny(), source, cache=cache, weights="w")
     assert source.read == 20
     unstamped = Noise()

@@ -438,7 +438,7 @@ def test_classes_without_names_can_be_learned_but_not_named(tmp_path):
     found = run([NamedModel("tiny", "runs/a", tiny())], sets, tmp_path / "results.jsonl")
     done = [(one.result.dataset, one.result.task) for one in found if isinstance(one, suite.Outcome)]
     assert done == [("a", "linear_probe")]
-    assert [str(one)[:22] for one in found if isinstance(one, suite.Failure)] == ["b zero_shot: it needs "]
+    assert [str(one)[:22] for one in found if isinstance(one, suite.Failure)] == ["b: it can serve none o"]
 
 
 def test_noise_is_measured_on_drawn_images_whose_places_are_told(tmp_path):
