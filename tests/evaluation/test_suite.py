@@ -466,6 +466,9 @@ def test_labels_that_do_not_fit_are_told(tmp_path, caplog):
     assert "squares: 2 of 20 images have no label, and are left out" in caplog.text
     assert "no image has the label 0: do its labels count from 1?" in caplog.text
     caplog.clear()
+    run([NamedModel("tiny", "runs/a", tiny())], [DataSet("few", Shifted(3), ("zero_shot",))], tmp_path / "few.jsonl")
+    assert "count from 1" not in caplog.text, "of few images a class is missing by chance"
+    caplog.clear()
     run([NamedModel("tiny", "runs/a", tiny())], [DataSet("s", Squares(20), ("zero_shot",))], tmp_path / "more.jsonl")
     assert not caplog.text
 
