@@ -216,7 +216,8 @@ def test_tables_of_labels(pictures):
 def test_mistakes_in_tables(pictures):
     file = pictures / "a.csv"
     message = error_of(write_table(file, [("url", "caption"), ("u", "c")]))
-    assert message == f"{file}: no column of image paths among url, caption; name it with image_key"
+    told = "no column of image paths among url, caption; name it with image_key, in `eval` as PATH?image_key=NAME"
+    assert message == f"{file}: {told}"
     assert error_of(file, image_key="file") == f"{file} has no column 'file'; it has url, caption"
     assert "neither captions nor labels" in error_of(write_table(file, [("path", "size"), ("images/0.jpg", "3")]))
     assert error_of(write_table(file, [("path", "caption")])) == f"{file} holds a heading and no rows"

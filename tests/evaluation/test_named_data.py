@@ -91,3 +91,23 @@ def test_tables_whose_splits_name_other_classes_are_refused(tmp_path, classes, t
             _ = opened.test
     else:
         assert opened.test.classnames == ("cat", "dog")
+
+
+def test_columns_are_chosen_behind_the_path_and_a_question_mark_alone_is_a_pattern(tmp_path):
+    write(tmp_path / "a.jpg", jpeg())
+    write(tmp_path / "t1.csv", b"filepath,kind,label\na.jpg,x,y\n")
+    chosen = data_set(f"mine={tmp_path}/t1.csv?label_key=kind", ("zero_shot",))
+    assert chosen.test.classnames == ("x",)
+    assert data_set(f"mine={tmp_path}/t?.csv", ("zero_shot",)).test.classnames == ("y",)
+    with pytest.raises(UserError, match="no column 'nope'"):
+        _ = data_set(f"mine={tmp_path}/t1.csv?label_key=nope", ("zero_shot",)).test
+
+
+@pytest.mark.parametrize("names", [("TRAIN", "TEST"), ("Train", "Val"), ("training", "testing")])
+def test_splits_in_any_case(tmp_path, names):
+    for split in names:
+        for place in ("a", "b"):
+            write(tmp_path / split / place / "0.jpg", jpeg())
+    data = data_set(f"mine={tmp_path}", ("zero_shot",))
+    assert data.has("train")
+    assert len(data.test) == len(data.split("train")) == 2

@@ -86,3 +86,8 @@ class Labels:
     def __getitem__(self, row: int) -> int | None:
         number = int(self._numbers[row])
         return number if number >= 0 else None
+
+
+def how_to_state(key: str) -> str:
+    """A key as a person may state it: in a recipe and in `diffclip data` by its name, in `eval` behind the path."""
+    return f"{key}, in `eval` as PATH?{key}=NAME"

@@ -47,7 +47,10 @@ class TableSource:
             _compare_lines(file, table.num_rows)
         image = columns.find(options.image_key, columns.PATHS, names, where)
         if image is None:
-            raise UserError(f"{where}: no column of image paths among {listed(names)}; name it with image_key")
+            raise UserError(
+                f"{where}: no column of image paths among {listed(names)}; name it with "
+                f"{columns.how_to_state('image_key')}"
+            )
         caption = columns.find(options.caption_key, columns.CAPTIONS, names, where)
         label = columns.find(options.label_key, columns.LABELS, names, where)
         if caption is None and label is None:
@@ -102,7 +105,10 @@ class MaskedTable(TableSource):
     def __init__(self, files: Sequence[Path], options: Options) -> None:
         super().__init__(files, options)
         if self._captions is None:
-            raise UserError(f"{files[0]}: masks without captions: name the column of phrases with caption_key")
+            raise UserError(
+                f"{files[0]}: masks without captions: name the column of phrases with "
+                f"{columns.how_to_state('caption_key')}"
+            )
         tables = [_table(file) for file in files]
         column = columns.find(None, columns.MASKS, tables[0].column_names, str(files[0]))
         for file, table in zip(files, tables, strict=True):

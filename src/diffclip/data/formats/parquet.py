@@ -280,5 +280,8 @@ def _caption_columns(schema: pa.Schema, key: str | None, where: str) -> list[str
 def _label_column(schema: pa.Schema, features: dict[str, dict[str, Any]], key: str | None, where: str) -> str | None:
     declared = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     if key is None and len(declared) > 1 and "label" not in declared:
-        raise UserError(f"{where} has several label columns ({listed(declared)}): choose one with label_key")
+        raise UserError(
+            f"{where} has several label columns ({listed(declared)}): choose one with "
+            f"{columns.how_to_state('label_key')}"
+        )
     return columns.find(key, columns.LABELS, schema.names, where) or next(iter(declared), None)

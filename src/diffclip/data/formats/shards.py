@@ -107,7 +107,10 @@ def image_suffix(where: str, suffixes: Sequence[str], options: Options) -> str:
             raise UserError(f"{where} has no {options.image_key!r}: its members end in {listed(suffixes)}")
         return stated
     if len(found) > 1:
-        raise UserError(f"{where} has several images an example ({listed(found)}): choose one with image_key")
+        raise UserError(
+            f"{where} has several images an example ({listed(found)}): choose one with "
+            f"{columns.how_to_state('image_key')}"
+        )
     if not found:
         raise UserError(f"{where} holds no images; its members end in {listed(suffixes)}")
     return found[0]

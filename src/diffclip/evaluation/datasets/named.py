@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
 from diffclip.data.classes import class_difference
 from diffclip.data.formats.files import FolderSource
@@ -79,31 +81,41 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
     A name of the registry has the splits and the protocol that the registry says; PATH is then the data set's folder
     or the folder above. Under any other name splits go by the names of the folder's folders and files. Without a test
     split, models are tested on the validation split. all_classes: ImageNet-A and -R among all of ImageNet's
-    classes. Raises UserError for another form.
+    classes. Columns or files of a data set that has several are chosen as in PATH?label_key=NAME&caption_key=NAME.
+    Raises UserError for another form.
     """
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise UserError(f"--data {text}: expected NAME=PATH, such as cifar10=data/cifar10 or scenes=scenes:test")
     if re.fullmatch(r"scenes([:?].*)?", path):
         return _scenes(name, path, tuple(tasks))
+    path, keys = _keys_in(path)
     folder = Path(path).expanduser()
     benchmark = benchmark_in(folder)
+    if keys and (benchmark or (name in registry() and folder.is_dir())):
+        raise UserError(f"--data {text}: {name} is read as its authors publish it: leave {', '.join(keys)} out")
     if benchmark:
         return DataSet(name, partial(benchmark.open, folder), tuple(tasks))
     if name in registry() and folder.is_dir():
         return _named_so(_from_registry(registry()[name], folder, tasks, all_classes), name, path)
-    known = splits_in(folder) if folder.is_dir() else {}
+    known = splits_in(folder) if folder.is_dir() and not keys else {}
     if known:
         test_split = next((split for split in ("test", "val") if split in known), next(iter(known)))
         return DataSet(name, known.pop(test_split), tuple(tasks), {s: known[s] for s in LEARNED_FROM if s in known})
     splits = _splits_in(folder)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
-    openers: dict[str, Opener] = {split: partial(open_source, path, split=own) for split, own in splits.items()}
-    test = openers.pop("test", partial(open_source, path))
+    openers: dict[str, Opener] = {split: partial(open_source, path, split=own, **keys) for split, own in splits.items()}
+    test = openers.pop("test", partial(open_source, path, **keys))
     if "train" in openers:
         test = partial(_compared, test, openers["train"], path)
     return DataSet(name, test, tuple(tasks), openers)
+
+
+def _keys_in(path: str) -> tuple[str, dict[str, Any]]:
+    """PATH?label_key=NAME as PATH and the keys; a `?` that no key follows is a part of the path."""
+    match = re.fullmatch(r"(.+?)\?((?:(?:image|caption|label)_key=[^&?=]+(?:&|$))+)", path)
+    return (match[1], dict(parse_qsl(match[2]))) if match else (path, {})
 
 
 def _named_so(data: DataSet, name: str, path: str) -> DataSet:
@@ -177,7 +189,9 @@ def _splits_in(folder: Path) -> dict[str, str]:
     # Tables and shards, and folders: images in class folders may have any name.
     found = [*folder.glob("*"), *(entry for entry in folder.glob("*/*.*") if not entry.is_dir())]
     found = [entry for entry in found if entry.is_dir() or entry.suffix.lower() in FORMAT_OF]
-    entries = [re.split(r"[-_.]", entry.name)[0] for entry in found]
+    entries = {name.lower(): name for entry in found for name in re.split(r"[-_.]", entry.name)[:1]}  # TEST is test
     return {
-        split: own for split, names in SPLIT_NAMES.items() if (own := next((n for n in names if n in entries), None))
+        split: entries[own]
+        for split, names in SPLIT_NAMES.items()
+        if (own := next((name for name in names if name in entries), None))
     }

@@ -282,7 +282,7 @@ def differences(wanted: Entry, images: int, classnames: Sequence[str] | None, sp
 
 def how_to_get(wanted: Entry, root: Path) -> str:
     """The command or the place that gives the data set, so that it is found below `root` afterwards."""
-    if wanted.laion:
+    if wanted.laion and wanted.laion_complete:
         folder = root / wanted.laion
         return f"hf download clip-benchmark/{wanted.laion} --repo-type dataset --local-dir {folder}"
     return from_its_authors(wanted, root)

@@ -50,6 +50,8 @@ class Entry:
     """Counts that well-known copies have instead of the published ones, and why."""
     folders: tuple[str, ...] = ()
     laion: str | None = None
+    laion_complete: bool = True
+    """Whether LAION's copy has every split."""
     torchvision: str | None = None
     markers: tuple[str, ...] = ()
     """What torchvision expects in its root, one of these."""

@@ -152,7 +152,7 @@ class EvalContext:
                     "%s: %d of %d images have no label, and are left out", source.name, unlabelled, len(has_label)
                 )
             # Every class but the first has images: of few images by chance one class would be missing, or several.
-            if classes > 2 and torch.equal(images.labels[has_label].unique(), torch.arange(1, classes)):
+            if classes > 2 and torch.equal(torch.unique(images.labels[has_label]), torch.arange(1, classes)):
                 log.warning("%s: no image has the label 0: do its labels count from 1?", source.name)
         return images, has_label
 

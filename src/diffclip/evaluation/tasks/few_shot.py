@@ -137,7 +137,7 @@ def draw(
     if len(usable) < num_ways:
         raise UserError(
             f"{num_ways}-way episodes need as many classes with {num_shots} training examples and a test example, "
-            f"found {len(usable)} of {len(classes)}: ask for fewer ways or shots"
+            f"found {len(usable)} of {len(classes)}: leave few_shot out, or give num_ways and num_shots in Python"
         )
     generator = torch.Generator().manual_seed(seed)
     ways = usable[_distinct(torch.full((num_episodes,), len(usable)), num_ways, generator)]  # (E, W)
