@@ -1,6 +1,7 @@
-"""torchvision's forms of the data sets, and captions that lie in a file beside the images."""
+"""The authors' archives of data sets, and captions that lie in a file beside the images."""
 
 import hashlib
+import io
 import json
 import pickle
 
@@ -8,12 +9,16 @@ import numpy as np
 import pytest
 import torchvision
 from dataset_files import error_of, jpeg, labels_of, write, write_dtd
+from PIL import Image
 from scipy.io import savemat
+from torchvision.datasets import Flowers102
 
 from diffclip.data.images import BadImage
+from diffclip.errors import UserError
 from diffclip.evaluation.datasets import open_dataset, registry
+from diffclip.evaluation.datasets.folders import splits_in
 
-# torchvision's forms
+# The authors' archives
 
 
 def official(monkeypatch, cls, attribute, files):
@@ -53,6 +58,8 @@ def test_torchvision_cifar(tmp_path, monkeypatch, hundred):
     assert labels_of(pickle.loads(pickle.dumps(train))) == labels_of(train)
     write(next(folder.glob("test*")), pickle.dumps("another file than the official one"))
     assert "cannot be read: Dataset not found or corrupted" in error_of(name, tmp_path)
+    folder.rename(tmp_path / "unpacked")  # under any name
+    assert "cannot be read: Dataset not found or corrupted" in error_of(name, tmp_path)
 
 
 def write_pets(root):
@@ -66,17 +73,11 @@ def write_pets(root):
             write(folder / "images" / f"{row.split()[0]}.jpg", jpeg())
 
 
-def write_flowers(root, monkeypatch):
+def write_flowers(root):
     folder = root / "flowers-102"
     folder.mkdir(parents=True)
     savemat(folder / "imagelabels.mat", {"labels": np.array([[102, 1, 1, 2]])})
     savemat(folder / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [[4, 1]]})
-    sums = {
-        key: (file, hashlib.md5((folder / file).read_bytes()).hexdigest())
-        for key, file in (("label", "imagelabels.mat"), ("setid", "setid.mat"))
-    }
-    cls = torchvision.datasets.Flowers102
-    monkeypatch.setattr(cls, "_file_dict", {**cls._file_dict, **sums})
     for i in range(1, 5):
         write(folder / "jpg" / f"image_{i:05}.jpg", jpeg(i))
 
@@ -100,47 +101,104 @@ def write_food(root):
             write(root / "food-101" / "images" / f"{name}.jpg", jpeg(int(name[-1])))
 
 
+AUTHORS = {  # name → what writes it, splits, class names, labels of test, number of templates
+    "dtd": (write_dtd, ("train", "val", "test"), ("banded", "dotted"), [1, 0], 8),
+    "pets": (write_pets, ("train", "test"), ("Abyssinian", "American Bulldog"), [1, 0], 1),
+    "fgvc_aircraft": (write_aircraft, ("train", "val", "test"), ("707-320", "F-16A/B"), [1, 0], 2),
+    "food101": (write_food, ("train", "test"), ("apple pie", "waffles"), [1, 0], 1),
+    "flowers": (write_flowers, ("train", "val", "test"), Flowers102.classes, [1, 101], 1),
+}
+
+
 @pytest.mark.parametrize("below", ["", "{name}"])  # as torchvision puts it into the root, or into a folder of its own
+@pytest.mark.parametrize("name", AUTHORS)
+def test_authors_archives_as_torchvision_reads_them(tmp_path, monkeypatch, below, name):
+    make, splits, classnames, labels, templates = AUTHORS[name]
+    root = tmp_path / below.format(name=name)
+    make(root)
+    assert tuple(registry()[name].images) == splits
+    source = open_dataset(name, tmp_path)
+    assert labels_of(source) == labels
+    assert (source.classnames, len(source.templates)) == (tuple(classnames), templates)
+    monkeypatch.setattr(Flowers102, "_check_integrity", lambda self: True)
+    for split in splits:
+        source = open_dataset(name, tmp_path, split)
+        own = "trainval" if (name, split) == ("pets", "train") else split
+        images = [Image.open(io.BytesIO(source[i].image)).tobytes() for i in range(len(source))]
+        theirs = getattr(torchvision.datasets, registry()[name].torchvision)(root, own)
+        names = [source.classnames[label].lower() for label in labels_of(source)]
+        assert [(image.tobytes(), theirs.classes[label].replace("_", " ").lower()) for image, label in theirs] == [
+            *zip(images, names, strict=True)
+        ]
+
+
+def unpacked(root, name):
+    """The folder of the authors' archive: where its lists lie, or for Aircraft above them."""
+    AUTHORS[name][0](root / "as_torchvision")
+    deepest = {"dtd": "dtd/dtd"}.get(name)
+    return root / "as_torchvision" / deepest if deepest else next((root / "as_torchvision").iterdir())
+
+
+@pytest.mark.parametrize("place", [".", "data sets/x", "below/{name}"])
+@pytest.mark.parametrize("name", AUTHORS)
+def test_authors_archives_in_folders_of_any_name(tmp_path, place, name):
+    folder = tmp_path / place.format(name=name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        for entry in unpacked(tmp_path / "made", name).iterdir():
+            entry.rename(folder / entry.name)
+    else:
+        unpacked(tmp_path / "made", name).rename(folder)
+    assert labels_of(open_dataset(name, folder, own=True)) == AUTHORS[name][3]  # `--data pets=FOLDER`
+    assert labels_of(open_dataset(name, folder.parent if place != "." else folder)) == AUTHORS[name][3]  # `--root`
+    assert labels_of(splits_in(folder)["test"]()) == AUTHORS[name][3]  # `--data mine=FOLDER`
+
+
+def test_a_folder_of_several_archives_under_a_name_of_ones_own(tmp_path):
+    write_pets(tmp_path)
+    write_food(tmp_path)
+    with pytest.raises(UserError, match="holds several data sets, food101, pets: name the folder of one"):
+        splits_in(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("name", "make", "splits", "first", "classnames", "templates"),
+    ("name", "file", "text", "told"),
     [
-        ("dtd", write_dtd, ("train", "val", "test"), "c.jpg", ("banded", "dotted"), 8),
-        ("pets", write_pets, ("train", "test"), "american_bulldog_2.jpg", ("Abyssinian", "American Bulldog"), 1),
-        ("fgvc_aircraft", write_aircraft, ("train", "val", "test"), "3.jpg", ("707-320", "F-16A/B"), 2),
-        ("food101", write_food, ("train", "test"), "2.jpg", ("apple pie", "waffles"), 1),
+        ("pets", "annotations/test.txt", "Abyssinian_3\n", "test.txt:1: expected an image, the number of its class"),
+        ("pets", "annotations/test.txt", None, "has the lists of pets, but cannot be read: .*No such file"),
+        ("dtd", "labels/test1.txt", "\n\nbanded.jpg", "test1.txt:3: expected a class, a slash and a file"),
+        ("fgvc_aircraft", "images_variant_test.txt", "3 Concorde", "is in the class 'Concorde', which fgvc_aircraft"),
+        ("food101", "meta/test.json", "[1]", "expected a list of images for each class"),
+        ("food101", "meta/test.json", "{", "has the lists of food101, but cannot be read: Expecting"),
+        ("flowers", "setid.mat", "no mat", "has the lists of flowers, but cannot be read"),
     ],
 )
-def test_torchvision_folders(tmp_path, below, name, make, splits, first, classnames, templates):
-    make(tmp_path / below.format(name=name))
-    assert tuple(registry()[name].images) == splits
-    for split in splits:
-        assert len(open_dataset(name, tmp_path, split)) == (2 if split == "test" else 1)
-    source = open_dataset(name, tmp_path)
-    assert labels_of(source) == [1, 0]
-    assert (source.classnames, len(source.templates)) == (classnames, templates)
-    assert isinstance(source[0].image, bytes) or source[0].image.shape == (6, 8, 3)
-    (image,) = tmp_path.rglob(first)
-    image.write_bytes(b"no image")
-    if name == "pets":  # the one class of torchvision that decodes by itself
-        with pytest.raises(BadImage, match="not_an_image"):
-            source[0]
-    image.unlink()
+def test_lists_that_say_something_else(tmp_path, name, file, text, told):
+    folder = unpacked(tmp_path, name)
+    list_of_images = next(folder.rglob(file))
+    list_of_images.unlink() if text is None else list_of_images.write_text(text)
+    with pytest.raises(UserError, match=told):
+        open_dataset(name, folder, own=True)
+
+
+def test_an_image_that_a_list_names_and_that_is_not_there(tmp_path):
+    folder = unpacked(tmp_path, "pets")
+    (folder / "images" / "american_bulldog_2.jpg").unlink()
     with pytest.raises(BadImage, match="missing"):
-        source[0]
+        open_dataset("pets", folder, own=True)[0]
 
 
-def test_torchvision_flowers(tmp_path, monkeypatch):
-    write_flowers(tmp_path / "flowers", monkeypatch)
-    source = open_dataset("flowers", tmp_path)
-    assert labels_of(source) == [1, 101]
-    assert (len(source.classnames), source.classnames[0]) == (102, "pink primrose")
-    assert source[1].image == jpeg(1)
-    assert labels_of(open_dataset("flowers", tmp_path, "val")) == [0, 1]
+def test_labels_outside_the_classes_of_flowers(tmp_path):
+    folder = unpacked(tmp_path, "flowers")
+    savemat(folder / "imagelabels.mat", {"labels": np.array([[103, 1, 1, 2]])})
+    assert "imagelabels.mat holds labels from 1 to 102, and no other" in error_of("flowers", folder, own=True)
+    savemat(folder / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [[5, 1]]})
+    assert "setid.mat names images from 1 to 4" in error_of("flowers", folder, own=True)
 
 
-@pytest.mark.parametrize("below", ["caltech101/101_ObjectCategories", "caltech-101/101_ObjectCategories"])
+@pytest.mark.parametrize("below", ["caltech101/101_ObjectCategories", "caltech-101/101_ObjectCategories", "any name"])
 def test_caltech101_is_split_by_class_and_keeps_the_background(tmp_path, below):
-    classes = ("BACKGROUND_Google", "Faces", "accordion")
+    classes = ("BACKGROUND_Google", "Faces_easy", "accordion")
     for number, name in enumerate(classes):
         for i in range(31 + number):
             write(tmp_path / below / name / f"image_{i:04}.jpg", name.encode() + bytes([i]))
@@ -158,7 +216,7 @@ def test_caltech101_is_split_by_class_and_keeps_the_background(tmp_path, below):
         b"BACKGROUND_Google\0",
         b"BACKGROUND_Google\x04",
     ]  # the same everywhere
-    assert test.classnames == ("BACKGROUND Google", "Faces", "accordion")  # 3, not the 102 that have other names
+    assert test.classnames == ("BACKGROUND Google", "Faces easy", "accordion")  # 3, not the 102 that have other names
 
 
 def test_all_classes_of_caltech101_get_the_usual_names(tmp_path):
@@ -185,7 +243,9 @@ def test_sun397_by_the_authors_lists_or_as_a_whole(tmp_path, caplog):
     assert [open_dataset("sun397", tmp_path)[i].image for i in range(2)] == [jpeg(1), jpeg(0)]
     assert labels_of(open_dataset("sun397", tmp_path, "train")) == [0]
     write(folder / "Partitions" / "Training_01.txt", "/q/quay/sun_q.jpg")
-    assert "/q/quay/sun_q.jpg is in no class of ClassName.txt" in error_of("sun397", tmp_path, "train")
+    assert "q/quay/sun_q.jpg is in the class 'q/quay', which sun397 does not have" in error_of(
+        "sun397", tmp_path, "train"
+    )
 
 
 # Captions beside images

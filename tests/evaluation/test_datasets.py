@@ -256,7 +256,7 @@ def test_the_list(tmp_path, capsys):
     write_shards(tmp_path / "wds_sun397", "test", [("cls", "0")])
     cli.main(["data", "list", "--root", str(tmp_path)])
     text = capsys.readouterr().out
-    assert f"dtd: train 1, val 1, test 2 images; 2 classes\n  in {tmp_path}\n" in text
+    assert f"dtd: train 1, val 1, test 2 images; 2 classes\n  in {tmp_path / 'dtd' / 'dtd'}\n" in text
     assert "warning: 1 train images, but 1,880 are published" in text
     assert f"pope: random 2, popular 3, adversarial 3 questions\n  in {tmp_path / 'pope'}" in text
     assert "sun397: test 1 images" in text

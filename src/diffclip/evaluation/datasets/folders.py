@@ -10,6 +10,7 @@ from diffclip.data.formats.paths import data_files
 from diffclip.data.options import Located
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
+from diffclip.evaluation.datasets.authors import authors_folder
 from diffclip.evaluation.datasets.benchmarks import benchmark_in
 from diffclip.evaluation.datasets.captions import caption_form
 from diffclip.evaluation.datasets.dataset import Opener
@@ -19,9 +20,9 @@ from diffclip.text import listed
 
 
 def splits_in(folder: Path) -> dict[str, Opener]:
-    """Split → what opens it, of a folder with captions beside images or of a torchvision folder; else nothing.
+    """Split → what opens it, of a folder with captions beside images or of an authors' archive; else nothing.
 
-    Shards and parquet files come before both, and other tables before torchvision's folders.
+    Shards and parquet files come before both, and other tables before authors' archives.
     """
     tables = data_files(folder, "auto")
     if any(file.suffix.lower() in (".tar", ".parquet") for file in tables):
@@ -29,23 +30,24 @@ def splits_in(folder: Path) -> dict[str, Opener]:
     form = caption_form(folder)
     if form is not None:
         return {split: partial(form.open, split) for split in form.splits}
-    found = None if tables else _torchvision(folder)
+    found = None if tables else _authors(folder)
     if found is None:
         return {}
-    entry, root = found
-    return {split: partial(open_dataset, entry.name, root, split, own=True) for split in entry.images}
+    return {split: partial(open_dataset, found.name, folder, split, own=True) for split in found.images}
 
 
-def _torchvision(folder: Path) -> tuple[Entry, Path] | None:
-    """The data set of torchvision that lies in a folder or is the folder itself, and torchvision's root."""
-    for entry in registry().values():
-        for root in (folder, folder.resolve().parent):
-            markers = [marker for marker in entry.markers if (root / marker).exists()]
-            if root == folder and markers:
-                return entry, root
-            if any(Path(marker).parts[0] == folder.resolve().name for marker in markers):
-                return entry, root
-    return None
+def _authors(folder: Path) -> Entry | None:
+    """The data set whose authors' archive lies in a folder or is the folder itself.
+
+    Raises UserError where several lie in it.
+    """
+    places = {entry.name: authors_folder(entry, folder) for entry in registry().values()}
+    found = {name: place for name, place in places.items() if place is not None}
+    own = [name for name, place in found.items() if place == folder]
+    names = own or sorted(found)
+    if len(names) > 1:
+        raise UserError(f"{folder} holds several data sets, {listed(names)}: name the folder of one")
+    return registry()[names[0]] if names else None
 
 
 def open_given(data: Located) -> Source:

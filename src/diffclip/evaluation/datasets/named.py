@@ -22,6 +22,7 @@ from diffclip.evaluation.datasets.folders import splits_in
 from diffclip.evaluation.datasets.names import imagenet_classnames, imagenet_subset
 from diffclip.evaluation.datasets.opening import default_root, how_to_get, locate
 from diffclip.evaluation.datasets.pairs import PairImages
+from diffclip.evaluation.datasets.registry import SPLIT_NAMES
 from diffclip.evaluation.results import Failure
 
 ALL = "paper"
@@ -29,11 +30,6 @@ ALL = "paper"
 SCENES_TO_LEARN_FROM = 5000
 """Training scenes of the linear probe and of few-shot classification."""
 LEARNED_FROM: tuple[str, ...] = ("train", "val")
-SPLIT_NAMES: dict[str, tuple[str, ...]] = {
-    "test": ("test", "testing"),
-    "val": ("val", "valid", "validation", "dev"),
-    "train": ("train", "training"),
-}
 
 
 def data_sets(

@@ -18,7 +18,8 @@ from diffclip.data.formats.files import FolderSource
 from diffclip.data.formats.stamp import Stamped, stamp_of
 from diffclip.data.sources import Source, open_source, splits_of
 from diffclip.errors import UserError
-from diffclip.evaluation.datasets import forms, names
+from diffclip.evaluation.datasets import names
+from diffclip.evaluation.datasets.authors import authors_folder, open_authors
 from diffclip.evaluation.datasets.benchmarks import BENCHMARKS
 from diffclip.evaluation.datasets.captions import ALL, caption_files, caption_form, short_name
 from diffclip.evaluation.datasets.pope import pope_labels
@@ -35,7 +36,7 @@ class Location:
     """Where a data set lies and in which form."""
 
     path: Path
-    form: Literal["torchvision", "captions", "files", "benchmark", "pope"]
+    form: Literal["authors", "captions", "files", "benchmark", "pope"]
 
 
 def default_root(root: str | Path | None = None) -> Path:
@@ -46,13 +47,14 @@ def default_root(root: str | Path | None = None) -> Path:
 def locate(wanted: Entry, root: Path, *, own: bool = False) -> Location | None:
     """Where a data set lies: in a folder of `root` with one of its names, or in `root` if that has such a name.
 
-    own: `root` may also be the data set's own folder, whatever it is called. torchvision's folders may also lie in
-    `root` itself, as `torchvision.datasets.X(root)` puts them.
+    own: `root` may also be the data set's own folder, whatever it is called. The authors' archive is known by what lies
+    in it, in `root` or in any folder of it, as `torchvision.datasets.X(root)` or a person puts it there.
     """
     folders = [folder for folder in (*(root / name for name in wanted.folder_names), root) if folder.is_dir()]
     for folder in folders:
-        if any((folder / marker).exists() for marker in wanted.markers):
-            return Location(folder, "torchvision")
+        archive = authors_folder(wanted, folder)
+        if archive is not None:
+            return Location(archive, "authors")
     for folder in folders:
         if wanted.name in BENCHMARKS:
             if BENCHMARKS[wanted.name].lies_in(folder):
@@ -115,8 +117,8 @@ def open_location(wanted: Entry, location: Location, split: str) -> Source:
     """A data set where it lies, with the class names and templates of its own files only."""
     if location.form == "benchmark":
         return BENCHMARKS[wanted.name].open(location.path)
-    if location.form == "torchvision" and wanted.torchvision:
-        return forms.torchvision(wanted.name, wanted.torchvision, location.path, split)
+    if location.form == "authors":
+        return open_authors(wanted.name, location.path, split)
     if location.form == "captions":
         return _captions(wanted, location.path, split)
     folder = _only_folder(location.path)

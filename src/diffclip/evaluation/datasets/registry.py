@@ -13,13 +13,14 @@ import tomli
 
 from diffclip.errors import UserError
 
-_USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "train": ("train", "training"),
-        "val": ("val", "valid", "validation", "dev"),
         "test": ("test", "testing"),
+        "val": ("val", "valid", "validation", "dev"),
+        "train": ("train", "training"),
     }
 )
+"""Split → what files call it, the preferred name first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Entry:
     """Whether LAION's copy has every split."""
     torchvision: str | None = None
     markers: tuple[str, ...] = ()
-    """What torchvision expects in its root, one of these."""
+    """What the authors' archive holds, all of it: files, and folders that end in a slash."""
     label_key: str | None = None
     curated: str | None = None
     prompts: str | None = None
@@ -68,7 +69,7 @@ class Entry:
         """What files may call a split, the preferred name first. Raises UserError for a split it does not have."""
         if split not in self.images:
             raise UserError(f"{self.name} has no {split} split; it has {', '.join(self.images)}")
-        return self.splits.get(split) or _USUAL[split]
+        return self.splits.get(split) or SPLIT_NAMES[split]
 
 
 @cache

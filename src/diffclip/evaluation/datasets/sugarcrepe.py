@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from diffclip.errors import UserError
-from diffclip.evaluation.datasets.forms import ImageFiles
+from diffclip.evaluation.datasets.image_files import ImageFiles
 
 logger = logging.getLogger(__name__)
 
