@@ -1,9 +1,12 @@
 """What lies beside images is not believed: names, masks and labels are compared with the images."""
 
 import io
+import json
 import logging
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -48,10 +51,37 @@ def test_a_form_feed_in_a_name_ends_no_line(tmp_path):
 def test_folders_named_in_another_order_are_refused(tmp_path):
     for name in ("big_cat", "dog", "eel"):
         image(tmp_path / name / "a.png")
-    with pytest.raises(UserError, match=r"in another order than the folders: 'Dog' is given for the folder 'big_cat'"):
+    with pytest.raises(UserError, match=r"in another order than its own: 'Dog' is given for class 0, 'big_cat'"):
         open_source(str(tmp_path), classnames=("Dog", "big cat", "eel"))
     assert open_source(str(tmp_path), classnames=("Big cat", "dog", "eel")).classnames[0] == "Big cat"
     assert open_source(str(tmp_path), classnames=("x", "y", "z")).classnames == ("x", "y", "z")
+
+
+def in_a_tar(folder):
+    (shard(folder, [0, 1, 2]) / "classnames.txt").write_text("big cat\ndog\neel\n")
+
+
+def in_parquet(folder):
+    features = {"label": {"names": ["big cat", "dog", "eel"], "_type": "ClassLabel"}}
+    table = pa.table({"image": [b"x"] * 3, "label": [0, 1, 2]})
+    folder.mkdir()
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        folder / "0.parquet",
+    )
+
+
+@pytest.mark.parametrize("make", [in_a_tar, in_parquet])
+def test_names_in_another_order_than_a_files_own_are_refused(tmp_path, make):
+    make(tmp_path / "d")
+    with pytest.raises(
+        UserError, match=r"d: class names are in another order than its own: 'dog' is given for class 0"
+    ):
+        open_source(str(tmp_path / "d"), classnames=("dog", "big cat", "eel"))
+    with pytest.raises(UserError, match="4 class names are given, but it has 3 classes"):
+        open_source(str(tmp_path / "d"), classnames=("dog", "big cat", "eel", "fox"))
+    assert open_source(str(tmp_path / "d")).classnames == ("big cat", "dog", "eel")
+    assert open_source(str(tmp_path / "d"), classnames=("x", "y", "z")).classnames == ("x", "y", "z")
 
 
 def test_empty_and_repeated_names(tmp_path, caplog):

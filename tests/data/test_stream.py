@@ -212,15 +212,28 @@ def test_s3_is_read_by_the_aws_program(shards, monkeypatch):
     ("settings", "message"),
     [
         ({"examples": 0}, "set data.examples"),
-        ({"split": "train"}, "no split, image_key, holdout or part"),
-        ({"holdout": 5, "part": "train"}, "no split, image_key, holdout or part"),
+        ({"split": "train"}, "no split, holdout or part"),
+        ({"holdout": 5, "part": "train"}, "no split, holdout or part"),
         ({"format": "parquet"}, "made of tar shards, not of parquet"),
+        ({"image_key": "target.png"}, r"has no 'target.png': its members end in json, txt, image"),
         ({"caption_key": "alt"}, r"has no 'alt': its examples have json, txt, image, and its \.json has url"),
     ],
 )
 def test_settings_that_a_stream_cannot_have(shards, settings, message):
     with pytest.raises(UserError, match=message):
         open_stream(piped(shards), **{"examples": 60, **settings})
+
+
+def test_one_of_several_images_is_chosen_as_in_files(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in (("0.input.jpg", b"in"), ("0.target.PNG", b"out"), ("0.txt", b"it")):
+            member(archive, name, content)
+    where = f"pipe:cat {tmp_path}/0.tar"
+    for key, content in ((".Target.png", b"out"), ("input.jpg", b"in")):
+        (example,) = islice(open_stream(where, 1, image_key=key).examples(0, 0, (0, 1)), 1)
+        assert (example.image, example.captions) == (content, ("it",))
+    with pytest.raises(UserError, match=r"several images an example \(input.jpg, target.png\): choose .* image_key"):
+        open_stream(where, 1)
 
 
 def test_what_is_no_shard(tmp_path):

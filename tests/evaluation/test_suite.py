@@ -15,7 +15,7 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.datasets.dataset import offers
+from diffclip.evaluation.datasets.dataset import LOOKED_AT, offers
 from diffclip.evaluation.datasets.pairs import FilePair, PairImages
 from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import image_features, text_features
@@ -195,15 +195,15 @@ def test_every_number_by_hand_and_one_line_a_result(tmp_path):
 
 
 def test_images_are_read_once_for_all_tasks_and_not_at_all_when_nothing_changed(tmp_path):
-    path, source = tmp_path / "results.jsonl", Squares()
+    path, source = tmp_path / "results.jsonl", Squares(2 * LOOKED_AT)
     data = [DataSet("squares", source, ("zero_shot", "retrieval"))]
     first = run([NamedModel("tiny", "runs/a", tiny())], data, path)
-    assert max(source.read[i] for i in range(1, 20)) == 1
+    assert max(source.read[i] for i in range(LOOKED_AT, len(source))) == 1
     source.read.clear()
     again = run([NamedModel("tiny", "runs/a", tiny())], data, path)
     assert [o.fresh for o in again] == [False, False]
     assert [o.result for o in again] == [o.result for o in first]
-    assert set(source.read) <= {0}  # the first one tells what the examples have
+    assert set(source.read) <= set(range(LOOKED_AT))  # the first ones tell what the examples have
     assert len(path.read_text().splitlines()) == 2
 
 
@@ -338,7 +338,7 @@ def test_four_tasks_cost_one_pass_over_each_split(tmp_path):
     found = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl", hook=hook)
     assert len(found) == 4
     assert hook.encoding_of == [("runs/a", "squares", "test"), ("runs/a", "squares", "train")]
-    assert max(test.read[i] for i in range(1, 60)) == max(train.read[i] for i in range(90)) == 1
+    assert max(test.read[i] for i in range(LOOKED_AT, 60)) == max(train.read[i] for i in range(90)) == 1
     for force in (False, True):  # the second time from disk
         cached = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "c.jsonl", cache=cache, force=force)
         assert [o.result.metrics for o in cached] == [o.result.metrics for o in found]
@@ -478,3 +478,21 @@ def test_an_evaluation_during_training_tells_once_what_it_lacks(caplog):
     for _ in range(2):
         evaluate(tiny())
     assert caplog.text.count("mine: skipped images: 2 truncated; its numbers are of the others") == 1
+
+
+class Captioned(Squares):
+    """Some images without a caption, the first one too."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        return Example(example.image, (f"square {index}",) if index % 3 and len(self) > 3 else (), None)
+
+
+def test_images_without_a_caption_are_told(tmp_path, caplog):
+    data = DataSet("captioned", Captioned(20), ("retrieval",))
+    (found,) = run([NamedModel("tiny", "runs/a", tiny())], [data], tmp_path / "results.jsonl")
+    assert found.result.n == 20
+    assert "squares: 7 of 20 images have no caption: they are only candidates" in caplog.text
+    nothing = DataSet("none", Captioned(3), ("retrieval",))
+    (failed,) = run([NamedModel("tiny", "runs/a", tiny())], [nothing], tmp_path / "results.jsonl")
+    assert "it can serve none of" in str(failed)

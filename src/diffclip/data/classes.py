@@ -20,25 +20,27 @@ NO_CLASSES = frozenset(
 DIFFERING = 5  # classes of a split that another has not, which a message names
 
 
-def check_names(name: str, classes: Sequence[str], folders: Sequence[str], given: Sequence[str] | None) -> None:
+def check_names(name: str, classes: Sequence[str], own: Sequence[str], given: Sequence[str] | None) -> None:
     """Check the class names of a source called `name`, and those given for it, against what it has.
 
-    folders: of its classes, none where it has no class folders. Raises UserError for an empty name, and for folders
-    named in another order; warns of a name that is there twice.
+    own: what it calls its classes itself, its folders, a file or a column's metadata, if it does. Raises UserError for
+    an empty name, and for names that are given in another order or number; warns of a name that is there twice.
     """
-    empty = [number for number, own in enumerate(classes) if not own.strip()]
+    empty = [number for number, text in enumerate(classes) if not text.strip()]
     if empty:
         raise UserError(f"{name}: class {empty[0]} of {len(classes)} has an empty name: give each class a name")
-    twice = [own for own, count in sorted(Counter(classes).items()) if count > 1]
+    twice = [text for text, count in sorted(Counter(classes).items()) if count > 1]
     if twice:
         log.warning("%s: several classes have the same name, which no text can tell apart: %s", name, _some(twice))
-    if given and folders:
-        own_names, stated = ([own.replace("_", " ").lower() for own in names] for names in (folders, given))
+    if given and own:
+        if len(given) != len(own):
+            raise UserError(f"{name}: {len(given)} class names are given, but it has {len(own)} classes")
+        own_names, stated = ([text.replace("_", " ").lower() for text in names] for names in (own, given))
         if own_names != stated and sorted(own_names) == sorted(stated):
             place = next(i for i, pair in enumerate(zip(own_names, stated, strict=True)) if pair[0] != pair[1])
             raise UserError(
-                f"{name}: class names are in another order than the folders: {given[place]!r} is given for the "
-                f"folder {folders[place]!r}; give them in the order of the sorted folders"
+                f"{name}: class names are in another order than its own: {given[place]!r} is given for class {place}, "
+                f"{own[place]!r}; give them in its order"
             )
 
 

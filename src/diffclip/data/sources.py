@@ -148,8 +148,8 @@ def open_source(
             source.templates = TEMPLATES
         for template in source.templates or ():
             check_template(template)
-    folders = source.folders if isinstance(source, FolderSource) else ()
-    check_names(source.name, source.classnames or (), folders, classnames)
+    own = source.folders if isinstance(source, FolderSource) else getattr(source, "own_names", ())
+    check_names(source.name, source.classnames or (), own, classnames)
     if part == "all" or (part == "train" and holdout == 0):
         return source
     if not 0 < holdout < len(source):

@@ -64,8 +64,9 @@ class ParquetSource:
         if not len(self):
             raise UserError(f"{where} holds no rows")
         self.classnames, self._labels = options.classnames, None
+        self.own_names: tuple[str, ...] = (_names(features.get(label, {})) if label else None) or ()
         if label:
-            names = options.classnames or _names(features.get(label, {}))
+            names = options.classnames or self.own_names or None
             chunks = [chunk for file, g in self._groups for chunk in _read(file, g, [label])[label].chunks]
             self._labels = columns.Labels(pa.chunked_array(chunks), names, where)
             self.classnames = self._labels.classnames

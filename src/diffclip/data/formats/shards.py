@@ -56,9 +56,11 @@ class TarSource:
         self._spans = np.concatenate(index)  # (examples, suffixes and json, 2): offset and size, 0 where it is missing
         self._starts = np.cumsum([0, *map(len, index)])
         self.classnames, self.templates = options.classnames, options.templates
+        self.own_names: tuple[str, ...] = ()
         if self._label[0]:
             folder = files[0].parent
-            self.classnames = self.classnames or _lines_near(folder, "classnames.txt")
+            self.own_names = _lines_near(folder, "classnames.txt") or ()
+            self.classnames = self.classnames or self.own_names or None
             self.templates = self.templates or _lines_near(folder, "zeroshot_classification_templates.txt")
 
     def __len__(self) -> int:
@@ -112,7 +114,8 @@ def image_suffix(where: str, suffixes: Sequence[str], options: Options) -> str:
             f"{columns.how_to_state('image_key')}"
         )
     if not found:
-        raise UserError(f"{where} holds no images; its members end in {listed(suffixes)}")
+        its = f"; its members end in {listed(suffixes)}" if suffixes else ""
+        raise UserError(f"{where} holds no images{its}")
     return found[0]
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from diffclip.data.example import Example, Options
 from diffclip.data.formats.paths import expand_braces
-from diffclip.data.formats.shards import LONGEST_TEXT, example_of, texts_among
-from diffclip.data.formats.tar import IMAGE_SUFFIXES, ending
+from diffclip.data.formats.shards import LONGEST_TEXT, example_of, image_suffix, texts_among
+from diffclip.data.formats.tar import IMAGE_SUFFIXES
 from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.errors import UserError
 
@@ -67,8 +67,8 @@ def open_stream(
     """
     if format not in ("auto", "tar"):
         raise UserError(f"{path}: a stream is made of tar shards, not of {format}")
-    if split is not None or image_key is not None or holdout or part != "all":
-        raise UserError(f"{path}: a stream has no split, image_key, holdout or part: name the shards that are wanted")
+    if split is not None or holdout or part != "all":
+        raise UserError(f"{path}: a stream has no split, holdout or part: name the shards that are wanted")
     if examples <= 0:
         raise UserError(f"{path}: how many examples a stream holds has to be stated: set data.examples")
     scheme = path.partition(":")[0]
@@ -77,7 +77,7 @@ def open_stream(
         raise UserError(f"{path} is read by the program {tool}, which is not there")
     options = Options(
         path,
-        None,
+        image_key,
         caption_key,
         label_key,
         tuple(classnames) if classnames else None,
@@ -95,8 +95,7 @@ class Stream:
         first = list(islice(_read(self._shards[0], 0, ()), LOOKED_AT))
         where = f"shard {self._shards[0]}"
         suffixes = list(dict.fromkeys(suffix for contents in first for suffix in contents))
-        if "image" not in suffixes:
-            raise UserError(f"{where} holds no images among its first {LOOKED_AT} examples")
+        self._image = image_suffix(where, suffixes, options)
         json = next((contents["json"] for contents in first if "json" in contents), None)
         self._caption, self._label = texts_among(where, suffixes, json, options)
 
@@ -147,14 +146,15 @@ class Stream:
 
     def _example(self, contents: dict[str, bytes]) -> Example | BadImage:
         try:
-            if "image" not in contents:
+            if self._image not in contents:
                 raise BadImage("missing")
-            if len(contents["image"]) > MAX_BYTES or any(
-                len(content) > LONGEST_TEXT for suffix, content in contents.items() if suffix != "image"
-            ):
+            texts = {suffix: contents.get(suffix, b"") for suffix, _ in (self._caption, self._label) if suffix}
+            if "json" in contents:  # says whether a caption of several lines is one
+                texts["json"] = contents["json"]
+            image = contents[self._image]
+            if len(image) > MAX_BYTES or any(len(content) > LONGEST_TEXT for content in texts.values()):
                 raise BadImage("too_many_bytes")
-            missing = {suffix: b"" for suffix, _ in (self._caption, self._label) if suffix}
-            return example_of(missing | contents, self._caption, self._label)
+            return example_of({self._image: image} | texts, self._caption, self._label, self._image)
         except BadImage as bad:
             return BadImage(bad.reason)  # without the frames that a raised one holds on to
 
@@ -188,8 +188,7 @@ def _tar(url: str) -> Iterator[dict[str, bytes]]:
         sample: dict[str, Any]
         for sample in group_by_keys(tar_file_expander(iter([{"url": url, "stream": opened}]))):
             members = {suffix: content for suffix, content in sample.items() if not suffix.startswith("__")}
-            images = [*IMAGE_SUFFIXES, *ending(members, IMAGE_SUFFIXES)]
-            image = next((members.pop(suffix) for suffix in images if suffix in members), None)
+            image = next((members.pop(suffix) for suffix in IMAGE_SUFFIXES if suffix in members), None)
             yield members if image is None else members | {"image": image}
         while opened.read(1 << 20):  # to its end, where the program says whether all went well
             pass

@@ -1,6 +1,7 @@
 """A data set by its splits, each opened when it is first needed, and what it has for tasks."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ from diffclip.data.images import BadImage
 from diffclip.data.sources import Example, Source
 
 Opener = Callable[[], Source]
+LOOKED_AT = 20  # examples that tell what a data set has
 
 
 @runtime_checkable
@@ -71,30 +73,35 @@ def role_of(source: Source) -> str | None:
 def offers(data: DataSet) -> frozenset[str]:
     """What a data set has for tasks: "images", "numbers" of classes, "labels" with names, "captions", "masks", splits.
 
-    Judged by the first readable example of the test split, which is opened; nothing where no example can be read.
+    Judged by the first readable examples of the test split, which is opened; nothing where no example can be read.
     Raises UserError where the test split cannot be opened.
     """
     source = data.test
     role = role_of(source)
     if role is not None:
         return frozenset({role})
-    first = first_readable(source)
-    if first is None:
+    first = first_examples(source)
+    if not first:
         return frozenset()
+    labels = any(example.label is not None for example in first)
     conditions = {
-        "numbers": first.label is not None,
-        "labels": first.label is not None and bool(source.classnames),
-        "captions": bool(first.captions),
+        "numbers": labels,
+        "labels": labels and bool(source.classnames),
+        "captions": any(example.captions for example in first),
         "masks": hasattr(source, "masks"),
     }
     return frozenset({"images", *data.others, *(name for name, holds in conditions.items() if holds)})
 
 
-def first_readable(source: Source) -> Example | None:
-    """The first example of a source that can be read, which tells what its examples have; None if there is none."""
+def first_examples(source: Source) -> list[Example]:
+    """The first examples of a source that can be read, which tell what its examples have; [] if there are none.
+
+    Several, as one alone may happen to lack its caption or its label.
+    """
+    found: list[Example] = []
     for index in range(len(source)):
-        try:
-            return source[index]
-        except BadImage:
-            continue
-    return None
+        with suppress(BadImage):
+            found.append(source[index])
+        if len(found) == LOOKED_AT:
+            break
+    return found

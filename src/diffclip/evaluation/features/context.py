@@ -120,8 +120,21 @@ class EvalContext:
         return get_tokenizer(self.model.config.context_length)
 
     def captions(self, split: str = "test") -> tuple[Tensor, Tensor]:
-        """Features of all captions (T, embed_dim), and the row of each one's image (T,)."""
+        """Features of all captions (T, embed_dim), and the row of each one's image (T,).
+
+        Raises UserError where no image has a caption.
+        """
         images = self.features(split)
+        name, without = self.data.split(split).name, sum(not of_image for of_image in images.captions)
+        if without == len(images.captions):
+            raise UserError(f"no image of {name} has a caption")
+        if without:
+            log.warning(
+                "%s: %d of %d images have no caption: they are only candidates",
+                name,
+                without,
+                len(images.captions),
+            )
         captions = [caption for of_image in images.captions for caption in of_image]
         owner = torch.tensor([row for row, of_image in enumerate(images.captions) for _ in of_image])
         return text_features(self.model, self.tokenizer, captions, on_progress=self._on_texts), owner

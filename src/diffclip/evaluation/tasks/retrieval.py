@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffclip.evaluation.datasets.dataset import DataSet, first_readable
+from diffclip.evaluation.datasets.dataset import DataSet, first_examples
 from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.encode import check_finite
 from diffclip.evaluation.results import PerExampleScores
@@ -138,9 +138,9 @@ def _measure(context: EvalContext) -> PerExampleScores:
 
 
 def _captions(data: DataSet) -> int:
-    """As many as there are if all images have as many as the first."""
-    first = first_readable(data.test)
-    return len(data.test) * len(first.captions) if first else 0
+    """As many as there are if all images have as many as the first ones."""
+    first = first_examples(data.test)
+    return len(data.test) * sum(len(example.captions) for example in first) // max(1, len(first))
 
 
 TASK = Task(
