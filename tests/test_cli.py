@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import tyro
 from tyro.conf import Positional
 
-from diffclip import cli
+from diffclip import __main__, cli
 from diffclip.commands import train as train_command
 from diffclip.commands.repeated import GivenTwice, join, options
 
@@ -186,6 +187,14 @@ def test_any_terminal_and_environment(tmp_path, command, environment, status, sa
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith(said)
     assert said or not done.stderr
+
+
+def test_no_folder_for_temporary_files(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
+    monkeypatch.setattr(cli, "main", tempfile.mkdtemp)
+    with pytest.raises(SystemExit, match="no folder for temporary files can be written, .*: set TMPDIR"):
+        __main__.main()
 
 
 def test_the_version(capsys):

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -38,12 +39,21 @@ def main() -> None:
             if sys.stdout:
                 sys.stdout.flush()
     except OSError as error:
+        if error.errno == errno.ENOENT and error.filename is None and not _has_temporary_folder():
+            sys.exit("diffclip: no folder for temporary files can be written, /tmp neither: set TMPDIR to one that can")
         if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             raise
         _silence()
         if error.errno == errno.EPIPE:  # as `head` does when it has enough
             sys.exit(128 + 13)
         sys.exit(f"diffclip: what it prints cannot be written: {error.strerror}")
+
+
+def _has_temporary_folder() -> bool:
+    try:
+        return bool(tempfile.gettempdir())
+    except FileNotFoundError:
+        return False
 
 
 def _silence() -> None:

@@ -568,7 +568,16 @@ def test_images_by_rarer_names(tmp_path):
 
 def test_what_lies_in_class_folders_beside_images(tmp_path, caplog):
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
-    for name in ("cat/0.jpg", "cat/._0.jpg", "cat/.cache/1.jpg", "dog/a/2.jpg", "empty/notes.txt"):
+    for name in (
+        "cat/0.jpg",
+        "cat/._0.jpg",
+        "cat/.cache/1.jpg",
+        "dog/a/2.jpg",
+        "empty/notes.txt",
+        "dog/a.HEIC",
+        "cat/1",
+        "cat/Thumbs.db",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(IMAGES[0])
     elsewhere.mkdir()
@@ -580,6 +589,7 @@ def test_what_lies_in_class_folders_beside_images(tmp_path, caplog):
     assert [os.path.basename(source.place(i)) for i in range(len(source))] == ["0.jpg", "2.jpg", "3.jpg"]
     assert source.classnames == ("cat", "dog")
     assert "no images in empty: not classes" in caplog.text
+    assert "left out that are no images by their names: 1 without an ending, 1 .csv, 1 .heic, 1 .txt" in caplog.text
 
 
 def test_tables_one_folder_down_are_tables_where_every_folder_of_images_has_one(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from diffclip.text import listed
 log = logging.getLogger(__name__)
 
 CHECKED = 100_000  # lines of a table that are cut by a strict reader too
+LEFTOVERS = ("thumbs.db", "desktop.ini")  # of systems, beside hidden ones
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
 
 
@@ -221,7 +222,8 @@ class FolderSource:
     def __init__(self, folder: Path, options: Options) -> None:
         self.name, self.templates = options.name, options.templates
         classes = [entry for entry in entries(folder) if entry.is_dir()]
-        images = [sorted(images_below(entry)) for entry in classes]
+        others: Counter[str] = Counter()
+        images = [sorted(images_below(entry, others)) for entry in classes]
         empty = [entry.name for entry, files in zip(classes, images, strict=True) if not files]
         if empty and len(empty) < len(classes):
             log.warning("%s: no images in %s: not classes", folder, listed(empty[:SHOWN]) + " …" * (len(empty) > SHOWN))
@@ -229,6 +231,10 @@ class FolderSource:
         images = [files for files in images if files]
         if not classes:
             raise _no_images(folder)
+        if others:
+            most = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))[:SHOWN]
+            kinds = listed(f"{count:,} {suffix or 'without an ending'}" for suffix, count in most)
+            log.warning("%s: files are left out that are no images by their names: %s", folder, kinds)
         self.folders = tuple(entry.name for entry in classes)
         """The name of each class's folder, in the order of the labels."""
         names = options.classnames or tuple(name.replace("_", " ") for name in self.folders)
@@ -253,8 +259,11 @@ class FolderSource:
         return stamp_of(self._files)
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """The images in a folder and those below it, linked ones too; not hidden ones, which systems leave there."""
+def images_below(folder: Path, others: Counter[str]) -> Iterator[Path]:
+    """The images in a folder and those below it, linked ones too; not hidden ones, which systems leave there.
+
+    others: is given how many other files there are, by their ending.
+    """
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(place)
@@ -264,8 +273,13 @@ def images_below(folder: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         for name in files:
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+            if name[0] == "." or name.lower() in LEFTOVERS:
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
                 yield Path(place, name)
+            else:
+                others[suffix] += 1
 
 
 def _no_images(folder: Path) -> UserError:
