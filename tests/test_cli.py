@@ -193,8 +193,19 @@ def test_no_folder_for_temporary_files(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
     monkeypatch.setattr(cli, "main", tempfile.mkdtemp)
-    with pytest.raises(SystemExit, match="no folder for temporary files can be written, .*: set TMPDIR"):
+    with pytest.raises(SystemExit, match=r"no folder for temporary files can be written, .*: set TMPDIR"):
         __main__.main()
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS), *(["data", n] for n in cli.DATA_COMMANDS)])
+def test_help_fits_into_80_columns(capsys, monkeypatch, command):
+    """But for the list of commands, which tyro writes on one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert [line for line in lines if len(line) > 80 and not line.startswith("usage: diffclip [-h] {")] == []
 
 
 def test_the_version(capsys):

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 available["train"] = train_command(load_recipe(recipe), recipe)
         if arguments and arguments[0] in available:
             arguments = [arguments[0], *join(available[arguments[0]], arguments[1:])]
-        about = "CLIP with differential attention. `diffclip --version` says which version this is."
+        about = "CLIP with differential attention. Its version: `diffclip --version`."
         tyro.extras.subcommand_cli_from_dict(available, prog=program, description=about, args=arguments or ["--help"])
     except GivenTwice as error:
         print(f"{program} {arguments[0]}: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ def data() -> None:
 
 
 def data_list(*, root: Path | None = None) -> None:
-    """List the data sets of the paper: which are there, how many images they have, how to get the others.
+    """List the paper's data sets: which are there, how to get the others.
 
     Args:
         root: The folder below which data sets lie; by default $DIFFCLIP_DATA, or else data/.
@@ -27,9 +27,9 @@ def data_list(*, root: Path | None = None) -> None:
 
 
 def verify(data: Data, *, workers: int = 0, json: Path | None = None) -> None:
-    """Decode every image and tokenise every caption of a data set; report sizes, repetitions and what is wrong.
+    """Decode every image, tokenise every caption; report sizes and what is wrong.
 
-    Exit status 1 where an example cannot be used, or the same image with the same captions is there twice.
+    Status 1: an example cannot be used, or is there twice.
 
     Args:
         workers: Processes; 0: as many as there are processors.

@@ -44,7 +44,7 @@ def evaluate(
 ) -> None:
     """Evaluate models on data sets; results go to OUT/results.jsonl, a line each.
 
-    What is done already is not done again. Exit status 1, with a list, where anything could not be done.
+    What is done already is not done again. Status 1: something could not be done.
 
     Args:
         models: Run directories, .safetensors files, released checkpoints or hub ids.

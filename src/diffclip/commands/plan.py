@@ -32,7 +32,7 @@ def plan(
     scale: bool = False,
     json: bool = False,
 ) -> None:
-    """Say what a recipe would take on some accelerators: work, memory, time, cost, and what limits it.
+    """Say what a recipe would take on some accelerators: time, memory, cost.
 
     Args:
         recipe: The recipe, a TOML file or the name of one that the package has; needs no data where it states

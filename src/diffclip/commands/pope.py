@@ -25,7 +25,7 @@ def pope(
     model: str | None = None,
     out: Path | None = None,
 ) -> None:
-    """Score a language model's answers to POPE: accuracy, precision, recall, F1, yes ratio.
+    """Score a language model's answers to POPE: accuracy, F1, yes ratio and more.
 
     Args:
         answers: JSON lines with question_id and the answer as `text` or `answer`; a file a split, named so.

@@ -37,9 +37,9 @@ def sweep(
     settings: Annotated[tuple[str, ...], arg(name="set")] = (),
     dry_run: bool = False,
 ) -> None:
-    """Train variants of a recipe with several seeds, measure all alike, and tabulate: mean ± sd, what is significant.
+    """Train variants of a recipe with several seeds, and tabulate what differs.
 
-    The same command goes on where it was stopped. Exit status 1, with a list, where anything could not be done.
+    The same command goes on where it stopped. Status 1: something was not done.
 
     Args:
         recipes: The sweep, a TOML file or the name of one that the package has, such as figure5; what further files
