@@ -189,9 +189,9 @@ def test_any_terminal_and_environment(tmp_path, command, environment, status, sa
     assert said or not done.stderr
 
 
-def test_no_folder_for_temporary_files(monkeypatch):
+def test_no_folder_for_temporary_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
     monkeypatch.setattr(cli, "main", tempfile.mkdtemp)
     with pytest.raises(SystemExit, match=r"no folder for temporary files can be written, .*: set TMPDIR"):
         __main__.main()

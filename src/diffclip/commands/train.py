@@ -24,7 +24,7 @@ def train_command(settings: Recipe, read: str | None = None) -> Callable[..., No
         dry_run: bool = False,
         settings: Annotated[FlagConversionOff[Recipe], arg(name="")] = settings,
     ) -> None:
-        """Train a model by a recipe. Any setting of the recipe can be replaced: --section.key value.
+        """Train a model by a recipe, whose settings are options: --section.key value.
 
         Args:
             recipe: The recipe: a TOML file, or the name of one that the package has, such as quickstart.
