@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 from made_results import make_run
@@ -13,7 +11,7 @@ from diffclip.errors import UserError
 from diffclip.models.weights.store import save
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import find_groups
-from diffclip.reporting.figures.panels import attention_panel, group_panels, pair_of, scene_panels
+from diffclip.reporting.figures.panels import attention_panel, group_panels, pair_of, scenes_that_name
 from small_models import small_model
 
 
@@ -27,9 +25,7 @@ def picture(seed=0, height=30, width=50):
 
 def test_a_panel_holds_each_model_s_maps_and_the_part_they_see():
     clip, diffclip = tiny("clip"), tiny("diffclip")
-    file = io.BytesIO()
-    Image.fromarray(picture()).save(file, "PNG")
-    panel = attention_panel(clip, diffclip, file.getvalue(), ["a red star", "a ring"])
+    panel = attention_panel(clip, diffclip, picture(), ["a red star", "a ring"])
     assert panel.queries == ("a red star", "a ring")
     assert np.array_equal(panel.image, picture()[:, 10:40])  # the centre, at the picture's own resolution
     for model, maps in ((clip, panel.baseline), (diffclip, panel.candidate)):
@@ -53,12 +49,11 @@ class Named:
 
 
 def test_the_first_scenes_that_name_enough_are_shown():
-    clip, diffclip = tiny("clip"), tiny("diffclip")
-    panels = scene_panels(clip, diffclip, Named(), count=3)
+    found = scenes_that_name(Named(), count=3)
     names = [("thing 0 of 2", "thing 1 of 2"), ("thing 0 of 3", "thing 1 of 3"), ("thing 0 of 6", "thing 1 of 6")]
-    assert [panel.queries for panel in panels] == names
-    assert np.array_equal(panels[2].image, picture(6, 16, 16))
-    assert len(scene_panels(clip, diffclip, Named(), count=99)) == 4
+    assert [queries for _, queries in found] == names
+    assert np.array_equal(found[2][0], picture(6, 16, 16))
+    assert len(scenes_that_name(Named(), count=99)) == 4
 
 
 def trained(folder, name, *, seed, data="scenes"):
@@ -78,6 +73,8 @@ def test_a_group_s_models_are_shown_with_one_seed(tmp_path):
     mine, scene = found.panels
     assert mine.queries == ("a mug", "a lamp")
     assert len(scene.queries) == 2
+    assert list(found.looks) == ["CLIP", "DiffCLIP"]
+    assert np.array_equal(found.looks["CLIP"].image, mine.image)
     _, first, _, second = pair_of(one)
     assert (first.seed, second.seed) == (1, 1)
     (tmp_path / "no.png").write_text("x")

@@ -8,6 +8,7 @@ from diffclip.reporting.collect import collect
 from diffclip.reporting.families import find_groups
 from diffclip.reporting.figures import bars as paper_figures
 from diffclip.reporting.figures import curves as curve_figures
+from diffclip.reporting.figures import points
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.figures.bars import Palette
 from diffclip.reporting.scores import Scores
@@ -103,29 +104,39 @@ def test_radar_has_the_nine_patterns_and_chance(tmp_path):
 
 def test_curves_go_through_the_scores(tmp_path):
     scores, one, palette = scenes(tmp_path)
-    attacks = curve_figures.attacks(scores, one, "scenes/test", palette).axes
+    attacks = curve_figures.attacks(points.attacks(scores, one, "scenes/test"), palette).axes
     assert [axes.get_title() for axes in attacks] == ["FGSM", "PGD, 20 steps"]
     clip = attacks[0].lines[0]
     assert list(clip.get_xdata()) == [0, 0.5, 2]
     assert list(clip.get_ydata()) == pytest.approx([0.52, 0.52 / 1.5, 0.52 / 3])
-    (severities,) = curve_figures.severities(scores, one, "scenes/test", palette).axes
+    (severities,) = curve_figures.severities(points.severities(scores, one, "scenes/test"), palette).axes
     assert list(severities.lines[0].get_ydata()) == pytest.approx([0.52, 0.47, 0.42, 0.37, 0.32, 0.27])
-    noise = curve_figures.noise(scores, one, "scenes/test", palette).axes
+    noise = curve_figures.noise(points.noise(scores, one, "scenes/test"), palette).axes
     assert [axes.get_title() for axes in noise[:3]] == ["CLIP", "DiffCLIP", "DiffCLIP†"]
     assert [len(axes.lines) for axes in noise[:3]] == [3, 3, 3]
     assert list(noise[0].lines[0].get_ydata()) == pytest.approx([0.1, 0.2])
 
 
+def test_curves_in_words(tmp_path):
+    scores, one, _palette = scenes(tmp_path)
+    attacks = points.panels_in_words(points.attacks(scores, one, "scenes/test"), x="ε")
+    assert attacks.startswith("FGSM: CLIP 52.0 at ε 0, 34.7 at ε 0.5, 17.3 at ε 2; DiffCLIP ")
+    assert ". PGD, 20 steps: CLIP 52.0 at ε 0" in attacks
+    noise = points.panels_in_words(points.noise(scores, one, "scenes/test"), x="layer", number="plain")
+    assert noise.startswith("CLIP: clean 0.10 at layer 1, 0.20 at layer 2; cluttered ")
+    assert points.lambdas_in_words(one.families[1]).startswith("image tower 1.00, 0.69; text tower ")
+
+
 def test_lambda_of_every_seed(tmp_path):
     _scores, one, palette = scenes(tmp_path)
-    visual, text = curve_figures.lambda_by_layer(one, palette).axes
+    visual, text = curve_figures.lambda_by_layer(one.families, palette).axes
     mean, *seeds = visual.lines[:4]  # of DiffCLIP, then of DiffCLIP†
     assert list(mean.get_ydata()) == pytest.approx([1.0, 0.69])
     assert [line.get_ydata()[1] for line in seeds] == pytest.approx([0.7, 0.69, 0.68])
     assert len(text.lines) == 4  # DiffCLIP† has no λ there
     over_time = curve_figures.lambda_over_time(one.families[1])
     assert [len(axes.lines) for axes in over_time.axes] == [2, 3]
-    assert curve_figures.lambda_over_time(one.baseline) is None
+    assert not points.lambda_curves(one.baseline)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +149,4 @@ def test_lambda_of_every_seed(tmp_path):
     ],
 )
 def test_attacks_in_words(name, text):
-    assert curve_figures.attack_name(name) == text
+    assert points.attack_name(name) == text

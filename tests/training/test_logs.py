@@ -111,7 +111,7 @@ def test_tensorboard_has_the_lines_once(tmp_path):
     events = [event for event in EventFileLoader(str(path)).Load() if event.summary.value]
     assert [event.step for event in events] == [1, 2, 3, 4, 5]
     assert [[value.tag for value in event.summary.value] for event in events] == [
-        ["lambda_text/00", "lambda_text/01", "seconds"]
+        ["lambda_text/01", "lambda_text/02", "seconds"]
     ] * 5
     assert [event.summary.value[1].tensor.float_val[0] for event in events] == [0.125, 0.25, 0.375, 0.5, 0.625]
     times = [event.wall_time for event in events]

@@ -121,16 +121,15 @@ def _panels(
 
 
 def _panel_drawings(panels: Mapping[str, GroupPanels]) -> list[Drawing]:
-    return [
-        Drawing(
-            f"attention-{slug(name)}",
-            f"Where the models look, {name}",
-            "",
-            "",
-            partial(figures.attention_figure, look.panels, baseline=look.baseline, candidate=look.candidate),
-        )
-        for name, look in panels.items()
-    ]
+    from diffclip.reporting.figures.attention import layer_figure
+
+    drawings = []
+    for name, look in panels.items():
+        draw = partial(figures.attention_figure, look.panels, baseline=look.baseline, candidate=look.candidate)
+        drawings.append(Drawing(f"attention-{slug(name)}", f"Where the models look, {name}", "", "", draw))
+        by_layer = partial(layer_figure, look.looks)
+        drawings.append(Drawing(f"attention-layers-{slug(name)}", f"Attention by layer, {name}", "", "", by_layer))
+    return drawings
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -111,7 +111,7 @@ class Events:
         numbers: dict[str, float] = {}
         for name, value in record.items():
             if isinstance(value, list):
-                numbers |= {f"{name}/{layer:02d}": item for layer, item in enumerate(value)}
+                numbers |= {f"{name}/{layer:02d}": item for layer, item in enumerate(value, start=1)}  # as figures
             elif isinstance(value, int | float) and name != "step":
                 numbers[name] = value
         values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]

@@ -3,7 +3,6 @@
 Lines are means over seeds, bands one standard deviation.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -14,34 +13,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from diffclip.analysis.curves import Curve
-from diffclip.analysis.lambda_curves import by_layer
-from diffclip.reporting.families import Family, Group
+from diffclip.reporting.families import Family
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.figures.bars import COLUMN, Palette
-from diffclip.reporting.scores import Score, Scores, Source, plain_name
+from diffclip.reporting.figures.points import TOWERS, Panels, Points, lambda_curves
 
-ATTACKED = re.compile(r"acc1/(\w+)/eps_([\d.]+)")
-CORRUPTED = re.compile(r"acc1/(\w+)/(\d+)")
-CORRELATED = re.compile(r"a1_a2_correlation/layer_(\d+)/(\w+)")
-TOWERS = {"visual": "image tower", "text": "text tower"}
-CONDITIONS = {"clean": "-", "cluttered": (0, (4, 1.5)), "noisy": (0, (1, 1.2))}
+STYLES = {"clean": "-", "cluttered": (0, (4, 1.5)), "noisy": (0, (1, 1.2))}
 MARKS = {"clean": "o", "cluttered": "s", "noisy": "^"}
 
-Points = dict[float, Score]
-"""x → the score there."""
 
-
-def attacks(scores: Scores, group: Group, dataset: str, palette: Palette) -> Figure | None:
-    """Accuracy over ε in grey levels, one panel an attack; ε = 0 is the clean image."""
-    panels: dict[str, dict[str, Points]] = {}
-    metrics = _by_first(_matches(scores, group, dataset, "robustness", ATTACKED), place=2)
-    for name, at in metrics.items():
-        for family in group.families:
-            points = _points(scores, family, dataset, "robustness", {0.0: "acc1", **at})
-            if len(points) > 1:
-                panels.setdefault(attack_name(name), {})[family.label] = points
-    if not panels:
-        return None
+def attacks(panels: Panels, palette: Palette) -> Figure:
+    """`points.attacks`, one panel an attack."""
     figure, grid = _panels(list(panels), share=True)
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
         places = sorted({x for points in lines.values() for x in points})
@@ -56,38 +38,13 @@ def attacks(scores: Scores, group: Group, dataset: str, palette: Palette) -> Fig
         axes.set_xlabel("ε (grey levels)")
         _percent_axis(axes)
     grid[0].set_ylabel("top-1 accuracy")
-    _legend(
-        figure, [family.label for family in group.families if any(family.label in p for p in panels.values())], palette
-    )
+    _legend(figure, _drawn(panels), palette)
     return figure
 
 
-def attack_name(name: str) -> str:
-    """ "pgd20x5_margin" as "PGD, 20 steps, 5 starts, margin loss"."""
-    match = re.fullmatch(r"(fgsm|pgd)(\d*)(?:x(\d+))?(_margin)?", name)
-    if match is None:
-        return name.upper()
-    steps, starts = match[2], match[3]
-    parts = [match[1].upper(), f"{steps} steps" if steps else "", f"{starts} starts" if starts else ""]
-    return ", ".join(part for part in (*parts, "margin loss" if match[4] else "") if part)
-
-
-def severities(scores: Scores, group: Group, dataset: str, palette: Palette) -> Figure | None:
-    """Accuracy over the severity of corruptions, the mean of all kinds; severity 0 is the clean image."""
-    kinds = _by_first(_matches(scores, group, dataset, "corruptions", CORRUPTED), place=2)
-    lines: dict[str, Points] = {}
-    for family in group.families:
-        points = _points(scores, family, dataset, "corruptions", {0.0: "acc1/clean"})
-        for level in sorted({level for of_kind in kinds.values() for level in of_kind}):
-            metrics = [of_kind[level] for of_kind in kinds.values() if level in of_kind]
-            sources = tuple(Source.of(dataset, "corruptions", metric) for metric in metrics)
-            score = scores.score(family, sources)
-            if score is not None:
-                points[level] = score
-        if points:
-            lines[family.label] = points
-    if not lines:
-        return None
+def severities(panels: Panels, palette: Palette) -> Figure:
+    """`points.severities`."""
+    (lines,) = panels.values()
     figure, (axes,) = _panels([""])
     for label, points in lines.items():
         _line(axes, points, palette[label])
@@ -99,21 +56,12 @@ def severities(scores: Scores, group: Group, dataset: str, palette: Palette) -> 
     return figure
 
 
-def noise(scores: Scores, group: Group, dataset: str, palette: Palette) -> Figure | None:
-    """Correlation of A1 with A2 by layer of the image tower, in each condition, one panel a family."""
-    metrics = _by_first(_matches(scores, group, dataset, "noise", CORRELATED), place=1, first=2)
-    panels: dict[str, dict[str, Points]] = {}
-    for family in group.families:
-        for condition in CONDITIONS:
-            points = _points(scores, family, dataset, "noise", metrics.get(condition, {}))
-            if points:
-                panels.setdefault(family.label, {})[condition] = points
-    if not panels:
-        return None
+def noise(panels: Panels, palette: Palette) -> Figure:
+    """`points.noise`, one panel a family."""
     figure, grid = _panels(list(panels), share=True)
     for axes, (label, lines) in zip(grid, panels.items(), strict=True):
         for condition, points in lines.items():
-            _line(axes, points, palette[label], style=CONDITIONS[condition], marker=MARKS[condition])
+            _line(axes, points, palette[label], style=STYLES[condition], marker=MARKS[condition])
         axes.set_title(label, fontsize=7)
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -121,20 +69,18 @@ def noise(scores: Scores, group: Group, dataset: str, palette: Palette) -> Figur
     ink = matplotlib.rcParams["text.color"]
     handles = [
         Line2D([], [], color=ink, linestyle=style, marker=MARKS[condition], markersize=3, label=condition)
-        for condition, style in CONDITIONS.items()
+        for condition, style in STYLES.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, handlelength=2.4)
     return figure
 
 
-def lambda_by_layer(group: Group, palette: Palette) -> Figure | None:
+def lambda_by_layer(families: Sequence[Family], palette: Palette) -> Figure:
     """λ of each layer at the end of training, one panel a tower; every seed a dot, the mean a line."""
     panels: dict[str, dict[str, list[Curve]]] = {}
-    for family in group.families:
+    for family in families:
         for tower, curves in lambda_curves(family).items():
             panels.setdefault(tower, {})[family.label] = curves
-    if not panels:
-        return None
     figure, grid = _panels(list(panels), share=True)
     for axes, (tower, lines) in zip(grid, panels.items(), strict=True):
         for label, curves in lines.items():
@@ -147,15 +93,13 @@ def lambda_by_layer(group: Group, palette: Palette) -> Figure | None:
         axes.set_xlabel("layer (1 at the input)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     grid[0].set_ylabel("λ at the end of training")
-    _legend(figure, _drawn_labels(group, panels), palette)
+    _legend(figure, _drawn(panels), palette)
     return figure
 
 
-def lambda_over_time(family: Family) -> Figure | None:
+def lambda_over_time(family: Family) -> Figure:
     """λ of each layer over the steps of training, one panel a tower: the mean over the seeds, and their range."""
     towers = lambda_curves(family)
-    if not towers:
-        return None
     figure, grid = _panels(list(towers), share=True)
     most = max(curves[0].values.shape[1] for curves in towers.values())
     for axes, (tower, curves) in zip(grid, towers.items(), strict=True):
@@ -178,16 +122,6 @@ def lambda_over_time(family: Family) -> Figure | None:
         handles, names, title="layer", loc="outside right center", ncols=1 + len(names) // 13, handlelength=1.2
     )
     return figure
-
-
-def lambda_curves(family: Family) -> dict[str, list[Curve]]:
-    """Tower → λ over the run, of each seed whose run directory is at hand."""
-    towers: dict[str, list[Curve]] = {}
-    for member in family.members:
-        for tower, curve in by_layer(member.logs).items() if member.logs else ():
-            if not towers.get(tower) or towers[tower][0].values.shape[1] == curve.values.shape[1]:
-                towers.setdefault(tower, []).append(curve)
-    return towers
 
 
 def training_curves(curves: Mapping[str, Sequence[Curve]], palette: Palette, *, ylabel: str) -> Figure:
@@ -237,32 +171,6 @@ def _legend(figure: Figure, labels: Sequence[str], palette: Palette) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2, handlelength=1.4)
 
 
-def _drawn_labels(group: Group, panels: Mapping[str, Mapping[str, object]]) -> list[str]:
-    return [family.label for family in group.families if any(family.label in lines for lines in panels.values())]
-
-
-def _matches(scores: Scores, group: Group, dataset: str, task: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-    """The names of a task's metrics, of any family, that a pattern matches."""
-    names = dict.fromkeys(
-        metric
-        for result in scores.of(group.families)
-        if result.task == task and plain_name(result.dataset) == plain_name(dataset)
-        for metric in result.metrics
-    )
-    return [match for match in map(pattern.fullmatch, names) if match]
-
-
-def _by_first(matches: Sequence[re.Match[str]], *, place: int, first: int = 1) -> dict[str, dict[float, str]]:
-    """What part `first` of a metric's name says → the number that part `place` says → the name."""
-    names: dict[str, dict[float, str]] = {}
-    for match in matches:
-        names.setdefault(match[first], {})[float(match[place])] = match[0]
-    return names
-
-
-def _points(
-    scores: Scores, family: Family, dataset: str, task: str, metrics: Mapping[float, str]
-) -> dict[float, Score]:
-    """x → score, of the metric at each x that the family has."""
-    points = {x: scores.score(family, (Source.of(dataset, task, name),)) for x, name in metrics.items()}
-    return {x: score for x, score in points.items() if score is not None}
+def _drawn(panels: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """The lines of all panels, each once."""
+    return list(dict.fromkeys(label for lines in panels.values() for label in lines))

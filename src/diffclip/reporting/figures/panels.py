@@ -1,10 +1,10 @@
 """Relevance maps of two models on images, ready to be drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffclip.analysis.look import inputs, visible
+from diffclip.analysis.look import Look, inputs, look, visible
 from diffclip.analysis.relevance import relevance
 from diffclip.data.images import BadImage, decode
 from diffclip.data.scenes import SceneSource
@@ -23,31 +23,27 @@ class GroupPanels:
     baseline: str
     candidate: str
     panels: tuple[AttentionPanel, ...]
+    looks: Mapping[str, Look]
+    """What each of the two makes of the first panel's image."""
 
 
-def attention_panel(baseline: CLIP, candidate: CLIP, image: bytes | Pixels, queries: Sequence[str]) -> AttentionPanel:
-    """Where both models look in an image, for each query. Shows the part of the image that the models see.
-
-    image: an image file's bytes, or (H, W, 3) uint8. Raises `images.BadImage` for bytes that are no usable image.
-    """
-    pixels = decode(image)
+def attention_panel(baseline: CLIP, candidate: CLIP, pixels: Pixels, queries: Sequence[str]) -> AttentionPanel:
+    """Where both models look in an image (H, W, 3) uint8, for each query. Shows the part that the models see."""
     maps = [_maps(model, pixels, queries) for model in (baseline, candidate)]
     image = visible(baseline, pixels, min(pixels.shape[:2]))
     return AttentionPanel(image, tuple(queries), maps[0], maps[1])
 
 
-def scene_panels(
-    baseline: CLIP, candidate: CLIP, source: MaskedSource, *, count: int = 4, queries: int = 2
-) -> list[AttentionPanel]:
-    """Panels of the first `count` images of a source that name at least `queries` things: not chosen by the outcome."""
-    panels: list[AttentionPanel] = []
+def scenes_that_name(source: MaskedSource, *, count: int = 4, things: int = 2) -> list[tuple[Pixels, tuple[str, ...]]]:
+    """The first `count` images of a source that name at least `things` things, with them: not chosen by the outcome."""
+    found: list[tuple[Pixels, tuple[str, ...]]] = []
     for index in range(len(source)):
-        if len(panels) == count:
+        if len(found) == count:
             break
-        phrases = [phrase for phrase, _ in source.masks(index)]
-        if len(phrases) >= queries:
-            panels.append(attention_panel(baseline, candidate, source[index].image, phrases[:queries]))
-    return panels
+        phrases = tuple(phrase for phrase, _ in source.masks(index))
+        if len(phrases) >= things:
+            found.append((decode(source[index].image), phrases[:things]))
+    return found
 
 
 def pair_of(group: Group) -> tuple[Family, Member, Family, Member] | None:
@@ -88,15 +84,22 @@ def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *
         return None
     baseline, first, candidate, second = pair
     models = [load(str(weights_of(member)))[0] for member in (first, second)]
-    panels = []
-    for path, queries in images:
-        try:
-            panels.append(attention_panel(models[0], models[1], path.read_bytes(), queries))
-        except (OSError, BadImage) as error:
-            raise UserError(f"{path} is no image that can be read: {error}") from None
+    shown = [(_picture(path), queries) for path, queries in images]
     if drawn and scenes:
-        panels += scene_panels(models[0], models[1], SceneSource("test"), count=scenes)
-    return GroupPanels(baseline.label, candidate.label, tuple(panels))
+        shown += scenes_that_name(SceneSource("test"), count=scenes)
+    labels = (baseline.label, candidate.label)
+    return GroupPanels(
+        *labels,
+        tuple(attention_panel(models[0], models[1], pixels, queries) for pixels, queries in shown),
+        {label: look(model, *shown[0]) for label, model in zip(labels, models, strict=True)},
+    )
+
+
+def _picture(path: Path) -> Pixels:
+    try:
+        return decode(path.read_bytes())
+    except (OSError, BadImage) as error:
+        raise UserError(f"{path} is no image that can be read: {error}") from None
 
 
 def _training_data(member: Member) -> object:

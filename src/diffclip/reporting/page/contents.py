@@ -4,18 +4,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from diffclip.analysis.curves import Curve, ends, read_curves
-from diffclip.errors import UserError
 from diffclip.evaluation.task import metric_title
 from diffclip.reporting.compare import Row, compare_families
 from diffclip.reporting.families import Group, run_warnings
 from diffclip.reporting.figures import bars as paper_figures
 from diffclip.reporting.figures import curves as curve_figures
+from diffclip.reporting.figures import points as figure_points
 from diffclip.reporting.figures.bars import Palette
+from diffclip.reporting.figures.points import lambdas_in_words, panels_in_words
 from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import layouts as paper_tables
 from diffclip.reporting.tables.fill import Table, fill
@@ -212,53 +212,61 @@ def _bands(group: Group) -> str:
 
 def _robustness(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
     for dataset in paper_tables.data_sets(scores, group, "robustness"):
-        yield Drawing(
-            f"attacks-{slug(group.name)}-{slug(dataset)}",
-            f"Adversarial robustness on {dataset}, {group.name}",
-            "An image that is wrong without an attack counts as wrong under each." + _bands(group),
-            f"Top-1 accuracy on {dataset} under attacks of growing strength ε",
-            partial(_draw, curve_figures.attacks, scores, group, dataset, palette),
-        )
+        if attacks := figure_points.attacks(scores, group, dataset):
+            yield Drawing(
+                f"attacks-{slug(group.name)}-{slug(dataset)}",
+                f"Adversarial robustness on {dataset}, {group.name}",
+                "An image that is wrong without an attack counts as wrong under each." + _bands(group),
+                f"Top-1 accuracy on {dataset} under attacks of growing strength ε, in percent. "
+                + panels_in_words(attacks, x="ε"),
+                partial(curve_figures.attacks, attacks, palette),
+            )
     for dataset in paper_tables.data_sets(scores, group, "corruptions"):
-        yield Drawing(
-            f"corruptions-{slug(group.name)}-{slug(dataset)}",
-            f"Common corruptions on {dataset}, {group.name}",
-            "Mean over the kinds of corruption." + _bands(group),
-            f"Top-1 accuracy on {dataset} over the severity of corruptions",
-            partial(_draw, curve_figures.severities, scores, group, dataset, palette),
-        )
+        if severities := figure_points.severities(scores, group, dataset):
+            yield Drawing(
+                f"corruptions-{slug(group.name)}-{slug(dataset)}",
+                f"Common corruptions on {dataset}, {group.name}",
+                "Mean over the kinds of corruption." + _bands(group),
+                f"Top-1 accuracy on {dataset} over the severity of corruptions, in percent. "
+                + panels_in_words(severities, x="severity"),
+                partial(curve_figures.severities, severities, palette),
+            )
 
 
 def _noise(scores: Scores, group: Group, palette: Palette) -> Iterator[Drawing]:
     for dataset in paper_tables.data_sets(scores, group, "noise"):
-        yield Drawing(
-            f"noise-{slug(group.name)}-{slug(dataset)}",
-            f"Correlation of A1 and A2 by layer on {dataset}, {group.name}",
-            "On the same images clean, cluttered and noisy. Of standard attention, A1 and A2 are neighbouring heads."
-            + _bands(group),
-            f"Correlation of the two attention maps by layer on clean, cluttered and noisy images of {dataset}",
-            partial(_draw, curve_figures.noise, scores, group, dataset, palette),
-        )
+        if panels := figure_points.noise(scores, group, dataset):
+            yield Drawing(
+                f"noise-{slug(group.name)}-{slug(dataset)}",
+                f"Correlation of A1 and A2 by layer on {dataset}, {group.name}",
+                "On the same images clean, cluttered and noisy. Of standard attention, A1 and A2 are neighbouring "
+                "heads." + _bands(group),
+                f"Correlation of the two attention maps by layer on clean, cluttered and noisy images of {dataset}. "
+                + panels_in_words(panels, x="layer", number="plain"),
+                partial(curve_figures.noise, panels, palette),
+            )
 
 
 def _lambda(group: Group, palette: Palette) -> Iterator[Drawing]:
-    having = [family for family in group.families if curve_figures.lambda_curves(family)]
-    several = any(len(curves) > 1 for family in having for curves in curve_figures.lambda_curves(family).values())
+    having = [family for family in group.families if figure_points.lambda_curves(family)]
+    several = any(len(curves) > 1 for family in having for curves in figure_points.lambda_curves(family).values())
     if having:
         yield Drawing(
             f"lambda-layers-{slug(group.name)}",
             f"λ by layer after training, {group.name}",
             "How much of the second map each layer subtracts." + (" Lines: mean; dots: seeds." if several else ""),
-            f"λ of each layer after training, of {', '.join(family.label for family in having)}",
-            partial(_draw, curve_figures.lambda_by_layer, group, palette),
+            "λ of each layer after training, from the input on. "
+            + ". ".join(f"{family.label}: {lambdas_in_words(family)}" for family in having),
+            partial(curve_figures.lambda_by_layer, having, palette),
         )
     for family in having:
         yield Drawing(
             f"lambda-time-{slug(group.name)}-{_file(family.label)}",
             f"λ over training, {family.label}, {group.name}",
             "Layer 1 is nearest the input." + (" Lines: mean; bands: range over seeds." if several else ""),
-            f"λ of each layer over the steps of training of {family.label}",
-            partial(_draw, curve_figures.lambda_over_time, family),
+            f"λ of each layer over the steps of training of {family.label}, from the input on. At the first step that "
+            f"was logged: {lambdas_in_words(family, 0)}. At the last: {lambdas_in_words(family)}",
+            partial(curve_figures.lambda_over_time, family),
         )
 
 
@@ -286,13 +294,6 @@ def _evaluation_title(name: str) -> str:
     dataset, _, metric = name.rpartition("/")
     title = metric_title(EVALUATED[metric], metric)
     return f"{title[:1].upper()}{title[1:]} on {dataset}"
-
-
-def _draw(figure_of: Callable[..., Figure | None], *arguments: Any) -> Figure:
-    figure = figure_of(*arguments)
-    if figure is None:
-        raise UserError("these results name no metric that this figure shows")
-    return figure
 
 
 def _file(label: str) -> str:

@@ -31,6 +31,7 @@ MADE = "How it was made"
 # Matplotlib numbers what it draws, alike in every figure; nothing points at these names.
 UNUSED = re.compile(r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick|legend|PolyCollection)_\d+"')
 COLOURS = "/* colours of the figures */"
+LAYERS_DPI = 120
 SMALL = 128
 """Pixels: an image whose edges are all shorter is shown as pixels."""
 
@@ -46,6 +47,7 @@ def render(
 ) -> str:
     """The page. panels: by group. outcome: what came out, in sentences. facts: how the report was made."""
     looks = {f"Where the models look, {group}": _looks(of_group) for group, of_group in panels.items()}
+    layers = {title: _layers(of_group) for title, of_group in zip(looks, panels.values(), strict=True)}
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     for function in (
         difference_text, interval_text, metric_title, model_text, percent, score_text, slug, title_of_task, zip,
@@ -55,6 +57,7 @@ def render(
     page = environment.from_string(_file("page.html.j2")).render(
         report=report,
         looks=looks,
+        layers=layers,
         titles=[*(part.title for part in report.parts), *looks, *([WARNED] if report.warnings else []), MISSING, MADE],
         warned=WARNED,
         missing=MISSING,
@@ -98,6 +101,21 @@ def _looks(panels: GroupPanels) -> list[dict[str, Any]]:
         }
         for panel in panels.panels
     ]
+
+
+def _layers(panels: GroupPanels) -> tuple[str, str]:
+    """The maps of each layer on the first image, as a PNG file in base64; and λ, which it writes below them."""
+    from diffclip.reporting.figures.attention import layer_figure
+
+    lambdas = {
+        label: [f"{layer.lam:.2f}" for layer in look.class_token if layer.lam is not None]
+        for label, look in panels.looks.items()
+    }
+    words = "; ".join(
+        f"{label}'s λ from the input on: {', '.join(values)}" for label, values in lambdas.items() if values
+    )
+    png = figures.to_bytes(layer_figure(panels.looks), "png", dpi=LAYERS_DPI)
+    return base64.b64encode(png).decode("ascii"), f" {words}." if words else ""
 
 
 def _png(pixels: figures.Pixels) -> str:
