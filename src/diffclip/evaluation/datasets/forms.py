@@ -103,12 +103,12 @@ def _caltech101(name: str, root: Path, split: str) -> Source:
 def _sun397(name: str, root: Path, split: str) -> Source:
     """By the authors' lists of partition 1; without them every image is one test split, as in the LAION benchmark."""
     folder = root / "SUN397"
-    classes = [line.strip() for line in (folder / "ClassName.txt").read_text(encoding="utf-8").splitlines()]
+    classes = [line.strip() for line in (folder / "ClassName.txt").read_text(encoding="utf-8").split("\n")]
     number = {path: i for i, path in enumerate(filter(None, classes))}
     lists = {"train": "Training_01.txt", "test": "Testing_01.txt"}
     place = next((p for p in (folder, folder / "Partitions", root, root / "Partitions") if _has(p, lists)), None)
     if place:
-        lines = (place / lists[split]).read_text(encoding="utf-8").splitlines()
+        lines = (place / lists[split]).read_text(encoding="utf-8").split("\n")
         images = [line.strip() for line in lines if line.strip()]
     elif split == "test":
         images = sorted("/" + file.relative_to(folder).as_posix() for file in folder.rglob("sun_*.jpg"))
