@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -167,6 +168,16 @@ def user_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $XDG_CACHE_HOME/diffclip, by default ~/.cache/diffclip.
+
+    Of a user without a home folder, as containers have, it is in the folder of temporary files.
+    """
+    home = os.path.expanduser("~")
+    fallback = os.path.join(home, ".cache") if os.path.isabs(home) else f"{tempfile.gettempdir()}/cache-{os.getuid()}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or fallback) / "diffclip"
 
 
 def remove_unfinished(folder: Path, *, older_than: float = 0.0) -> None:
