@@ -7,6 +7,7 @@ deletes them. A file system that cannot sync, lock or link ends nothing: what it
 import errno
 import fcntl
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -119,6 +120,15 @@ def append(path: Path, line: bytes) -> None:
     sync(path)
     if not end:
         sync(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

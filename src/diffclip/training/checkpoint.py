@@ -7,7 +7,6 @@ with `training.ema` the first is the average, and `trained.safetensors` holds th
 crash at any moment leaves the checkpoints that there were, and what is left of the new one under a hidden name.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -105,7 +104,7 @@ def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, A
             for name in tensors.keys() - {"model"}:
                 durable.write_tensors(unfinished / f"{name}{SUFFIX}", tensors[name])
             durable.write_text(unfinished / STATE, json.dumps(state))
-            sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(unfinished.iterdir()))
+            sums = "".join(f"{durable.sha256(path)}  {path.name}\n" for path in sorted(unfinished.iterdir()))
             durable.write_text(unfinished / SUMS, sums)
             if (run / METRICS).exists():  # a checkpoint says that the lines up to its step are written: they last too
                 durable.sync(run / METRICS)
@@ -171,7 +170,9 @@ def read(folder: Path) -> tuple[dict[str, Any], Tensors]:
         lines = (folder / SUMS).read_text(encoding="ascii").split("\n")[:-1]
         expected = {line[66:]: line[:64] for line in lines}
         kept = {path.name for path in folder.iterdir()}
-        wrong = [name for name, digest in expected.items() if name not in kept or _sha256(folder / name) != digest]
+        wrong = [
+            name for name, digest in expected.items() if name not in kept or durable.sha256(folder / name) != digest
+        ]
         if STATE not in expected:  # the last line
             wrong.append(SUMS)
         if not wrong:
@@ -215,11 +216,3 @@ def _ranked(checkpoints: list[Path], metric: str) -> list[Path]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not measured there, or damaged
     return sorted(values, key=lambda path: -values[path])
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
