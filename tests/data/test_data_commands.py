@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from functools import partial
 
@@ -207,6 +209,72 @@ def test_packing_refuses_what_is_not_its_own(table, tmp_path):
         pack(source, out, ShardPlan())
     with pytest.raises(UserError, match="cannot write to /proc/nowhere"):
         pack(source, tmp_path.__class__("/proc/nowhere"), ShardPlan())
+
+
+DAMAGE = {
+    "missing": os.remove,
+    "emptied": lambda path: os.truncate(path, 0),
+    "truncated": lambda path: os.truncate(path, 1024),
+    "edited": lambda path: path.write_bytes(path.read_bytes().replace(b"first", b"other")),
+    "grown": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("../gone")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_shard_is_packed_again(table, tmp_path, caplog, damage, finished):
+    source, out, plan = open_source(str(table)), tmp_path / "shards", ShardPlan(shard_examples=2, shuffle=1)
+    pack(source, out, plan)
+    whole = {file.name: file.read_bytes() for file in out.iterdir()}
+    if not finished:
+        state = json.loads((out / "pack.json").read_text())
+        last = state["shards"].pop()
+        state |= {"finished": False, "done": state["shards"][-1]["until"], "left_out": {}}
+        (out / "pack.json").write_text(json.dumps(state))
+        (out / last["file"]).unlink()
+    name = next(name for name in whole if name.endswith(".tar") and b"first" in whole[name] and (out / name).exists())
+    DAMAGE[damage](out / name)
+    caplog.clear()
+    pack(source, out, plan)
+    (message,) = caplog.messages
+    assert message == f"{out / name} is not as it was packed: it is packed again"
+    assert sorted(os.listdir(out)) == sorted(whole)
+    assert all((out / shard).read_bytes() == whole[shard] for shard in whole if shard.endswith(".tar"))
+    caplog.clear()
+    pack(source, out, plan)
+    assert not caplog.messages
+
+
+def test_a_shard_that_comes_out_otherwise_is_refused_by_name(table, tmp_path):
+    source, out = open_source(str(table)), tmp_path / "shards"
+    pack(source, out, ShardPlan(shard_examples=2))
+    state = json.loads((out / "pack.json").read_text())
+    state["shards"][1]["sha256"] = "0" * 64
+    (out / "pack.json").write_text(json.dumps(state))
+    before = (out / "00001.tar").read_bytes()
+    with pytest.raises(UserError, match=r"00001.tar cannot be made again"):
+        pack(source, out, ShardPlan(shard_examples=2))
+    assert (out / "00001.tar").read_bytes() == before
+    del state["shards"][0]["sha256"]
+    (out / "pack.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"pack.json cannot be read"):
+        pack(source, out, ShardPlan(shard_examples=2))
+
+
+def test_two_processes_do_not_pack_into_one_folder(table, tmp_path):
+    out = tmp_path / "shards"
+    out.mkdir()
+    code = "import sys, fcntl; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, out / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"another process is packing into {out}: wait for it"):
+            pack(open_source(str(table)), out, ShardPlan())
+        assert os.listdir(out) == [".lock"]
+        other.kill()
+    assert pack(open_source(str(table)), out, ShardPlan())["finished"]
 
 
 def test_packing_nothing_says_why(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -5,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.results import ImagesRead, PerExampleScores, Result
@@ -92,10 +94,25 @@ def test_missing_file_is_empty_and_wrong_keys_are_named(tmp_path):
         results.read(path)
 
 
-def test_nan_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        results.append(tmp_path / "results.jsonl", result(acc1=float("nan")))
+@pytest.mark.parametrize("name", ["a\u2028b\x85c", "nul\0", "two\nlines\r", "\ud800", "😀 λ"])
+def test_any_name_comes_out_as_it_went_in(tmp_path, caplog, name):
+    written = [dataclasses.replace(result(acc1=0.5), dataset=name, model=name, task=str(i)) for i in range(3)]
+    for one in written:
+        results.append(tmp_path / "results.jsonl", one)
+    assert results.read(tmp_path / "results.jsonl") == written
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400])
+def test_what_is_no_finite_number_is_neither_written_nor_read(tmp_path, value):
+    with pytest.raises(ValueError, match="finite"):
+        results.append(tmp_path / "results.jsonl", result(acc1=value))
     assert not (tmp_path / "results.jsonl").exists()
+    (tmp_path / "results.jsonl").write_bytes(
+        durable.json_line(dataclasses.asdict(result(acc1=0.5)) | {"metrics": {"acc1": value}})
+    )
+    with pytest.raises(UserError, match="line 1: expected metrics as finite numbers"):
+        results.read(tmp_path / "results.jsonl")
 
 
 def test_examples_round_trip_beside_the_results(tmp_path):

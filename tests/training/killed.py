@@ -139,7 +139,7 @@ def _interrupt(owner, name, moments, kind, instead):
 
 
 def _half_a_line(log, record):
-    line = json.dumps(record)
+    line = json.dumps(record).encode()
     log._file.write(line[: len(line) // 2])
     log._file.flush()
     die()

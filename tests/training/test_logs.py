@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from diffclip.analysis.curves import read_curves, read_warnings
 from diffclip.errors import UserError
 from diffclip.training.logs import Display, RunLog
 
@@ -33,6 +34,29 @@ def test_resuming_drops_lines_of_work_that_is_done_again(tmp_path):
         (30, 2),
     ]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_any_text_in_a_record_and_a_damaged_line_in_the_middle(tmp_path, caplog):
+    nasty = "a\u2028b\x85c\0\n\r\ud800"
+    log = RunLog(tmp_path)
+    for step in (1, 2):
+        log.write({"step": step, "loss": float("nan"), "warning": nasty, nasty: 10**40, "seconds": 1.0})
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    first, second, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, b'{"step": Infinity}', b"[" * 10**5, b"42", second, second[:20]]))
+    log = RunLog(tmp_path, step=5)
+    log.close()
+    assert [(record["step"], record["warning"], record[nasty]) for record in log.kept] == [
+        (1, nasty, 10**40),
+        (2, nasty, 10**40),
+    ]
+    assert [f"line {number} " in message for number, message in zip((2, 3, 4, 6), caplog.messages, strict=True)] == [
+        True
+    ] * 4
+    assert path.read_bytes() == first + b"\n" + second + b"\n"
+    assert read_curves(tmp_path)["loss"].steps.tolist() == [1, 2]
+    assert read_warnings(tmp_path) == [nasty]
 
 
 def test_without_a_terminal_records_are_plain_lines():

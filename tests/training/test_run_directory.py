@@ -1,15 +1,23 @@
 """Whose a run directory is: one recipe's, and one process's at a time."""
 
 import dataclasses
+import errno
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
-from killed import recipe
+import torch
+from killed import recipe, score
+from safetensors.torch import load_file
 
+from diffclip import durable
 from diffclip.config import load_recipe, to_toml
 from diffclip.errors import UserError
 from diffclip.training.run_directory import claim_directory
+from diffclip.training.setup import train
 
 HOLDER = """
 import sys, fcntl
@@ -82,6 +90,57 @@ def test_a_worker_that_torchrun_restarts_goes_on_by_itself(tmp_path, monkeypatch
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
         with pytest.raises(UserError, match="holds a run already"):
             claim(tmp_path / "run")
+
+
+LITTER = (
+    "step_00000003 (copy)",
+    "step_00000009.sync-conflict-1",
+    "step_00000009~",
+    "step_9",
+    "step_x",
+    "best (1)",
+    ".DS_Store",
+)
+
+
+def test_what_people_and_tools_do_to_a_run_directory_stops_no_resume(tmp_path, caplog):
+    """Copied with links as folders, backed up beside itself; its recipe touched, a checkpoint on another disk."""
+    first, run = tmp_path / "first", tmp_path / "elsewhere" / "run 2"
+    train(recipe(0), first, evaluators={"data": score})
+    shutil.copytree(first, run)
+    checkpoints = run / "checkpoints"
+    assert not (checkpoints / "best").is_symlink()
+    for name in ("step_00000006", "step_00000008"):
+        shutil.rmtree(checkpoints / name)
+    for name in LITTER:
+        for folder in (run, checkpoints, run / "tensorboard"):
+            shutil.copytree(checkpoints / "step_00000003", folder / name)
+    (run / "tensorboard" / "old tfevents").mkdir()
+    (checkpoints / "step_00000003").rename(tmp_path / "disk")
+    (checkpoints / "step_00000003").symlink_to(tmp_path / "disk")
+    (run / "recipe.toml").write_text("# mine\n" + (run / "recipe.toml").read_text().replace("\n", "\r\n"))
+    train(recipe(0), run, resume=True, evaluators={"data": lambda model: {"score": 9.0}})  # so that best moves
+    left = {path.name for path in checkpoints.iterdir()}
+    copies = {name for name in left if name.startswith("best.copy-")}
+    assert left == {*LITTER, "best", "step_00000006", "step_00000008", *copies}
+    assert len(copies) == 1
+    assert (checkpoints / "best").readlink().name == "step_00000006"
+    ends = [load_file(folder / "model.safetensors") for folder in (first, run)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    assert any("is called best.copy-" in message for message in caplog.messages)
+
+
+def test_a_file_system_that_cannot_sync_lock_or_link_ends_no_training(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    for module, function in ((os, "fsync"), (fcntl, "lockf"), (os, "symlink")):
+        monkeypatch.setattr(module, function, refuse)
+    durable._say_lacking.cache_clear()
+    train(recipe(0), tmp_path / "run", evaluators={"data": score})
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    said = [message for message in caplog.messages if "this file system" in message]
+    assert len(said) == len(set(said)) == 3
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """The numbers that a training run wrote down, as curves."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffclip.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 
@@ -25,7 +28,7 @@ class Curve:
 def read_warnings(run: Path) -> list[str]:
     """What a run warned of while it trained, in its order; nothing where its log cannot be read."""
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
         texts = [json.loads(line).get("warning") for line in lines if '"warning"' in line]
     except (OSError, ValueError, AttributeError, RecursionError):
         return []
@@ -36,12 +39,12 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """Every number of a run directory's metrics.jsonl, by name.
 
     Of two lines of one step, which a resumed run may have, the later wins. A last line that a crash cut short
-    is left out. Raises UserError where there is no such file, no line in it, or another line that is not a
-    JSON object.
+    is left out with a warning. Raises UserError where there is no such file, no line in it, or another line that is
+    not a JSON object.
     """
     path = run / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}; is {run} the directory of a training run?") from None
@@ -53,6 +56,8 @@ def read_curves(run: Path) -> dict[str, Curve]:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             if number < len(lines):
                 raise UserError(f"{path} line {number}: not a record with a step: {line[:60]!r}") from None
+            if line:
+                log.warning("%s: its last line was cut short and is left out", path)
     if not records:
         raise UserError(f"{path} has no records: the run has not logged a step yet")
     ordered = [records[step] for step in sorted(records)]

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -112,16 +111,11 @@ class Failure:
 
 
 def append(path: Path, result: Result) -> None:
-    """Add a line, in one write, so that processes may share a file. Raises ValueError for NaN."""
+    """Add a line, lasting once this returns; processes may share a file. Raises ValueError for NaN, and OSError."""
     table = {name: value for name, value in asdict(result).items() if value is not None}
-    line = json.dumps(table, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a crash cut the last line short: end it, so that ours stands alone
-                line = "\n" + line
-        file.write(line.encode())
+    if not all(map(_is_score, result.metrics.values())):
+        raise ValueError(f"metrics that are no finite numbers: {dict(result.metrics)}")
+    durable.append(path, durable.json_line(table))
 
 
 def read(path: Path) -> list[Result]:
@@ -133,7 +127,7 @@ def read(path: Path) -> list[Result]:
     if not path.exists():
         return []
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -176,7 +170,10 @@ def _are_counts(table: Mapping[str, Any]) -> bool:
 
 
 def _is_score(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def merge(results: Iterable[Result]) -> list[Result]:

@@ -7,11 +7,10 @@ with `training.ema` the first is the average, and `trained.safetensors` holds th
 crash at any moment leaves the checkpoints that there were, and what is left of the new one under a hidden name.
 """
 
-import hashlib
 import json
 import logging
-import os
-import shutil
+import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from diffclip.training.logs import METRICS
 
 log = logging.getLogger(__name__)
 
+NAME = re.compile(r"step_\d{8,}", re.ASCII)
 SUMS, STATE, SUFFIX = "SHA256SUMS", "state.json", ".safetensors"
 BEST = "best"
 
@@ -97,36 +97,19 @@ def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, A
     state: JSON values; `state["metrics"]`, name → number, is what the best are chosen by. Returns the checkpoint's
     directory. Raises UserError where the disk is full or not writable; the checkpoints that exist stay as they are.
     """
-    folder = run / "checkpoints"
-    final = folder / f"step_{state['step']:08d}"
-    unfinished = folder / f".{final.name}.unfinished"
+    final = run / "checkpoints" / f"step_{state['step']:08d}"
     try:
-        durable.remove(unfinished)
-        unfinished.mkdir(parents=True)
-        weights.write(tensors["model"], config, unfinished)
-        for name in tensors.keys() - {"model"}:
-            durable.write_tensors(unfinished / f"{name}{SUFFIX}", tensors[name])
-        (unfinished / STATE).write_text(json.dumps(state))
-        written = sorted(unfinished.iterdir())
-        for path in written:
-            durable.sync(path)
-        sums = unfinished / SUMS
-        sums.write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in written))
-        durable.sync(sums)
-        durable.sync(unfinished)
-        metrics = run / METRICS
-        if metrics.exists():  # a checkpoint says that the lines up to its step are written: they must last as it does
-            durable.sync(metrics)
-        # A checkpoint of this step is there only if it was passed over as damaged when the run was resumed.
-        replaced = folder / f".{final.name}.replaced.unfinished"
-        durable.remove(replaced)
-        if final.exists():
-            os.replace(final, replaced)
-        durable.replace(unfinished, final)
-        durable.remove(replaced)
+        with durable.writing(final) as unfinished:  # one that is there was passed over as damaged on resuming
+            weights.write(tensors["model"], config, unfinished)
+            for name in tensors.keys() - {"model"}:
+                durable.write_tensors(unfinished / f"{name}{SUFFIX}", tensors[name])
+            durable.write_text(unfinished / STATE, json.dumps(state))
+            sums = "".join(f"{durable.sha256(path)}  {path.name}\n" for path in sorted(unfinished.iterdir()))
+            durable.write_text(unfinished / SUMS, sums)
+            if (run / METRICS).exists():  # a checkpoint says that the lines up to its step are written: they last too
+                durable.sync(run / METRICS)
         _prune(run, state["step"], keep)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         reason = error.strerror or error
         raise UserError(
             f"cannot write the checkpoint {final}: {reason}; make room or give write permission, then go on with the "
@@ -136,8 +119,13 @@ def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, A
 
 
 def found(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step_*"))
+    """The checkpoints of a run, oldest first; not what copying, backing up and synchronising leave beside them."""
+    paths = (run / "checkpoints").glob("step_*")
+    return sorted((path for path in paths if NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def restore(
@@ -179,10 +167,12 @@ def read(folder: Path) -> tuple[dict[str, Any], Tensors]:
     Raises UserError where one has not, or cannot be read.
     """
     try:
-        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+        lines = (folder / SUMS).read_text(encoding="ascii").split("\n")[:-1]
         expected = {line[66:]: line[:64] for line in lines}
         kept = {path.name for path in folder.iterdir()}
-        wrong = [name for name, digest in expected.items() if name not in kept or _sha256(folder / name) != digest]
+        wrong = [
+            name for name, digest in expected.items() if name not in kept or durable.sha256(folder / name) != digest
+        ]
         if STATE not in expected:  # the last line
             wrong.append(SUMS)
         if not wrong:
@@ -202,17 +192,19 @@ def _prune(run: Path, step: int, keep: Keep) -> None:
 
     One of a later step was passed over on resuming; it is left alone until the run comes to its step.
     """
-    past = [path for path in found(run) if int(path.name.removeprefix("step_")) <= step]
+    past = [path for path in found(run) if _step(path) <= step]
     best = _ranked(past, keep.by)[: keep.best] if keep.by else []
     if best:
-        link = run / "checkpoints" / f".{BEST}.unfinished"
-        link.unlink(missing_ok=True)
-        link.symlink_to(best[0].name)
-        durable.replace(link, link.with_name(BEST))
+        link = run / "checkpoints" / BEST
+        if link.exists() and not link.is_symlink():  # copying has made a folder of it, which somebody may want
+            kept = link.with_name(f"{BEST}.copy-{secrets.token_hex(4)}")
+            log.warning("%s is no link: it is called %s from now on", link, kept.name)
+            durable.replace(link, kept)
+        durable.link(link, best[0].name)
     for path in set(past) - set(past[-keep.last :]) - set(best):
-        hidden = path.with_name(f".{path.name}.old.unfinished")  # half a checkpoint must not look like one
-        os.replace(path, hidden)
-        shutil.rmtree(hidden)
+        hidden = durable.beside(path)  # half a checkpoint must not look like one
+        durable.replace(path, hidden)
+        durable.remove(hidden)
 
 
 def _ranked(checkpoints: list[Path], metric: str) -> list[Path]:
@@ -224,11 +216,3 @@ def _ranked(checkpoints: list[Path], metric: str) -> list[Path]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not measured there, or damaged
     return sorted(values, key=lambda path: -values[path])
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

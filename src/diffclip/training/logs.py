@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and the progress that a person watches."""
 
 import json
+import logging
 import math
 import os
 import socket
@@ -19,6 +20,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffclip import durable
 from diffclip.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -44,12 +47,12 @@ class RunLog:
             self.kept: list[Record] = [json.loads(line) for line in kept]
             durable.write_text(self._path, "".join(line + "\n" for line in kept))
             self._events = Events(run / "tensorboard", self.kept, time.time() - seconds)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab")
 
     def write(self, record: Record) -> None:
         """record: `step`, `seconds`, numbers, lists of them (one a layer), and text, which TensorBoard does not get."""
         with _write_errors(self._path.parent):
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(durable.json_line(record))
             self._file.flush()
             self._events.write(record)
 
@@ -71,16 +74,16 @@ def _write_errors(run: Path) -> Iterator[None]:
 
 
 def _lines(path: Path, step: int) -> list[str]:
-    """The lines of metrics.jsonl up to `step`; one that a crash cut short is left out."""
+    """The lines of metrics.jsonl up to `step`; one that is no record, as a crash leaves, is left out and told."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return [line for line in text.split("\n") if _step_of(line) <= step]
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    kept = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            if line and int(json.loads(line)["step"]) <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            log.warning("%s line %d is no record of a step, and is left out: %.60r", path, number, line)
+    return kept
 
 
 class Events:
@@ -92,9 +95,9 @@ class Events:
 
     def __init__(self, folder: Path, records: Iterable[Record], began: float) -> None:
         folder.mkdir(exist_ok=True)
-        before = [path for path in folder.iterdir() if "tfevents" in path.name]
+        before = [path for path in folder.iterdir() if "tfevents" in path.name and path.is_file()]
         name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
-        unfinished = folder / ".events.unfinished"  # TensorBoard looks for tfevents in a name
+        unfinished = durable.beside(folder / "events")  # TensorBoard looks for tfevents in a name
         self._began = began
         self._file = unfinished.open("wb", buffering=0)
         self._writer = RecordWriter(self._file)
@@ -102,6 +105,7 @@ class Events:
         self._event(began, 0, session_log=SessionLog(status=SessionLog.START))
         for record in records:
             self.write(record)
+        durable.sync(unfinished)
         durable.replace(unfinished, folder / name)
         for path in before:
             if path.name != name:
@@ -114,7 +118,10 @@ class Events:
                 numbers |= {f"{name}/{layer:02d}": item for layer, item in enumerate(value, start=1)}  # as figures
             elif isinstance(value, int | float) and name != "step":
                 numbers[name] = value
-        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+        values = [
+            Summary.Value(tag=tag.encode(errors="backslashreplace"), simple_value=number)
+            for tag, number in numbers.items()
+        ]
         self._event(self._began + record["seconds"], record["step"], summary=Summary(value=values))
 
     def _event(self, at: float, step: int, **content: Any) -> None:

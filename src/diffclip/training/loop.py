@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from diffclip import durable
 from diffclip.config import Training
 from diffclip.data.loading.loader import Batch, Loader
 from diffclip.errors import Stopped, UserError
@@ -195,7 +196,10 @@ class Loop:
         path = self.run / f"not_finite_step_{step:08d}.json"
         indices = [index for own in self.state.world.all_gather_objects(batch.indices.tolist()) for index in own]
         if self.state.world.is_main:
-            path.write_text(json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": indices}))
+            with durable.user_errors(path):
+                durable.write_text(
+                    path, json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": indices})
+                )
         where = f"first in {spoilt[0]} of {len(spoilt)} parameters" if spoilt else "all weights are finite"
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
         raise UserError(

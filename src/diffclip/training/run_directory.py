@@ -1,9 +1,8 @@
 """The directory of a run: claim_directory by one process at a time, for one recipe."""
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,11 @@ def claim_directory(
     Raises UserError where the directory cannot be written, another process trains in it, it holds another run,
     or its data have changed, unless `accept_changed_data`.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None
-    try:
-        _lock(lock, run)
+    with ExitStack() as until:
+        with _errors(run):
+            run.mkdir(parents=True, exist_ok=True)
+            busy = f"another process is training in {run}: wait for it, or give another --out"
+            lock = until.enter_context(durable.locked(run / LOCK, busy))
         launch = _launch()
         if launch is not None:
             restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
@@ -43,20 +40,16 @@ def claim_directory(
         record: dict[str, Any] = {"data": data, "changed": []}
         if held and data is not None:
             record = data_record.check(run, data, accept=accept_changed_data)
-        try:
+        with _errors(run):
             if data is not None:
                 data_record.write(run, record)
             durable.write_text(run / RECIPE, recipe)
-        except OSError as error:
-            raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None
-        for folder in (run, run / "checkpoints", run / "tensorboard"):
-            durable.remove_unfinished(folder)
+            for folder in (run, run / "checkpoints", run / "tensorboard"):
+                durable.remove_unfinished(folder)
         if launch is not None:
             os.ftruncate(lock, 0)
             os.pwrite(lock, launch, 0)
         yield resume
-    finally:
-        os.close(lock)
 
 
 def holds(run: Path, recipe: Recipe) -> bool:
@@ -64,14 +57,12 @@ def holds(run: Path, recipe: Recipe) -> bool:
     return same_run(load_recipe(run / RECIPE), recipe)
 
 
-def _lock(lock: int, run: Path) -> None:
+@contextmanager
+def _errors(run: Path) -> Iterator[None]:
     try:
-        # Not flock: data workers inherit that, and outlive a killed trainer by some seconds.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"another process is training in {run}: wait for it, or give another --out") from None
-    except OSError:
-        return  # a file system without locks
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {run}: {error.strerror}") from None
 
 
 def _launch() -> bytes | None:
@@ -89,5 +80,8 @@ def _holds_this_run(run: Path, recipe: str, resume: bool) -> bool:
     if not resume:
         raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
     if not holds(run, parse_recipe(recipe, str(path))):
-        raise UserError(f"{run} holds a run of another recipe: resume with the settings of {path}")
+        raise UserError(
+            f"{run} holds a run of another recipe: resume with the settings of {path}, or put that file back, or "
+            "delete it, where somebody has edited it"
+        )
     return True

@@ -123,7 +123,7 @@ def _state(file: Path) -> tuple[int, int] | None:
 
 def places(file: Path) -> tuple[Path, Path]:
     """Where the index of a shard may lie: beside it, and in the cache."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffclip" / "shards"
+    folder = durable.cache_folder() / "shards"
     key = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()[:32]
     return file.with_name(file.name + SUFFIX), folder / (key + SUFFIX)
 

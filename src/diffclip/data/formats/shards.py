@@ -172,10 +172,10 @@ def _captions(contents: dict[str, bytes], where: Text) -> tuple[str, ...]:
     if suffix == "json":
         value = _json(contents[suffix]).get(key)
         return columns.captions([v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)])
-    lines = [line.strip() for line in contents[suffix].decode("utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in contents[suffix].decode("utf-8", errors="replace").split("\n") if line.strip()]
     if len(lines) > 1 and contents.get("json"):  # img2dataset writes a caption of several lines as it is
         whole = _json(contents["json"]).get("caption")
-        if isinstance(whole, str) and [line.strip() for line in whole.splitlines() if line.strip()] == lines:
+        if isinstance(whole, str) and [line.strip() for line in whole.split("\n") if line.strip()] == lines:
             return (" ".join(lines),)
     return columns.captions(lines)
 

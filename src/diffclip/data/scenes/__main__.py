@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffclip import durable
 from diffclip.data.scenes import SPLITS, SceneSource
 
 
@@ -35,7 +36,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     sheet = contact_sheet(given.split or list(SPLITS), given.rows, given.columns, given.size, given.seed)
-    sheet.save(given.out, optimize=True)
+    with durable.writing(given.out) as unfinished:
+        sheet.save(unfinished, "PNG", optimize=True)
 
 
 if __name__ == "__main__":

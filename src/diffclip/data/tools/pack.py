@@ -2,13 +2,15 @@
 
 Shards are what img2dataset writes and the LAION benchmark reads: an image, its captions in `.txt` (one a line) and its
 label in `.cls` side by side, class names and templates beside the shards. Each shard appears under its name when it is
-whole; `pack.json` says how far the packing has come, and the same command goes on from there.
+whole; `pack.json` says how far the packing has come, with the SHA-256 of each shard. The same command goes on from
+there, and packs again what is not as it was packed.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,8 +34,12 @@ from diffclip.data.sources import Source
 from diffclip.data.transforms import shrunk
 from diffclip.errors import UserError
 
+log = logging.getLogger(__name__)
+
 AT_A_TIME = 32
-PROGRESS = "pack.json"
+PROGRESS, LOCK = "pack.json", ".lock"
+SHARD = {"file", "examples", "until", "sha256", "bytes"}
+"""What `pack.json` says of each shard; until: how many examples of the order are packed with it."""
 _BLOCK = 512
 
 
@@ -110,8 +116,8 @@ def _suffix(image: bytes) -> str:
 def pack(source: Source, out: Path, plan: ShardPlan, *, workers: int = 1) -> dict[str, Any]:
     """Write a source as shards into `out`; go on where a packing of the same source with the same plan was stopped.
 
-    Returns what `pack.json` says. Raises UserError where `out` holds anything else, cannot be written, or nothing
-    of the source can be used.
+    Returns what `pack.json` says. Raises UserError where `out` holds anything else, another process packs into it, it
+    cannot be written, or nothing of the source can be used.
     """
     facts = {
         "source": source.name,
@@ -121,38 +127,50 @@ def pack(source: Source, out: Path, plan: ShardPlan, *, workers: int = 1) -> dic
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        state = _begun(out, facts) or facts | {"done": 0, "left_out": {}, "shards": [], "finished": False}
-        if not state["finished"]:
+        _refuse_foreign(out)
+        busy = f"another process is packing into {out}: wait for it, or give another --out"
+        with durable.locked(out / LOCK, busy):
+            state: dict[str, Any] = _begun(out, facts) or facts | {
+                "done": 0,
+                "left_out": {},
+                "shards": [],
+                "finished": False,
+            }
             durable.remove_unfinished(out)
             durable.write_text(out / PROGRESS, json.dumps(state, indent=1))  # from now on the folder is known as ours
+            order = np.arange(len(source))
+            if plan.shuffle is not None:
+                order = np.random.default_rng(plan.shuffle).permutation(len(source))
             _write_class_files(source, out)
-            _pack(source, out, plan, workers, state)
+            _mend(source, out, plan, workers, state["shards"], order)
+            if not state["finished"]:
+                _pack(source, out, plan, workers, state, order)
     except OSError as error:
         raise UserError(f"cannot write to {error.filename or out}: {error.strerror}") from None
     return state
 
 
+def _refuse_foreign(out: Path) -> None:
+    there = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith((durable.UNFINISHED, LOCK)))
+    if there and PROGRESS not in there:
+        raise UserError(f"{out} is not empty ({', '.join(there[:5])}): give a new folder as --out")
+
+
 def _begun(out: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """How far a packing in this folder has come. Raises UserError where it is another one, or not ours."""
+    """How far a packing in this folder has come. Raises UserError where it is another one, or that is not known."""
     file = out / PROGRESS
     if not file.exists():
-        there = sorted(entry.name for entry in out.iterdir() if not entry.name.endswith(durable.UNFINISHED))
-        if there:
-            raise UserError(f"{out} is not empty ({', '.join(there[:5])}): give a new folder as --out")
         return None
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         before = {key: state[key] for key in facts}
-        missing = [shard["file"] for shard in state["shards"] if not (out / shard["file"]).is_file()]
-        readable = isinstance(before["plan"], dict)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        readable = isinstance(before["plan"], dict) and all(shard.keys() >= SHARD for shard in state["shards"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         readable = False
     if not readable:
         raise UserError(f"{file} cannot be read: give a new folder as --out")
     if before != facts:
         raise UserError(f"{out} holds another packing ({_difference(before, facts)}): give a new folder as --out")
-    if missing:
-        raise UserError(f"{out} has lost {missing[0]}, which was packed: give a new folder as --out")
     return dict(state)
 
 
@@ -165,10 +183,23 @@ def _difference(before: dict[str, Any], facts: dict[str, Any]) -> str:
     return "the source's files have changed" if changed == "stamp" else f"its {changed} is {before[changed]!r}"
 
 
-def _pack(source: Source, out: Path, plan: ShardPlan, workers: int, state: dict[str, Any]) -> None:
-    order = np.arange(len(source))
-    if plan.shuffle is not None:
-        order = np.random.default_rng(plan.shuffle).permutation(len(source))
+def _mend(
+    source: Source, out: Path, plan: ShardPlan, workers: int, shards: list[dict[str, Any]], order: NDArray[np.int64]
+) -> None:
+    """Pack those shards again that are not as they were packed. Raises UserError where they come out otherwise."""
+    first = 0
+    for shard in shards:
+        path = out / shard["file"]
+        if not (path.is_file() and path.stat().st_size == shard["bytes"] and durable.sha256(path) == shard["sha256"]):
+            log.warning("%s is not as it was packed: it is packed again", path)
+            examples = _each(source, plan, order[first : shard["until"]], workers)
+            _write_shard(path, [example.members for example in examples if example.members], shard["sha256"])
+        first = shard["until"]
+
+
+def _pack(
+    source: Source, out: Path, plan: ShardPlan, workers: int, state: dict[str, Any], order: NDArray[np.int64]
+) -> None:
     left_out = Counter(state["left_out"])
     console = Console(stderr=True, markup=False, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -176,11 +207,12 @@ def _pack(source: Source, out: Path, plan: ShardPlan, workers: int, state: dict[
         for group in _groups(_each(source, plan, order[state["done"] :], workers), plan):
             members = [example.members for example in group if example.members]
             left_out.update(example.reason for example in group if example.reason)
-            if members:
-                name = f"{len(state['shards']):05d}.tar"
-                _write_shard(out / name, members)
-                state["shards"].append({"file": name, "examples": len(members)})
             state["done"] += len(group)
+            if members:
+                path = out / f"{len(state['shards']):05d}.tar"
+                shard = {"file": path.name, "examples": len(members), "until": state["done"]}
+                shard["sha256"] = _write_shard(path, members)
+                state["shards"].append(shard | {"bytes": path.stat().st_size})
             state["left_out"] = dict(left_out)
             durable.write_text(out / PROGRESS, json.dumps(state, indent=1))
             bar.update(task, completed=state["done"])
@@ -214,13 +246,19 @@ def _groups(examples: Iterator[Packed], plan: ShardPlan) -> Iterator[list[Packed
         yield group
 
 
-def _write_shard(path: Path, examples: Sequence[tuple[tuple[str, bytes], ...]]) -> None:
-    with durable.writing(path) as unfinished, tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for number, members in enumerate(examples):
-            for suffix, content in members:
-                info = tarfile.TarInfo(f"{path.stem}{number:05d}.{suffix}")
-                info.size = len(content)  # all else stays as it is: the same examples make the same bytes
-                archive.addfile(info, io.BytesIO(content))
+def _write_shard(path: Path, examples: Sequence[tuple[tuple[str, bytes], ...]], expected: str | None = None) -> str:
+    """The SHA-256 of the shard. Raises UserError, and writes nothing, where another is expected."""
+    with durable.writing(path) as unfinished:
+        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number, members in enumerate(examples):
+                for suffix, content in members:
+                    info = tarfile.TarInfo(f"{path.stem}{number:05d}.{suffix}")
+                    info.size = len(content)  # all else stays as it is: the same examples make the same bytes
+                    archive.addfile(info, io.BytesIO(content))
+        found = durable.sha256(unfinished)
+        if found != (expected or found):
+            raise UserError(f"{path} cannot be made again: it comes out otherwise now; give a new folder as --out")
+    return found
 
 
 def _write_class_files(source: Source, out: Path) -> None:
@@ -229,7 +267,10 @@ def _write_class_files(source: Source, out: Path) -> None:
         ("zeroshot_classification_templates.txt", source.templates),
     ):
         if source.classnames and texts:
-            durable.write_text(out / name, "".join(f"{text}\n" for text in texts))
+            path, text = out / name, "".join(f"{text}\n" for text in texts)
+            if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+                log.warning("%s is not as it was packed: it is written again", path)
+            durable.write_text(path, text)
 
 
 def tell(state: dict[str, Any], out: Path) -> None:

@@ -211,7 +211,7 @@ _LISTS = {"train": "train", "val": "dev", "test": "test"}
 
 def _list(folder: Path, pattern: str) -> list[str]:
     files: Iterable[Path] = sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")])[:1]
-    return [line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for file in files for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 _FORMS: tuple[tuple[str, Callable[[str, Path, list[str]], Captions]], ...] = (

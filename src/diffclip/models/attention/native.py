@@ -2,7 +2,8 @@
 
 It needs a C++ compiler and a processor with AVX-512 (for bfloat16, AVX512_BF16 or AMX). Where one is missing, or where
 the environment has DIFFCLIP_NATIVE=0, fused.py does the same with PyTorch's own operators, more slowly.
-The library is kept in $XDG_CACHE_HOME/diffclip, by default ~/.cache/diffclip.
+The library is kept in $XDG_CACHE_HOME/diffclip/kernel, by default below ~/.cache. Loading it runs what it holds: so
+nobody else may write to it, and it ends in the SHA-256 of what is before.
 """
 
 import ctypes
@@ -10,7 +11,9 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
 from importlib.resources import files
@@ -28,6 +31,7 @@ MAP_BYTES = 2**20
 """What the maps of one step may take, some 22 bytes an entry: the second-level cache of a core."""
 MIN_ROWS = 48
 """Queries of a step, at least: fewer make the matrix products slow."""
+DIGEST = hashlib.sha256().digest_size
 FLAGS = (
     "-std=c++17",
     "-ffp-contract=fast",
@@ -94,7 +98,11 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError) as error:
-        log.info("differential attention runs on PyTorch's operators, its compiled kernel cannot be had: %s", error)
+        log.warning(
+            "differential attention runs on PyTorch's operators and takes some 1.4 times as long: its compiled kernel "
+            "cannot be had (%s); with DIFFCLIP_NATIVE=0 this is not said",
+            " ".join(str(error).split()),
+        )
         return None
     library.usable.argtypes, library.usable.restype = [ctypes.c_bool], ctypes.c_bool
     library.attention.restype = ctypes.c_double
@@ -113,22 +121,47 @@ def _library() -> ctypes.CDLL | None:
 
 def _built() -> Path:
     """The shared library, compiled unless the cache has it. Raises OSError or SubprocessError where it cannot be."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    try:
+        command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    except ValueError as error:
+        raise OSError(f"CXX is no command: {error}") from None
+    compiler = shutil.which(command[0])
     if compiler is None:
         raise OSError("there is no C++ compiler")
+    command[0] = compiler
     source = files("diffclip.models.attention").joinpath("kernel.cpp").read_bytes()
     # -march=native: a home directory may be shared by machines with other processors.
-    facts = repr((FLAGS, compiler, torch.__version__, sorted(torch.cpu.get_capabilities().items())))
+    facts = repr((FLAGS, command, torch.__version__, sorted(torch.cpu.get_capabilities().items())))
     name = f"fused_attention-{hashlib.sha256(source + facts.encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffclip"
-    path = folder / name
-    if not path.exists():
-        libraries = Path(torch.__file__).parent / "lib"
-        with durable.writing(path) as built:  # several processes may start together
-            code = ["-x", "c++", "-", "-x", "none"]  # from the standard input
-            command = [compiler, *FLAGS, *code, "-o", str(built), f"-L{libraries}", "-ltorch_cpu", "-Wl,--no-undefined"]
-            done = subprocess.run(command, input=source, capture_output=True, timeout=300)
-            if done.returncode:
-                message = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-                raise OSError(f"{compiler} failed: {message[-1]}")
+    path = durable.cache_folder() / "kernel" / name
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(path.parent)
+    if path.is_file():
+        _check_private(path)
+        content = path.read_bytes()
+        if content[-DIGEST:] == hashlib.sha256(content[:-DIGEST]).digest():
+            return path
+        log.warning("%s is damaged: it is compiled again, which takes some seconds", path)
+    libraries = Path(torch.__file__).parent / "lib"
+    with durable.writing(path) as built:  # several processes may start together
+        code = ["-x", "c++", "-", "-x", "none"]  # from the standard input
+        command += [*FLAGS, *code, "-o", str(built), f"-L{libraries}", "-ltorch_cpu", "-Wl,--no-undefined"]
+        done = subprocess.run(command, input=source, capture_output=True, timeout=300)
+        if done.returncode:
+            message = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise OSError(f"{compiler} failed: {message[-1]}")
+        built.chmod(0o700)  # whatever the umask
+        with built.open("ab") as file:  # the loader passes over what comes after the library
+            file.write(hashlib.sha256(built.read_bytes()).digest())
     return path
+
+
+def _check_private(path: Path) -> None:
+    """Raises OSError where others may write to a file or folder, or put another in the place of one above it."""
+    real = Path(os.path.realpath(path))
+    for place in (real, *real.parents):
+        status = place.stat()
+        open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        shared = status.st_mode & (stat.S_IWOTH | stat.S_IWGRP) if place == real else open_to_all
+        if status.st_uid not in (0, os.geteuid()) or shared:
+            raise OSError(f"others may write to {place}: delete it, or give a folder of your own as XDG_CACHE_HOME")
