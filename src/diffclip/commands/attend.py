@@ -84,10 +84,11 @@ def attend(
 
 
 def _read(image: Path) -> NDArray[np.uint8]:
-    from diffclip.data.images import BadImage, decode
+    from diffclip.data.images import MAX_BYTES, BadImage, decode
+    from diffclip.reading import read_bytes
 
     try:
-        return decode(image.read_bytes())
+        return decode(read_bytes(image, MAX_BYTES))
     except OSError as error:
         raise UserError(f"cannot read {image}: {error.strerror}") from None
     except BadImage as error:

@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffclip import durable
 from diffclip.errors import UserError
+from diffclip.reading import read_text
 
 Record = Mapping[str, Any]
 
@@ -72,7 +73,7 @@ def _write_errors(run: Path) -> Iterator[None]:
 
 def _lines(path: Path, step: int) -> list[str]:
     """The lines of metrics.jsonl up to `step`; one that a crash cut short is left out."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = read_text(path, errors="replace") if path.exists() else ""
     return [line for line in text.split("\n") if _step_of(line) <= step]
 
 

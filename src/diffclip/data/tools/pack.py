@@ -26,11 +26,12 @@ from rich.progress import Progress
 
 from diffclip import durable
 from diffclip.data.formats.stamp import Stamped
-from diffclip.data.images import FORMATS, BadImage, decode
+from diffclip.data.images import BadImage, decode, opened
 from diffclip.data.parallel import in_order
 from diffclip.data.sources import Source
 from diffclip.data.transforms import shrunk
 from diffclip.errors import UserError
+from diffclip.reading import parse_json, read_text
 
 AT_A_TIME = 32
 PROGRESS = "pack.json"
@@ -100,11 +101,8 @@ def _image(image: bytes | NDArray[np.uint8], plan: ShardPlan) -> tuple[str, byte
 
 
 def _suffix(image: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            return {"JPEG": "jpg", "TIFF": "tif"}.get(opened.format or "", (opened.format or "").lower())
-    except Exception:  # on broken headers Pillow's readers raise errors of a dozen types
-        raise BadImage("not_an_image" if image else "empty") from None
+    with opened(image) as pillow:
+        return {"JPEG": "jpg", "TIFF": "tif"}.get(pillow.format or "", (pillow.format or "").lower())
 
 
 def pack(source: Source, out: Path, plan: ShardPlan, *, workers: int = 1) -> dict[str, Any]:
@@ -141,11 +139,11 @@ def _begun(out: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
             raise UserError(f"{out} is not empty ({', '.join(there[:5])}): give a new folder as --out")
         return None
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = parse_json(read_text(file))
         before = {key: state[key] for key in facts}
         missing = [shard["file"] for shard in state["shards"] if not (out / shard["file"]).is_file()]
         readable = isinstance(before["plan"], dict)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         readable = False
     if not readable:
         raise UserError(f"{file} cannot be read: give a new folder as --out")

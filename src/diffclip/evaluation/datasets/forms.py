@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.files import SUFFIXES, FolderSource
 from diffclip.data.formats.stamp import stamp_of
-from diffclip.data.images import BadImage, read_image, to_rgb
+from diffclip.data.images import read_image, to_rgb
 from diffclip.data.sources import Source, Subset
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.image_files import ImageFiles
+from diffclip.evaluation.datasets.registry import registry
+from diffclip.reading import check_regular, lines
 
 CALTECH_TRAINING = 30  # images a class (Fei-Fei et al. 2004; Kornblith et al. 2019)
 _SEED = 20_250_309
@@ -34,16 +36,9 @@ class TorchvisionSource:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises BadImage for a file that is missing or that Pillow cannot read."""
-        try:
-            image, label = self._dataset[index]
-            return Example(to_rgb(image) if isinstance(image, Image.Image) else image, label=int(label))
-        except FileNotFoundError:
-            raise BadImage("missing") from None
-        except UnidentifiedImageError:
-            raise BadImage("not_an_image") from None
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on broken files
-            raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from error
+        """Raises BadImage for a file that is missing."""
+        image, label = self._dataset[index]
+        return Example(to_rgb(image) if isinstance(image, Image.Image) else image, label=int(label))
 
     def stamp(self) -> str:
         data = self._dataset
@@ -64,12 +59,22 @@ def _build(cls: str, where: Path, *args: Any, **options: Any) -> Any:
     from torchvision import datasets
 
     try:
+        _check_lists(where, cls)
         return getattr(datasets, cls)(where, *args, download=False, **options)
     except ModuleNotFoundError as error:  # scipy, for the .mat files of Flowers-102
         raise UserError(f"torchvision's {cls} needs {error.name}: pip install {error.name}") from None
     except (RuntimeError, OSError, KeyError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} has the folders of torchvision's {cls}, but cannot be read: {reason}") from None
+
+
+def _check_lists(where: Path, cls: str) -> None:
+    """Raises OSError where a file that torchvision reads beside the images is a pipe, for which it would wait."""
+    markers = [marker for entry in registry().values() if entry.torchvision == cls for marker in entry.markers]
+    for folder in {Path(marker).parts[0] for marker in markers}:
+        for file in (where / folder).rglob("*"):
+            if file.suffix.lower() not in SUFFIXES and not file.is_dir():
+                check_regular(file)
 
 
 def _cifar(cls: str) -> Callable[[str, Path, str], Source]:
@@ -81,7 +86,9 @@ def _with_loader(cls: str) -> Callable[[str, Path, str], Source]:
 
 
 def _pets(name: str, root: Path, split: str) -> Source:
-    return TorchvisionSource(name, _build("OxfordIIITPet", root, "trainval" if split == "train" else split))
+    """torchvision would have Pillow open the images by their names, whatever they are."""
+    pets = _build("OxfordIIITPet", root, "trainval" if split == "train" else split)
+    return ImageFiles(name, pets._images, labels=pets._labels, classnames=tuple(pets.classes))
 
 
 def _caltech101(name: str, root: Path, split: str) -> Source:
@@ -103,17 +110,15 @@ def _caltech101(name: str, root: Path, split: str) -> Source:
 def _sun397(name: str, root: Path, split: str) -> Source:
     """By the authors' lists of partition 1; without them every image is one test split, as in the LAION benchmark."""
     folder = root / "SUN397"
-    classes = [line.strip() for line in (folder / "ClassName.txt").read_text(encoding="utf-8").splitlines()]
-    number = {path: i for i, path in enumerate(filter(None, classes))}
-    lists = {"train": "Training_01.txt", "test": "Testing_01.txt"}
-    place = next((p for p in (folder, folder / "Partitions", root, root / "Partitions") if _has(p, lists)), None)
+    number = {path: i for i, path in enumerate(filter(None, lines(folder / "ClassName.txt")))}
+    named = {"train": "Training_01.txt", "test": "Testing_01.txt"}
+    place = next((p for p in (folder, folder / "Partitions", root, root / "Partitions") if _has(p, named)), None)
     if place:
-        lines = (place / lists[split]).read_text(encoding="utf-8").splitlines()
-        images = [line.strip() for line in lines if line.strip()]
+        images = [line for line in lines(place / named[split]) if line]
     elif split == "test":
         images = sorted("/" + file.relative_to(folder).as_posix() for file in folder.rglob("sun_*.jpg"))
     else:
-        raise UserError(f"{folder} has no {lists[split]}: put the lists of the authors' Partitions.zip there")
+        raise UserError(f"{folder} has no {named[split]}: put the lists of the authors' Partitions.zip there")
     unknown = next((image for image in images if image.rpartition("/")[0] not in number), None)
     if unknown:
         raise UserError(f"{folder}: {unknown} is in no class of ClassName.txt")

@@ -1,7 +1,6 @@
 """Find a file of weights, on disk or on the Hugging Face hub, and read it without running anything in it."""
 
 import argparse
-import json
 import pickle
 import re
 import tarfile
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from diffclip import reading
 from diffclip.errors import UserError
 
 WEIGHTS_NAME = "model.safetensors"
@@ -36,6 +36,8 @@ def locate(source: str | Path) -> Path:
         raise UserError(f"{str(source)[:200]} is no name of a file: {getattr(error, 'strerror', error)}") from None
     if is_file:
         return path
+    if path.exists() and not is_directory:
+        raise UserError(f"{path} is no regular file: a model is a file or a directory")
     if is_directory:
         found = _in_directory(path)
         if found is None:
@@ -69,7 +71,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError if it holds anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = reading.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     return _json_object(text, str(path))
@@ -77,8 +79,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = reading.parse_json(text)
+    except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{where} holds a JSON {type(content).__name__}, not an object")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffclip.analysis.look import inputs, visible
 from diffclip.analysis.relevance import relevance
-from diffclip.data.images import BadImage, decode
+from diffclip.data.images import BadImage, decode, read_image
 from diffclip.data.scenes import SceneSource
 from diffclip.errors import UserError
 from diffclip.evaluation.tasks.grounding import MaskedSource
@@ -91,8 +91,8 @@ def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *
     panels = []
     for path, queries in images:
         try:
-            panels.append(attention_panel(models[0], models[1], path.read_bytes(), queries))
-        except (OSError, BadImage) as error:
+            panels.append(attention_panel(models[0], models[1], read_image(path), queries))
+        except BadImage as error:
             raise UserError(f"{path} is no image that can be read: {error}") from None
     if drawn and scenes:
         panels += scene_panels(models[0], models[1], SceneSource("test"), count=scenes)
