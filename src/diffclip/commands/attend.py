@@ -34,7 +34,7 @@ def attend(
     """Draw where a model looks in an image for each text, beside others if you like.
 
     Args:
-        model: A run directory, a .safetensors file, a released checkpoint or a hub id.
+        model: A run directory, a .safetensors file, a released checkpoint, or hf:OWNER/NAME of the hub.
         image: The image, a file.
         beside: Further models, a row of the figure each.
         text: What to look for, one text or several.
