@@ -45,7 +45,7 @@ OTHERS = {
 # Calls of diffclip that are not made: a pattern in the call, the reason.
 NOT_RUN = {
     r"^quickstart": "test_quickstart.py runs it",
-    r"hammh0a/": "a released model, to be downloaded",
+    r"hf:hammh0a/": "a released model, to be downloaded",
     r"(https|s3|pipe):": "streams: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
     r"^report paper": "of the results of such a model",
     r"sugarcrepe winoground --root": "benchmarks to be downloaded; their tests have stand-ins, drawn scenes run here",

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             place = recipe_argument(arguments[1:])
             if place is not None:
                 recipe = arguments[1 + place]
-                available["train"] = train_command(load_recipe(recipe), recipe)
+                available["train"] = train_command(load_recipe(recipe), recipe, arguments[2 + place :])
         if arguments and arguments[0] in available:
             arguments = [arguments[0], *join(available[arguments[0]], arguments[1:])]
         about = "CLIP with differential attention. Its version: `diffclip --version`."

@@ -203,12 +203,14 @@ class Recipe:
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, *, typed: bool = True) -> Recipe:
     """Read a recipe: a file of any name, or the name of one that the package ships.
+
+    typed: whether a person named it, who may name a pipe too.
 
     Raises UserError where it is missing, is not TOML, or holds a wrong key or value.
     """
-    return validate(read_toml(find_recipe(path), "recipe"), where=str(path))
+    return validate(read_toml(find_recipe(path), "recipe", typed=typed), where=str(path))
 
 
 def parse_recipe(text: str, where: str) -> Recipe:

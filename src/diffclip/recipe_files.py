@@ -9,11 +9,14 @@ from typing import Any
 import tomli
 
 from diffclip.errors import UserError
+from diffclip.reading import read_bytes
 from diffclip.text import closest, listed
 
 log = logging.getLogger(__name__)
 
 SWEEPS = "sweeps"
+LONGEST = 1 << 24
+"""Bytes of a recipe, which needs some thousands."""
 FLAGS = frozenset({"--resume", "--no-resume", "--dry-run", "--no-dry-run", "--help", "-h"}) | {
     "--accept-changed-data",
     "--no-accept-changed-data",
@@ -58,13 +61,23 @@ def find_recipe(given: str | Path, *, sweep: bool = False) -> Path:
     )
 
 
-def read_toml(path: str | Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError."""
+def read_toml(path: str | Path, what: str, *, typed: bool = False) -> dict[str, Any]:
+    """The tables of a TOML file; `what` it is supposed to be, for the error. Raises UserError.
+
+    typed: whether the command line names it, which may name a pipe too. What another file names could be waited for.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        if typed:
+            with open(path, "rb") as file:
+                content = file.read(LONGEST)
+        else:
+            content = read_bytes(path, LONGEST)
+        text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: of the text, or of a name with a null byte
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
         raise UserError(f"cannot read the {what} {str(path)[:200]}: {reason}") from None
+    if len(content) == LONGEST:
+        raise UserError(f"cannot read the {what} {str(path)[:200]}: longer than {LONGEST:,} bytes")
     if not text.strip():
         raise UserError(f"the {what} {str(path)[:200]} is empty: it would be every default, so state at least one key")
     return parse_toml(text, str(path))

@@ -11,6 +11,7 @@ import numpy as np
 from diffclip import durable
 from diffclip.analysis.curves import read_curves
 from diffclip.config import Recipe
+from diffclip.data.formats.stream import is_stream
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.datasets import registry
@@ -119,15 +120,15 @@ def open_data(sweep: Sweep, root: Path | None) -> tuple[list[DataSet], list[Fail
     return data, missing
 
 
-def train(run: Run) -> None:
-    """Train a run to its end, from its newest checkpoint where it has one.
+def train(run: Run, *, allow_pipe: bool = False) -> None:
+    """Train a run to its end, from its newest checkpoint where it has one; allow_pipe as of `training_source`.
 
     Raises UserError where the data have changed since it began, finished or not: a table is of runs on the same data.
     """
     if run.finished:
         trainer.check_data(run.recipe, run.folder)
     else:
-        trainer.train(run.recipe, run.folder, resume=True, evaluators=evaluators(run.recipe))
+        trainer.train(run.recipe, run.folder, resume=True, allow_pipe=allow_pipe, evaluators=evaluators(run.recipe))
 
 
 def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Row, ...]:
@@ -176,7 +177,7 @@ class Remaining:
     steps: int
     """Of the whole run."""
     seconds: float | None
-    """A step takes, of the runs that are not finished; None where the training data are not here."""
+    """A step takes, of the runs that are not finished; None where the training data are not here, or a stream."""
 
     @property
     def left(self) -> int:
@@ -196,11 +197,16 @@ def remaining(runs: Sequence[Run]) -> Iterator[Remaining]:
 
 
 def _seconds_per_step(run: Run) -> float | None:
-    """As its own log has it in the median, or else by a few steps of a small batch; None where data are missing."""
+    """As its own log has it in the median, or else by a few steps of a small batch.
+
+    None where data are missing, or a stream, which is opened to train alone.
+    """
     try:
         return run.recipe.training.batch_size / float(np.median(read_curves(run.folder)["images_per_s"].values))
     except (UserError, KeyError):  # nothing is logged yet
         pass
+    if is_stream(run.recipe.data.train.path):
+        return None
     try:
         source = training_source(run.recipe)
     except UserError:

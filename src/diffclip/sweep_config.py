@@ -124,7 +124,7 @@ def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[s
 
 def _read_with_parents(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     """The tables of a file over those of the file which it extends; `base` becomes an absolute path."""
-    table = read_toml(path, "sweep")
+    table = read_toml(path, "sweep", typed=not above)
     if isinstance(table.get("base"), str):
         folder = path.parent if path.is_file() else Path()  # that of a pipe holds no recipes
         base = (folder / Path(table["base"]).expanduser()).resolve()

@@ -38,11 +38,11 @@ def fit_sizes(sweep: Sweep) -> tuple[Sweep, str]:
     if pairs < FEWEST:
         raise UserError(f"{data.path} has {pairs} pairs: a comparison needs at least {FEWEST}")
     held = min(max(pairs // SHARE, 2), MOST)
-    held = int(_set(sweep.set, "data", "train", "holdout") or held)
+    held = int(stated(sweep.set, "data", "train", "holdout") or held)
     batch = LARGEST_BATCH
     while batch > 2 and batch * FEWEST_STEPS > pairs - held:
         batch //= 2
-    batch = int(_set(sweep.set, "training", "batch_size") or batch)
+    batch = int(stated(sweep.set, "training", "batch_size") or batch)
     sizes = {"data": {"train": {"holdout": held, "part": "train"}}, "training": {"batch_size": batch}}
     said = f"{pairs:,} pairs: {held:,} held out to measure on, {pairs - held:,} to train on in batches of {batch}"
     return replace(sweep, set=merge_tables(sweep.set, sizes)), said
@@ -56,7 +56,8 @@ def _open(config: SourceConfig) -> Source:
     return open_source(**vars(config))
 
 
-def _set(table: Mapping[str, Any], *keys: str) -> Any:
+def stated(table: Mapping[str, Any], *keys: str) -> Any:
+    """What a nested table has at these keys; None for nothing."""
     for key in keys:
         table = table.get(key, {}) if isinstance(table, Mapping) else {}
     return table or None

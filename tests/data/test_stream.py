@@ -201,11 +201,67 @@ def test_s3_is_read_by_the_aws_program(shards, monkeypatch):
     program.write_text(f'#!/bin/sh\ntest "$1 $2 $4" = "s3 cp -" && cat "{shards}/$(basename "$3")"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(shards), prepend=":")
-    stream = open_stream("s3://bucket/it's here/{00000..00002}.tar", 60)
+    stream = open_stream("s3://bucket/it.s%20here/{00000..00002}.tar", 60)
     assert len(list(islice(stream.examples(0, 0, (0, 1)), 60))) == 60
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"s3://bucket/a\.tar is read by the program aws, which is not there"):
         open_stream("s3://bucket/a.tar", 60)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"{scheme}://host/a'; touch PWNED; '.tar" for scheme in ("http", "https", "s3", "gs")),
+        *(f"https://host/a{c}b.tar" for c in ' "`\\<>|^[]\n\r\t\0\x1b\x7f\x85\u202e\u2028\udcff'),
+        "http://-oProxyCommand=x/a.tar",
+        "http://user@-x/a.tar",
+        "http:a.tar",
+        "http:///a.tar",
+        "https://host/[1-100000].tar",
+    ],
+)
+def test_what_is_no_url_is_refused_before_any_program_starts(url, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(module, "_read", lambda *_: pytest.fail("a program was started"))
+    with pytest.raises(UserError, match="is no URL of a shard"):
+        open_stream(url, 60)
+
+
+@pytest.mark.parametrize("url", ["https://u:p@host:8080/a%20b/c.tar?x=1&y=$2#z", "http://[::1]:80/a.tar", "s3://b-1/k"])
+def test_usual_urls_are_none_of_these(url, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(module, "_read", lambda *_: iter([{"image": b"", "txt": b"x"}]))
+    assert len(open_stream(url, 60)) == 60
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["ais://b/a.tar", "sftp://h/a.tar", "scp:h/a.tar", "hf://a/b", "file:///etc/passwd", "PIPE:ls", "HTTP://a/b"],
+)
+def test_other_schemes_are_refused_by_name(path):
+    assert not is_stream(path)
+    with pytest.raises(UserError, match=rf"{path.partition(':')[0]}: is not read: give files"):
+        open_source(path)
+
+
+def test_what_unpacks_to_too_much_is_skipped(tmp_path, monkeypatch):
+    """Members, texts, and headers that the reader would take whole."""
+    monkeypatch.setattr(module, "MAX_BYTES", 5000)
+    monkeypatch.setattr(module, "BUFFER_BYTES", 9000)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for i, (size, words) in enumerate([(5001, 1), (5000, 1), (4000, 1 << 20), (4000, 2), (4000, 3)]):
+            member(archive, f"{i}.jpg", bytes(size))
+            member(archive, f"{i}.txt", b"x " * words)
+    stream = open_stream(f"pipe:cat {tmp_path}/a.tar.gz", 5)
+    found = list(islice(stream.examples(0, 0, (0, 1)), 5))
+    assert Counter(getattr(e, "reason", "good") for e in found) == {"too_many_bytes": 2, "good": 3}
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.pax_headers = {"comment": "x" * (2 << 20)}
+        archive.addfile(info)
+    with pytest.raises(UserError, match="a header of 2097"):
+        open_stream(f"pipe:cat {tmp_path}/b.tar.gz", 5)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +313,9 @@ def test_a_recipe_trains_on_it(shards, tmp_path):
     )
     recipe = load_recipe(tmp_path / "r.toml")
     assert isinstance(recipe, Recipe)
-    source = training_source(recipe)
+    with pytest.raises(UserError, match="a recipe runs none by itself"):
+        training_source(recipe)
+    source = training_source(recipe, allow_pipe=True)
     assert isinstance(source, Stream)
     batch = next(training_loader(recipe, source).epoch(0))
     assert batch.pixels.shape == (8, 3, 64, 64)

@@ -180,7 +180,77 @@ def test_the_hub_gives_safetensors_before_pickles(tmp_path, monkeypatch):
         locate("owner/name")
 
 
-def test_without_the_hub_there_is_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (lambda: torch.ones(1).expand(1000, 1000), "larger than what is stored"),
+        (lambda: torch.ones(1999).as_strided((1000, 1000), (1, 1)), "larger than what is stored"),
+        (lambda: torch.ones(2, 2).to_sparse(), "sparse"),
+        (lambda: torch.ones(2, 2).to_sparse_csr(), "sparse"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "quantised"),
+        (lambda: torch.ones(2, device="meta"), "without numbers"),
+        (lambda: torch.ones(2, dtype=torch.complex64), "complex"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_that_are_not_all_there_are_refused(tmp_path, tensor, kind):
+    torch.save({"a": torch.ones(2), "b": tensor()}, tmp_path / "a.pt")
+    with pytest.raises(diffclip.UserError, match=rf"a\.pt: the tensor b is {kind}"):
+        read_tensors(tmp_path / "a.pt")
+
+
+def test_one_storage_under_many_names_is_refused_and_tied_weights_are_not(tmp_path):
+    whole = torch.ones(1000)
+    torch.save({"a": whole, "b": whole.view(10, 100), "c": torch.ones(3)[1:]}, tmp_path / "a.pt")
+    assert len(read_tensors(tmp_path / "a.pt")[0]) == 3
+    torch.save({str(i): whole for i in range(9)}, tmp_path / "a.pt")
+    with pytest.raises(diffclip.UserError, match="its tensors have 36,000 bytes, of which 4,000 are stored"):
+        read_tensors(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@v1.0", ("owner/name", "v1.0")),
+        ("hf:owner/name", ("owner/name", None)),
+        ("hf:runs/clp@refs/pr/1", ("runs/clp", "refs/pr/1")),
+        *((source, None) for source in ("runs/clp", "runs/clip@main", "gone/clp", "./clp", "../clp", "~/c", "clp")),
+        *(
+            (source, None)
+            for source in ("runs/x/clp", "hf:name", "hf:a/b/c", "hf:../b", "hf:-a/b", "a/b@-c", "hf:a/b@")
+        ),
+    ],
+)
+def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path, monkeypatch, caplog, source, asked):
+    """Whoever has that name there would supply the model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "clip").mkdir(parents=True)
+    (tmp_path / "gone").symlink_to("nowhere")  # a disk that is not mounted
+    seen = []
+
+    def download(name, allow_patterns, revision=None):
+        seen.append((name, revision))
+        save_file(TENSORS, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    if asked:
+        assert locate(source) == tmp_path / "model.safetensors"
+        assert seen == [asked]
+        assert ("the Hugging Face hub is asked" in caplog.text) == (not source.startswith("hf:"))
+        return
+    with pytest.raises(diffclip.UserError, match="is neither a file nor a directory") as caught:
+        locate(source)
+    assert seen == []
+    assert source != "runs/clp" or "runs has clip; if you mean the Hugging Face hub, write hf:runs/clp" in str(
+        caught.value
+    )
+
+
+def test_without_the_hub_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def offline(*args, **options):
         raise ConnectionError("Cannot reach https://huggingface.co: offline mode is enabled.\nTo disable it, …")
 

@@ -1,6 +1,5 @@
 """The numbers that a training run wrote down, as curves."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffclip.errors import UserError
+from diffclip.reading import parse_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ class Curve:
 def read_warnings(run: Path) -> list[str]:
     """What a run warned of while it trained, in its order; nothing where its log cannot be read."""
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-        texts = [json.loads(line).get("warning") for line in lines if '"warning"' in line]
-    except (OSError, ValueError, AttributeError, RecursionError):
+        lines = read_text(run / "metrics.jsonl").split("\n")
+        texts = [parse_json(line).get("warning") for line in lines if '"warning"' in line]
+    except (OSError, ValueError, AttributeError):
         return []
     return list(dict.fromkeys(part for text in texts if isinstance(text, str) for part in text.split(" | ")))
 
@@ -44,16 +44,16 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """
     path = run / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        lines = read_text(path).rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}; is {run} the directory of a training run?") from None
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             records[int(record["step"])] = record
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             if number < len(lines):
                 raise UserError(f"{path} line {number}: not a record with a step: {line[:60]!r}") from None
             if line:

@@ -34,7 +34,7 @@ def attend(
     """Draw where a model looks in an image for each text, beside others if you like.
 
     Args:
-        model: A run directory, a .safetensors file, a released checkpoint or a hub id.
+        model: A run directory, a .safetensors file, a released checkpoint, or hf:OWNER/NAME of the hub.
         image: The image, a file.
         beside: Further models, a row of the figure each.
         text: What to look for, one text or several.
@@ -84,10 +84,11 @@ def attend(
 
 
 def _read(image: Path) -> NDArray[np.uint8]:
-    from diffclip.data.images import BadImage, decode
+    from diffclip.data.images import MAX_BYTES, BadImage, decode
+    from diffclip.reading import read_bytes
 
     try:
-        return decode(image.read_bytes())
+        return decode(read_bytes(image, MAX_BYTES))
     except OSError as error:
         raise UserError(f"cannot read {image}: {error.strerror}") from None
     except BadImage as error:

@@ -35,6 +35,7 @@ def sweep(
     variants: tuple[str, ...] = (),
     root: Path | None = None,
     settings: Annotated[tuple[str, ...], arg(name="set")] = (),
+    allow_pipe: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train variants of a recipe with several seeds, and tabulate what differs.
@@ -50,6 +51,7 @@ def sweep(
         variants: Only these variants, by name; the table has all.
         root: The folder of the data sets that the sweep gives no path for; by default $DIFFCLIP_DATA, or data.
         settings: SECTION.KEY=VALUE of the base recipe, such as data.train.path=/data/cc12m.
+        allow_pipe: Let the files train on pipe:COMMAND. A path typed after --set needs no leave.
         dry_run: Say what is left to do, how many steps and about how long, and stop.
     """
     if not recipes:
@@ -63,6 +65,7 @@ def sweep(
         variants=variants,
         root=root,
         settings=settings,
+        allow_pipe=allow_pipe,
         dry_run=dry_run,
     )
 
@@ -77,6 +80,7 @@ def run(
     root: Path | None,
     settings: Sequence[str],
     dry_run: bool,
+    allow_pipe: bool = False,
 ) -> None:
     """Train, measure and tabulate what is not done already; print how it goes.
 
@@ -93,9 +97,10 @@ def run(
     from diffclip.reporting.tables import comparison
     from diffclip.sweep import open_data, plan, reason, remaining, train, write_table
     from diffclip.sweep_config import load_sweep, parse_settings
-    from diffclip.sweep_sizes import fit_sizes
+    from diffclip.sweep_sizes import fit_sizes, stated
 
-    sweep = load_sweep(*paths, base=base, settings=parse_settings(settings))
+    typed = parse_settings(settings)
+    sweep = load_sweep(*paths, base=base, settings=typed)
     if seeds:
         sweep = replace(sweep, seeds=tuple(dict.fromkeys(seeds)))
     sweep, sizes = fit_sizes(sweep)
@@ -114,7 +119,8 @@ def run(
     for number, each in enumerate(runs, start=1):
         console.print(f"{number} of {len(runs)}: {each}", style="bold", highlight=False)
         try:
-            train(each)
+            is_typed = each.recipe.data.train.path == stated(typed, "data", "train", "path")
+            train(each, allow_pipe=allow_pipe or is_typed)
             model = replace(named_model(str(each.folder)), pretrained=each.pretrained)
         except Stopped:
             raise Stopped(f"stopped while training {each}, and saved; the same command goes on") from None

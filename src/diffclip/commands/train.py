@@ -1,6 +1,6 @@
 """`diffclip train`: arguments, the run, what is printed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +11,11 @@ from diffclip.errors import UserError
 from diffclip.recipe_files import run_name
 
 
-def train_command(settings: Recipe, read: str | None = None) -> Callable[..., None]:
-    """The `train` command whose settings default to those of a recipe that is already read, from the file `read`."""
+def train_command(settings: Recipe, read: str | None = None, typed: Sequence[str] = ()) -> Callable[..., None]:
+    """The `train` command whose settings default to those of a recipe that is already read, from the file `read`.
+
+    typed: the words of the command line after the recipe.
+    """
 
     def train(
         recipe: Positional[Path],
@@ -21,6 +24,7 @@ def train_command(settings: Recipe, read: str | None = None) -> Callable[..., No
         out: Path | None = None,
         resume: bool = False,
         accept_changed_data: bool = False,
+        allow_pipe: bool = False,
         dry_run: bool = False,
         settings: Annotated[FlagConversionOff[Recipe], arg(name="")] = settings,
     ) -> None:
@@ -31,6 +35,7 @@ def train_command(settings: Recipe, read: str | None = None) -> Callable[..., No
             out: The run directory; by default runs/NAME, NAME being the recipe's file name.
             resume: Go on from the newest good checkpoint of the run directory; begin where there is none.
             accept_changed_data: With --resume: go on though data have changed since the run began, and write that down.
+            allow_pipe: Let the recipe file train on pipe:COMMAND. A path typed after --data.train.path needs no leave.
             dry_run: Print shapes, parameters, steps, schedule and memory, and stop.
         """
 
@@ -43,12 +48,21 @@ def train_command(settings: Recipe, read: str | None = None) -> Callable[..., No
         if dry_run:
             print_dry_run(final)
         else:
-            run(final, out or run_name(recipe), resume=resume, accept_changed_data=accept_changed_data)
+            path = final.data.train.path
+            allowed = allow_pipe or path != settings.data.train.path or path in _values(typed)
+            place = out or run_name(recipe)
+            run(final, place, resume=resume, accept_changed_data=accept_changed_data, allow_pipe=allowed)
 
     return train
 
 
-def run(recipe: Recipe, directory: Path, *, resume: bool, accept_changed_data: bool = False) -> None:
+def _values(typed: Sequence[str]) -> list[str]:
+    return [word.removeprefix("--data.train.path=") for word in typed]
+
+
+def run(
+    recipe: Recipe, directory: Path, *, resume: bool, accept_changed_data: bool = False, allow_pipe: bool = False
+) -> None:
     """Train, evaluate as the recipe says, and write the run's results.jsonl; with the other processes of torchrun."""
     from rich.console import Console
 
@@ -60,7 +74,14 @@ def run(recipe: Recipe, directory: Path, *, resume: bool, accept_changed_data: b
     console = Console(markup=False, emoji=False)
     with joined() as world:
         watched = evaluators(recipe)
-        setup.train(recipe, directory, resume=resume, accept_changed_data=accept_changed_data, evaluators=watched)
+        setup.train(
+            recipe,
+            directory,
+            resume=resume,
+            accept_changed_data=accept_changed_data,
+            allow_pipe=allow_pipe,
+            evaluators=watched,
+        )
         failures = evaluate_run(directory, world, console)
     if world.is_main:
         console.print(

@@ -14,16 +14,19 @@ It refuses whatever it would have to warn of. Pillow decodes that, and everythin
 
 from __future__ import annotations
 
+import errno
 import io
-import os
-import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from diffclip.reading import read_bytes
 
 MAX_PIXELS = 1 << 26  # 67 million: 192 MiB decoded
 MAX_BYTES = 1 << 28  # of a file
@@ -63,6 +66,15 @@ def decode(image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> ND
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise BadImage("wrong_shape")
         return image
+    _check_bytes(image)
+    plain = _plain_jpeg(image, max_pixels)
+    if plain is not None:
+        return plain
+    with opened(image, max_pixels) as pillow:
+        return to_rgb(pillow)
+
+
+def _check_bytes(image: bytes) -> None:
     if not image:
         raise BadImage("empty")
     if len(image) > MAX_BYTES:
@@ -70,19 +82,25 @@ def decode(image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> ND
     # Where these two bytes are not the start of a scan, they lie in a thumbnail or a profile: a few at most.
     if image.startswith(b"\xff\xd8") and image.count(b"\xff\xda") > MAX_SCANS:
         raise BadImage("damaged")
-    plain = _plain_jpeg(image, max_pixels)
-    if plain is not None:
-        return plain
+
+
+@contextmanager
+def opened(image: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """An image as Pillow reads it, for what is to see more than `decode` gives: the only door to Pillow's readers.
+
+    The block may load its pixels. Raises BadImage as `decode` does, also for what Pillow raises in the block.
+    """
+    _check_bytes(image)
     # Pillow warns of large images and of small faults in files. The first is an error here, the second is
     # noise.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-                if opened.width * opened.height > max_pixels:
+            with Image.open(io.BytesIO(image), formats=FORMATS) as pillow:
+                if pillow.width * pillow.height > max_pixels:
                     raise BadImage("too_many_pixels")
-                return to_rgb(opened)
+                yield pillow
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise BadImage("too_many_pixels") from None
         except UnidentifiedImageError:
@@ -116,15 +134,9 @@ def read_image(path: str | Path) -> bytes:
         BadImage: "missing" or "too_many_bytes".
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device might never end
-            raise BadImage("missing")
-        if status.st_size > MAX_BYTES:
-            raise BadImage("too_many_bytes")
-        with open(path, "rb") as file:
-            return file.read(status.st_size)
-    except (OSError, ValueError):  # ValueError: the name holds a null byte
-        raise BadImage("missing") from None
+        return read_bytes(path, MAX_BYTES)
+    except OSError as error:
+        raise BadImage("too_many_bytes" if error.errno == errno.EFBIG else "missing") from None
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:

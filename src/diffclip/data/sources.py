@@ -30,7 +30,7 @@ from diffclip.data.formats.paths import (
 )
 from diffclip.data.formats.shards import TarSource
 from diffclip.data.formats.stamp import Stamped, stamp_of
-from diffclip.data.formats.stream import is_stream
+from diffclip.data.formats.stream import check_scheme, is_stream
 from diffclip.data.options import Format
 from diffclip.errors import UserError
 
@@ -125,6 +125,7 @@ def open_source(
         raise UserError(f"no path: give {ANYTHING}")
     if is_stream(path):
         raise UserError(f"{path} is a stream, good for training alone: fetch the files for evaluation and all else")
+    check_scheme(path)
     for template in templates or ():
         check_template(template)
     source: Source

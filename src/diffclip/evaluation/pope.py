@@ -20,6 +20,7 @@ from torch import Tensor
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.pope import Question, keys_of, pope_labels, read_questions, read_rows
 from diffclip.evaluation.results import PerExampleScores
+from diffclip.reading import read_bytes
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -207,5 +208,5 @@ def _by_split(path: Path, categories: Path | None) -> dict[str, tuple[Answer, ..
 def _score(split: str, questions: Path, answers: Sequence[Answer], where: Path) -> SplitScores:
     asked = read_questions(questions)
     texts = match_answers(asked, answers, f"{where} ({split})")
-    digest = hashlib.sha256(questions.read_bytes() + "\0".join(texts).encode()).hexdigest()
+    digest = hashlib.sha256(read_bytes(questions) + "\0".join(texts).encode()).hexdigest()
     return SplitScores(split, len(asked), sum(map(is_unparsed, texts)), evaluate(asked, texts), digest)

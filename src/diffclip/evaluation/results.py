@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffclip import durable
 from diffclip.errors import UserError
+from diffclip.reading import check_regular, read_text
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def read(path: Path) -> list[Result]:
     if not path.exists():
         return []
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+    for number, line in enumerate(read_text(path, errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -246,9 +247,10 @@ def stored_fingerprint(results: Path, key: Key) -> str | None:
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             yield file
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and evaluate again") from None
 
 

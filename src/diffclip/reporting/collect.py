@@ -5,7 +5,7 @@ CLIP benchmark. Damaged lines are skipped with a warning, as `evaluation.results
 """
 
 import csv
-import json
+import io
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tomli
-
+from diffclip import reading
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.results import Key, PerExampleScores, Result
 from diffclip.evaluation.task import title_of_task
+from diffclip.recipe_files import read_toml
 
 log = logging.getLogger(__name__)
 
@@ -188,17 +188,15 @@ def _read_run(path: Path) -> RunDirectory:
     recipe: dict[str, Any] = {}
     config: dict[str, Any] = {}
     try:
-        recipe = tomli.loads((path / "recipe.toml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s cannot be read and is passed over: %s", path / "recipe.toml", error)
+        recipe = read_toml(path / "recipe.toml", "recipe") if (path / "recipe.toml").exists() else {}
+    except UserError as error:
+        log.warning("%s; it is passed over", error)
     try:
-        table = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        table = reading.parse_json(reading.read_text(path / "config.json"))
         config = table if isinstance(table, dict) else {}
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         log.warning("%s cannot be read and is passed over: %s", path / "config.json", error)
     return RunDirectory(path.resolve(), recipe, config)
 
@@ -215,8 +213,8 @@ def _read_results(path: Path) -> list[Result]:
 
 def _laion_json(path: Path) -> Result:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = reading.parse_json(reading.read_text(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     needed = ("dataset", "model", "pretrained", "task", "metrics")
     if not isinstance(table, dict) or not all(name in table for name in needed):
@@ -226,8 +224,7 @@ def _laion_json(path: Path) -> Result:
 
 def _laion_csv(path: Path) -> list[Result]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(reading.read_text(path, "utf-8-sig"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     needed = ("dataset", "model", "pretrained", "task")

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from diffclip import durable
+from diffclip import durable, reading
 from diffclip.config import Recipe
 from diffclip.data.formats.stamp import Stamped
 from diffclip.data.formats.stream import is_stream
@@ -78,9 +78,9 @@ def check(run: Path, facts: Facts, *, accept: bool = False) -> dict[str, Any]:
         log.warning("%s does not say which data it began with: whether they are still the same is not known", run)
         return {"data": facts, "changed": []}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = reading.parse_json(reading.read_text(path))
         changed, found = list(record["changed"]), differences(dict(record["data"]), facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} cannot be read: restore it, or delete it and resume without a comparison") from None
     unseen = [name for name, now in facts.items() if now["stamp"] is None]
     if unseen:

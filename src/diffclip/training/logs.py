@@ -20,6 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffclip import durable
 from diffclip.errors import UserError
+from diffclip.reading import parse_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +76,13 @@ def _write_errors(run: Path) -> Iterator[None]:
 
 def _lines(path: Path, step: int) -> list[str]:
     """The lines of metrics.jsonl up to `step`; one that is no record, as a crash leaves, is left out and told."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = read_text(path, errors="replace") if path.exists() else ""
     kept = []
     for number, line in enumerate(text.split("\n"), start=1):
         try:
-            if line and int(json.loads(line)["step"]) <= step:
+            if line and int(parse_json(line)["step"]) <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             log.warning("%s line %d is no record of a step, and is left out: %.60r", path, number, line)
     return kept
 

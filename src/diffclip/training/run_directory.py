@@ -54,7 +54,7 @@ def claim_directory(
 
 def holds(run: Path, recipe: Recipe) -> bool:
     """Whether the directory's run computes what `recipe` would. Raises UserError where it holds none."""
-    return same_run(load_recipe(run / RECIPE), recipe)
+    return same_run(load_recipe(run / RECIPE, typed=False), recipe)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from diffclip.config import Recipe, to_toml
-from diffclip.data.formats.stream import Stream, is_stream, open_stream
+from diffclip.data.formats.stream import Stream, is_stream, open_stream, runs_a_command
 from diffclip.data.loading.loader import Loader
 from diffclip.data.loading.stream_loader import StreamLoader
 from diffclip.data.sources import Source, open_source
@@ -38,6 +38,7 @@ def train(
     *,
     resume: bool = False,
     accept_changed_data: bool = False,
+    allow_pipe: bool = False,
     evaluators: Mapping[str, Evaluator] | None = None,
 ) -> Path:
     """Train to the end of the recipe; returns the run directory, which `diffclip.load` takes.
@@ -51,7 +52,7 @@ def train(
     All ranks of a world that `distributed.joined` has made call this; rank 0 prints and writes.
     """
     world, record = get_world(), to_toml(recipe)
-    source = training_source(recipe)
+    source = training_source(recipe, allow_pipe=allow_pipe)
     schedule = Schedule.of(recipe, len(source))
     loader = training_loader(recipe, source)
     claim: AbstractContextManager[bool] = nullcontext(False)
@@ -65,7 +66,12 @@ def train(
 
 
 def check_data(recipe: Recipe, run: Path) -> None:
-    """Raise UserError where the data of a finished run have changed since it began; not where they are gone."""
+    """Raise UserError where the data of a finished run have changed since it began; not where they are gone.
+
+    Of a stream nothing can be seen, and none is opened to find that out.
+    """
+    if is_stream(recipe.data.train.path):
+        return
     try:
         source = training_source(recipe)
     except UserError:
@@ -73,10 +79,18 @@ def check_data(recipe: Recipe, run: Path) -> None:
     data_record.check(run, data_record.facts_of(recipe, source))
 
 
-def training_source(recipe: Recipe) -> Source:
-    """The training data of a recipe. Raises UserError where it names none or they cannot be opened."""
+def training_source(recipe: Recipe, *, allow_pipe: bool = False) -> Source:
+    """The training data of a recipe. Raises UserError where it names none or they cannot be opened.
+
+    allow_pipe: whether its path may be `pipe:COMMAND`. Without it a recipe, whoever wrote it, runs no command.
+    """
     if not recipe.data.train.path:
         raise UserError("the recipe names no training data: set data.train.path, or give --data.train.path PATH")
+    if runs_a_command(recipe.data.train.path) and not allow_pipe:
+        raise UserError(
+            f"the recipe trains on the output of a command, {recipe.data.train.path}, and a recipe runs none by "
+            "itself: read it, then type the path after --data.train.path, or give --allow-pipe"
+        )
     if is_stream(recipe.data.train.path):
         return open_stream(examples=recipe.data.examples, **vars(recipe.data.train))
     source = open_source(**vars(recipe.data.train))

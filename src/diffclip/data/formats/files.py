@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
 from collections import Counter, deque
@@ -15,20 +16,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
-from PIL import Image
 
+from diffclip.data import images
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
 from diffclip.data.formats.paths import SHOWN, SUFFIXES, contents, entries
 from diffclip.data.formats.stamp import stamp_of
-from diffclip.data.images import read_image
+from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
+from diffclip.reading import opened
 from diffclip.text import listed
 
 log = logging.getLogger(__name__)
 
 CHECKED = 100_000  # lines of a table that are cut by a strict reader too
 LEFTOVERS = ("thumbs.db", "desktop.ini")  # of systems, beside hidden ones
+LONGEST_HEADING = 1 << 22  # characters of the first line of a table
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
 
 
@@ -139,12 +142,11 @@ def table_source(files: Sequence[Path], options: Options) -> TableSource:
 
 def _mask(file: Path) -> NDArray[np.bool_]:
     try:
-        with Image.open(file) as opened:
-            opened.load()
-            pixels = np.asarray(opened)
-            alpha = opened.mode in ("LA", "PA", "RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"cannot read the mask {file}: {' '.join(str(error).split())[:120]}") from None
+        with images.opened(read_image(file)) as pillow:
+            pixels = np.asarray(pillow)
+            alpha = pillow.mode in ("LA", "PA", "RGBA")
+    except BadImage as bad:
+        raise UserError(f"cannot read the mask {file}: {bad.reason.replace('_', ' ')}") from None
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     shown = np.asarray((pixels[..., :-1] if alpha else pixels).any(axis=2), dtype=np.bool_)
@@ -156,8 +158,8 @@ def _mask(file: Path) -> NDArray[np.bool_]:
 def _heading(file: Path) -> tuple[list[str], str]:
     """The names of the columns, and what stands between them."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            heading = opened.readline()
+        with _text(file, "strict") as lines:
+            heading = lines.readline(LONGEST_HEADING)
         tabs = file.suffix.lower() == ".tsv" or ("\t" in heading and "," not in heading)
         delimiter = "\t" if tabs else ","
         names = next(csv.reader([heading], delimiter=delimiter), [])
@@ -168,6 +170,10 @@ def _heading(file: Path) -> tuple[list[str], str]:
     return names, delimiter
 
 
+def _text(file: Path, errors: str, newline: str | None = "") -> io.TextIOWrapper:
+    return io.TextIOWrapper(opened(file), "utf-8-sig", errors, newline)
+
+
 def _unreadable(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read as a table: {' '.join(str(error).split())[:200]}")
 
@@ -176,13 +182,14 @@ def _table(file: Path) -> pa.Table:
     """All columns as strings."""
     names, delimiter = _heading(file)
     try:
-        return pyarrow.csv.read_csv(
-            file,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types={name: pa.string() for name in names}, strings_can_be_null=False
-            ),
-        )
+        with opened(file) as content:
+            return pyarrow.csv.read_csv(
+                content,
+                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types={name: pa.string() for name in names}, strings_can_be_null=False
+                ),
+            )
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, error) from None
 
@@ -190,15 +197,15 @@ def _table(file: Path) -> pa.Table:
 def _compare_lines(file: Path, rows: int) -> None:
     """Warn where another reader could cut a table otherwise: lines that quotes join, quotes that are not doubled."""
     try:
-        with file.open(encoding="utf-8-sig", errors="replace") as opened:
-            lines = sum(not line.isspace() for line in opened) - 1
+        with _text(file, "replace", newline=None) as content:
+            lines = sum(not line.isspace() for line in content) - 1
         if lines != rows:
             log.warning(
                 "%s: read as %s rows, but it has %s lines below its heading: text of several lines, or a stray quote",
                 *(file, f"{rows:,}", f"{lines:,}"),
             )
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
-            reader = csv.reader(islice(opened, CHECKED), delimiter=_heading(file)[1], strict=True)
+        with _text(file, "replace") as content:
+            reader = csv.reader(islice(content, CHECKED), delimiter=_heading(file)[1], strict=True)
             deque(reader, maxlen=0)
     except csv.Error as error:
         if "field limit" in str(error) or ("unexpected end" in str(error) and lines > CHECKED):

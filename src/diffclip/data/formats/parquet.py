@@ -21,6 +21,7 @@ from diffclip.data.formats import columns
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
+from diffclip.reading import opened
 from diffclip.text import listed
 
 logger = logging.getLogger(__name__)
@@ -167,28 +168,37 @@ def _path(cell: pa.Scalar) -> str:
 
 def _read(file: Path, group: int, wanted: list[str]) -> pa.Table:
     """Columns of a row group. Opened anew each time, so that no file is shared by forked processes."""
-    batches, size = [], 0
     try:
-        opened = pq.ParquetFile(file)
-        # A dictionary may hold a large value once and the column have it many times: no value is larger than its group.
-        stated = max(1, opened.metadata.row_group(group).total_byte_size)
-        limit = min(LARGEST_GROUP, max(LARGEST_GROUP // 8, 8 * stated))
-        rows = max(1, min(1024, LARGEST_GROUP // 8 // stated))
-        for batch in opened.iter_batches(rows, [group], wanted, use_threads=False):
-            batches.append(batch)
-            size += batch.nbytes
-            if size > limit:
-                raise UserError(f"{file}: row group {group} unpacks to more than {limit >> 20} MiB: write smaller ones")
-        return pa.Table.from_batches(
-            batches, None if batches else opened.schema_arrow.empty_table().select(wanted).schema
-        )
+        with opened(file) as content:
+            return _within_bounds(pq.ParquetFile(content), file, group, wanted)
     except (OSError, pa.ArrowException, MemoryError) as error:
         raise UserError(f"{file}: row group {group} cannot be read: {_one_line(error)}") from None
 
 
+def _within_bounds(parquet: pq.ParquetFile, file: Path, group: int, wanted: list[str]) -> pa.Table:
+    # A dictionary may hold a large value once and the column have it many times: no value is larger than its group.
+    stated = max(1, parquet.metadata.row_group(group).total_byte_size)
+    limit = min(LARGEST_GROUP, max(LARGEST_GROUP // 8, 8 * stated))
+    rows = max(1, min(1024, LARGEST_GROUP // 8 // stated))
+    batches, size = [], 0
+    for batch in parquet.iter_batches(rows, [group], wanted, use_threads=False):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > limit:
+            raise UserError(f"{file}: row group {group} unpacks to more than {limit >> 20} MiB: write smaller ones")
+    return pa.Table.from_batches(batches, None if batches else parquet.schema_arrow.empty_table().select(wanted).schema)
+
+
+def column_names(file: Path) -> list[str]:
+    """Raises UserError for what is no parquet file."""
+    names: list[str] = _metadata(file).schema.to_arrow_schema().names
+    return names
+
+
 def _metadata(file: Path) -> pq.FileMetaData:
     try:
-        metadata = pq.read_metadata(file)
+        with opened(file) as content:
+            metadata = pq.read_metadata(content)
         names = metadata.schema.to_arrow_schema().names
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} cannot be read as parquet: {_one_line(error)}") from None

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from diffclip import durable
 from diffclip.data.formats.tar import BLOCK, Member, examples, members
 from diffclip.data.parallel import in_order, processors
+from diffclip.reading import read_bytes
 
 SUFFIX = ".diffclip-index"
 VERSION = 2  # counts up when members are put together in another way
@@ -137,7 +138,7 @@ def load(file: Path) -> ShardIndex | None:
         with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             # Every member of an index has a header of 512 bytes in the shard, and 24 bytes in the index.
             if place.stat().st_size <= state[0] + (1 << 16):
-                return _checked(safetensors.numpy.load(place.read_bytes()), state)
+                return _checked(safetensors.numpy.load(read_bytes(place)), state)
     return None
 
 

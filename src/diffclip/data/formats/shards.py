@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.formats.tar import IMAGE_SUFFIXES, ending, read
 from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.errors import UserError
+from diffclip.reading import lines, parse_json
 from diffclip.text import closest, listed
 
 logger = logging.getLogger(__name__)
@@ -159,8 +159,8 @@ def texts_among(where: str, suffixes: Sequence[str], content: bytes | None, opti
 
 def _json(content: bytes) -> dict[str, object]:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        value = parse_json(content)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -172,12 +172,13 @@ def _captions(contents: dict[str, bytes], where: Text) -> tuple[str, ...]:
     if suffix == "json":
         value = _json(contents[suffix]).get(key)
         return columns.captions([v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)])
-    lines = [line.strip() for line in contents[suffix].decode("utf-8", errors="replace").split("\n") if line.strip()]
-    if len(lines) > 1 and contents.get("json"):  # img2dataset writes a caption of several lines as it is
+    written = contents[suffix].decode("utf-8", errors="replace").split("\n")
+    texts = [line.strip() for line in written if line.strip()]
+    if len(texts) > 1 and contents.get("json"):  # img2dataset writes a caption of several lines as it is
         whole = _json(contents["json"]).get("caption")
-        if isinstance(whole, str) and [line.strip() for line in whole.split("\n") if line.strip()] == lines:
-            return (" ".join(lines),)
-    return columns.captions(lines)
+        if isinstance(whole, str) and [line.strip() for line in whole.split("\n") if line.strip()] == texts:
+            return (" ".join(texts),)
+    return columns.captions(texts)
 
 
 def _number_of_class(contents: dict[str, bytes], where: Text) -> int | None:
@@ -196,13 +197,9 @@ def _number_of_class(contents: dict[str, bytes], where: Text) -> int | None:
 
 def _lines_near(folder: Path, name: str) -> tuple[str, ...] | None:
     for file in (folder / name, folder.parent / name):
-        if file.is_file():
-            try:
-                text = file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-            lines = [line.strip() for line in text.rstrip().split("\n")]  # splitlines would cut at a form feed too
-            if text.strip() and not all(lines):  # leaving it out would shift all names after it
-                raise UserError(f"{file} line {lines.index('') + 1} is empty: each line names a class or a template")
-            return tuple(filter(None, lines))
+        if file.exists():
+            found = lines(file, LONGEST_TEXT)
+            if any(found) and not all(found):  # leaving it out would shift all names after it
+                raise UserError(f"{file} line {found.index('') + 1} is empty: each line names a class or a template")
+            return tuple(filter(None, found))
     return None

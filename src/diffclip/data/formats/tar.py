@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffclip.errors import UserError
+from diffclip.reading import opened
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +87,11 @@ def members(path: Path) -> tuple[list[Member], bool]:
         UserError: the file cannot be read, is no tar archive, or ends in the middle of a member.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        file = opened(path)
     except OSError as error:
         raise UserError(f"cannot read shard {path}: {error.strerror}") from None
-    try:
-        return _walk(path, descriptor)
-    finally:
-        os.close(descriptor)
+    with file:
+        return _walk(path, file.fileno())
 
 
 def _walk(path: Path, descriptor: int) -> tuple[list[Member], bool]:

@@ -28,11 +28,12 @@ from rich.progress import Progress
 
 from diffclip import durable
 from diffclip.data.formats.stamp import Stamped
-from diffclip.data.images import FORMATS, BadImage, decode
+from diffclip.data.images import BadImage, decode, opened
 from diffclip.data.parallel import in_order
 from diffclip.data.sources import Source
 from diffclip.data.transforms import shrunk
 from diffclip.errors import UserError
+from diffclip.reading import parse_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +107,8 @@ def _image(image: bytes | NDArray[np.uint8], plan: ShardPlan) -> tuple[str, byte
 
 
 def _suffix(image: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            return {"JPEG": "jpg", "TIFF": "tif"}.get(opened.format or "", (opened.format or "").lower())
-    except Exception:  # on broken headers Pillow's readers raise errors of a dozen types
-        raise BadImage("not_an_image" if image else "empty") from None
+    with opened(image) as pillow:
+        return {"JPEG": "jpg", "TIFF": "tif"}.get(pillow.format or "", (pillow.format or "").lower())
 
 
 def pack(source: Source, out: Path, plan: ShardPlan, *, workers: int = 1) -> dict[str, Any]:
@@ -162,10 +160,10 @@ def _begun(out: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = parse_json(read_text(file))
         before = {key: state[key] for key in facts}
         readable = isinstance(before["plan"], dict) and all(shard.keys() >= SHARD for shard in state["shards"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         readable = False
     if not readable:
         raise UserError(f"{file} cannot be read: give a new folder as --out")

@@ -6,7 +6,6 @@ counts. The splits, their order, the labels and the names of the classes are the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from diffclip.data.sources import Source, Subset
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.image_files import ImageFiles
 from diffclip.evaluation.datasets.registry import SPLIT_NAMES, Entry
+from diffclip.reading import check_regular, parse_json, read_text
 
 CALTECH_TRAINING = 30  # images a class (Fei-Fei et al. 2004; Kornblith et al. 2019)
 _SEED = 20_250_309
@@ -59,7 +59,7 @@ def open_authors(name: str, folder: Path, split: str) -> Source:
 def _rows(file: Path, pattern: str, form: str) -> list[re.Match[str]]:
     """The lines of a list. Raises UserError for one of another form."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(read_text(file, "utf-8-sig").split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = re.fullmatch(pattern, line.strip())
@@ -116,6 +116,7 @@ def _matrix(file: Path, key: str) -> NDArray[np.integer[Any]]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    check_regular(file)
     try:
         found = loadmat(str(file))[key].ravel()
     except MatReadError as error:
@@ -127,7 +128,7 @@ def _matrix(file: Path, key: str) -> NDArray[np.integer[Any]]:
 
 def _food(name: str, folder: Path, split: str) -> Source:
     file = folder / "meta" / f"{split}.json"
-    by_class = json.loads(file.read_text(encoding="utf-8-sig"))
+    by_class = parse_json(read_text(file, "utf-8-sig"))
     if not (isinstance(by_class, dict) and all(isinstance(paths, list) for paths in by_class.values())):
         raise UserError(f"{file}: expected a list of images for each class")
     images = ((f"{path}.jpg", text) for text, paths in by_class.items() for path in paths)
@@ -210,6 +211,8 @@ def _cifar(name: str, folder: Path, split: str) -> Source:
     from torchvision import datasets
 
     official = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+    for file in folder.iterdir():
+        check_regular(file)
     here = type(official.__name__, (official,), {"base_folder": folder.name})
     data = here(folder.parent, train=split == "train", download=False)
     return _Pictures(name, data.data, [int(label) for label in data.targets], data.classes, folder)

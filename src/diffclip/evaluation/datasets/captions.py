@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from diffclip.data.formats.files import SUFFIXES
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.image_files import ImageFiles
+from diffclip.reading import lines, parse_json, read_text
 from diffclip.text import listed
 
 log = logging.getLogger(__name__)
@@ -133,8 +133,8 @@ def _images_below(folder: Path) -> dict[str, Path]:
 
 def _read(file: Path, read: Callable[[str, Path, list[str]], Captions], remarks: list[str]) -> Captions:
     try:
-        return read(file.read_text(encoding="utf-8-sig"), file, remarks)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return read(read_text(file, "utf-8-sig"), file, remarks)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no file of captions: {type(error).__name__} {error}") from None
 
 
@@ -145,7 +145,7 @@ def _named_split(file: Path) -> str:
 
 def _json(text: str, file: Path, remarks: list[str]) -> Captions:
     """Karpathy's, with a split and sentences in each image, or COCO's, with annotations beside the images."""
-    table = json.loads(text)
+    table = parse_json(text)
     captions: dict[str, dict[str, list[str]]] = defaultdict(dict)
     if "annotations" in table:
         names = {image["id"]: image["file_name"] for image in table["images"]}
@@ -172,8 +172,8 @@ def _lines(text: str, file: Path, remarks: list[str]) -> Captions:
     """IMAGE,CAPTION or IMAGE|NUMBER|CAPTION or IMAGE#NUMBER and a tab in each line; the first may name the columns."""
     captions: dict[str, list[str]] = {}
     wrong: list[int] = []
-    lines = text.split("\n")  # not splitlines, which also cuts at a form feed or at Unicode's separators
-    for number, line in enumerate(lines, start=1):
+    rows = text.split("\n")  # not splitlines, which also cuts at a form feed or at Unicode's separators
+    for number, line in enumerate(rows, start=1):
         match = _IMAGE.fullmatch(line.strip())
         if match is None:
             if line.strip() and number > 1:
@@ -184,7 +184,7 @@ def _lines(text: str, file: Path, remarks: list[str]) -> Captions:
             caption = re.sub(r"^\d+\s*\|", "", caption).strip()
         captions.setdefault(match[1].strip(), []).append(_unquoted(caption))
     if wrong:
-        count = sum(bool(line.strip()) for line in lines)
+        count = sum(bool(line.strip()) for line in rows)
         remarks.append(f"{len(wrong):,} of {count:,} lines have no image and caption; the first is line {wrong[0]}")
     return {_named_split(file): captions} if captions else {}
 
@@ -211,7 +211,7 @@ _LISTS = {"train": "train", "val": "dev", "test": "test"}
 
 def _list(folder: Path, pattern: str) -> list[str]:
     files: Iterable[Path] = sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")])[:1]
-    return [line.strip() for file in files for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [line for file in files for line in lines(file) if line]
 
 
 _FORMS: tuple[tuple[str, Callable[[str, Path, list[str]], Captions]], ...] = (

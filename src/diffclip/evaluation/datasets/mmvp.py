@@ -1,6 +1,7 @@
 """MMVP-VLM (Tong et al. 2024, "Eyes Wide Shut?"): pairs of images that CLIPs confuse, in nine patterns."""
 
 import csv
+import io
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.pairs import FilePair, pattern_name
+from diffclip.reading import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +76,8 @@ def _partner(number: int) -> int:
 def _statements(table: Path) -> dict[int, tuple[str, str]]:
     """id → (type, statement). The heading is known by its first cell, which is no number."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if any(row)]
+        text = io.StringIO(read_text(table, "utf-8-sig"), newline="")
+        rows = [(number, row) for number, row in enumerate(csv.reader(text), start=1) if any(row)]
     except OSError as error:
         raise UserError(f"cannot read {table}: {error.strerror}; expected MMVP-VLM's folder") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pyarrow.parquet as pq
-
 from diffclip.data.classes import check_same_classes
 from diffclip.data.example import Example
 from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.parquet import column_names
 from diffclip.data.formats.stamp import Stamped, stamp_of
 from diffclip.data.sources import Source, open_source, splits_of
 from diffclip.errors import UserError
@@ -24,6 +23,7 @@ from diffclip.evaluation.datasets.benchmarks import BENCHMARKS
 from diffclip.evaluation.datasets.captions import ALL, caption_files, caption_form, short_name
 from diffclip.evaluation.datasets.pope import pope_labels
 from diffclip.evaluation.datasets.registry import Entry, entry
+from diffclip.reading import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _check_shards(folder: Path, split: str | None) -> None:
     """Raise UserError where the LAION benchmark's nshards.txt says that there are more shards than lie beside it."""
     place = folder / (split or "")
     try:
-        expected = int((place / "nshards.txt").read_text(encoding="utf-8"))
+        expected = int(read_text(place / "nshards.txt", most=100))
     except (OSError, ValueError):
         return
     present = len(list(place.glob("*.tar")))
@@ -192,7 +192,7 @@ def _label_key(wanted: Entry, folder: Path, split: str | None) -> str | None:
         return None
     for file in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
         if split is None or split in str(file.relative_to(folder)):
-            return wanted.label_key if wanted.label_key in pq.read_schema(file).names else None
+            return wanted.label_key if wanted.label_key in column_names(file) else None
     return None
 
 

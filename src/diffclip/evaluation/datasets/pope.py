@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.registry import entry
+from diffclip.reading import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ def keys_of(row: dict[str, Any]) -> str:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, or of one JSON list."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: expected JSON lines") from None
     try:
         if text.lstrip().startswith("["):
-            rows = json.loads(text)
+            rows = parse_json(text)
         else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
+            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
         raise UserError(f"{path} is not JSON lines: {error}") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected JSON objects, one a line, found {'none' if not rows else 'other values'}")

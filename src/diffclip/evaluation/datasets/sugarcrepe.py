@@ -3,12 +3,12 @@
 The authors' seven files, `replace_obj.json` and so on, hold {"0": {"filename", "caption", "negative_caption"}, …}.
 """
 
-import json
 import logging
 from pathlib import Path
 
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.image_files import ImageFiles
+from diffclip.reading import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,9 @@ def _candidates(folder: Path, kind: str) -> tuple[Path, Path]:
 def _rows(file: Path) -> list[tuple[str, str, str]]:
     """(image file, caption, negative) of each example. Raises UserError for a file of another form."""
     try:
-        table = json.loads(file.read_text(encoding="utf-8-sig"))
+        table = parse_json(read_text(file, "utf-8-sig"))
         rows = [(row["filename"], row["caption"], row["negative_caption"]) for row in table.values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no file of SugarCrepe: {type(error).__name__} {error}") from None
     wrong = next((row for row in rows if not all(isinstance(text, str) and text for text in row)), None)
     if wrong or not rows:

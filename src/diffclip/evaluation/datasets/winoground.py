@@ -16,6 +16,7 @@ from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.pairs import FilePair
+from diffclip.reading import opened
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,7 @@ class WinogroundSource:
         self._sides = tuple(
             ParquetSource(self._files, Options(self.name, f"image_{side}", f"caption_{side}")) for side in (0, 1)
         )
-        tags = (tag for file in self._files for tag in pq.read_table(file, columns=["collapsed_tag"])[0].to_pylist())
-        self.patterns = tuple(str(tag) for tag in tags)
+        self.patterns = tuple(str(tag) for file in self._files for tag in _tags(file))
         if len(self) != EXAMPLES:
             logger.warning("%s: %d examples, but %d are published", folder, len(self), EXAMPLES)
 
@@ -69,8 +69,15 @@ def files_in(folder: Path) -> list[Path]:
     return files if files and _columns(files[0]) >= COLUMNS else []
 
 
+def _tags(file: Path) -> list[str]:
+    with opened(file) as content:
+        tags: list[str] = pq.read_table(content, columns=["collapsed_tag"])[0].to_pylist()
+    return tags
+
+
 def _columns(file: Path) -> set[str]:
     try:
-        return set(pq.read_schema(file).names)
+        with opened(file) as content:
+            return set(pq.read_schema(content).names)
     except (OSError, pa.ArrowException):
         return set()

@@ -25,6 +25,7 @@ from diffclip.data.formats.stamp import Stamped
 from diffclip.data.images import BadImage
 from diffclip.data.sources import Source
 from diffclip.models.presets import ModelConfig
+from diffclip.reading import check_regular, parse_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Entry:
         if not path.exists():
             return None
         try:
+            check_regular(path)
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in ("features", "indices", "labels", "captions")}
@@ -124,8 +126,8 @@ class Entry:
                 tensors["features"],
                 tensors["indices"],
                 tensors["labels"],
-                tuple(map(tuple, json.loads(tensors["captions"].numpy().tobytes()))),
-                Counter(json.loads(metadata["skipped"])),
+                tuple(map(tuple, parse_json(tensors["captions"].numpy().tobytes()))),
+                Counter(parse_json(metadata["skipped"])),
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             log.warning("%s is damaged (%s): its images are encoded again", path, " ".join(str(error).split()))
@@ -155,7 +157,7 @@ class Entry:
 
 def _read_note(note: Path | None) -> str | None:
     try:
-        return str(json.loads(note.read_text())["content"]) if note else None
+        return str(parse_json(read_text(note))["content"]) if note else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

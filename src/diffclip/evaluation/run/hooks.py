@@ -63,7 +63,7 @@ def evaluate_run(run: Path, world: World, console: Console) -> list[Failure]:
 
     All ranks of the world call this. They encode the images together, and rank 0 does the rest.
     """
-    recipe = load_recipe(run / RECIPE)
+    recipe = load_recipe(run / RECIPE, typed=False)
     data = open_evaluations(recipe)
     if not data:
         return []

@@ -1,7 +1,8 @@
 """Find a file of weights, on disk or on the Hugging Face hub, and read it without running anything in it."""
 
 import argparse
-import json
+import logging
+import os
 import pickle
 import re
 import tarfile
@@ -13,22 +14,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from diffclip import reading
 from diffclip.errors import UserError
+from diffclip.text import listed
+
+log = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
 PICKLES = ("*.pt", "*.pth", "*.bin")
+_HUB = re.compile(r"(?P<asked>hf:)?(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 # In the order in which they are looked for: on the hub, open_clip's file may lie beside one of another
 # library.
 DOWNLOADS = (["*.json", "open_clip_model.safetensors"], ["*.json", "*.safetensors"], ["*.json", *PICKLES])
 
 
 def locate(source: str | Path) -> Path:
-    """The file of weights that `source` means: a file, a directory that holds one, or a hub id "owner/name".
+    """The file of weights that `source` means: a file, a directory that holds one, or a model of the hub.
 
+    The hub is asked for "hf:owner/name" and "hf:owner/name@revision". Without "hf:" it is asked, with a warning, only
+    where no folder is called as the owner: a mistyped path would give whoever has that name the say over the model.
     Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
     """
+    hub = _HUB.fullmatch(str(source))
+    if hub and hub["asked"]:
+        return _on_hub(hub["name"], hub["revision"])
     path = Path(source).expanduser()
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
@@ -36,15 +47,26 @@ def locate(source: str | Path) -> Path:
         raise UserError(f"{str(source)[:200]} is no name of a file: {getattr(error, 'strerror', error)}") from None
     if is_file:
         return path
+    if path.exists() and not is_directory:
+        raise UserError(f"{path} is no regular file: a model is a file or a directory")
     if is_directory:
         found = _in_directory(path)
         if found is None:
             there = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
             raise UserError(f"{path} holds no {WEIGHTS_NAME} and no other file of weights, but {there}")
         return found
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        return _on_hub(str(source))
-    raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as owner/name")
+    if hub and not os.path.lexists(path.parent):
+        log.warning(
+            "%s is not on this disk: the Hugging Face hub is asked for it; hf:%s says that this is meant", *[source] * 2
+        )
+        return _on_hub(hub["name"], hub["revision"])
+    if path.parent.is_dir():
+        there = listed(sorted(entry.name for entry in path.parent.iterdir()))
+        raise UserError(
+            f"{source} is neither a file nor a directory: {path.parent} has {there}"
+            + (f"; if you mean the Hugging Face hub, write hf:{source}" if hub else "")
+        )
+    raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as hf:owner/name@revision")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -62,14 +84,42 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{path} is no readable safetensors file: {error}") from None
-        return tensors, _configuration(path, inside)
-    return _state_dict(_unpickle(path), path), None
+        return _all_there(tensors, path), _configuration(path, inside)
+    return _all_there(_state_dict(_unpickle(path), path), path), None
+
+
+def _all_there(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, each of which has all its numbers in the file. Raises UserError for any other.
+
+    A few bytes may stand for any number of them: by strides of 0, by zeros left out, by one storage under many names.
+    """
+    held: dict[int, int] = {}
+    stated = 0
+    for name, tensor in tensors.items():
+        kinds = {
+            "nested": tensor.is_nested,
+            "sparse": not tensor.is_nested and tensor.layout != torch.strided,
+            "quantised": tensor.is_quantized,
+            "without numbers": tensor.is_meta,
+            "complex": tensor.is_complex(),
+        }
+        kind = next((kind for kind, is_so in kinds.items() if is_so), None)
+        if kind is None:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            stated += tensor.nbytes
+            kind = "larger than what is stored of it" if tensor.nbytes > storage.nbytes() else None
+        if kind is not None:
+            raise UserError(f"{path}: the tensor {name} is {kind}: save plain tensors of floats, each contiguous")
+    if stated > 2 * sum(held.values()):  # tied weights have two names
+        raise UserError(f"{path}: its tensors have {stated:,} bytes, of which {sum(held.values()):,} are stored")
+    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError if it holds anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = reading.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     return _json_object(text, str(path))
@@ -77,8 +127,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = reading.parse_json(text)
+    except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{where} holds a JSON {type(content).__name__}, not an object")
@@ -96,12 +146,13 @@ def _in_directory(directory: Path) -> Path | None:
     return None
 
 
-def _on_hub(name: str) -> Path:
+def _on_hub(name: str, revision: str | None) -> Path:
     import huggingface_hub  # takes half a second to import, and only this needs it
 
     for patterns in DOWNLOADS:
         try:
-            directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+            wanted = {"revision": revision} if revision else {}
+            directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **wanted))
         except Exception as error:  # offline, refused, unknown: of several libraries' types
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(

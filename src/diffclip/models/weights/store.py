@@ -75,8 +75,8 @@ def load(
     Args:
         source: a run directory or another that holds model.safetensors and config.json; a .safetensors file;
             a checkpoint of the released DiffCLIP or of SLIP's CLIP (.pt), or of open_clip's CLIP (.pt,
-            .safetensors); or a hub id "owner/name" that holds one of these. Of a pickle nothing but tensors
-            is ever built.
+            .safetensors); or "hf:owner/name", maybe with "@revision", which holds one of these on the Hugging Face
+            hub. Of a pickle nothing but tensors is ever built.
         device: where the model goes.
         compile: compile the blocks of both towers (CLIP.compile): the first images and the first texts then take a
             minute.
@@ -136,6 +136,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, where: str) -> No
     faults = {
         "missing": [name for name in expected if name not in tensors],
         "unexpected": [name for name in tensors if name not in expected],
+        "no floats": [name for name in expected if name in tensors and not tensors[name].is_floating_point()],
         "wrong shape": [
             f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
             for name, tensor in expected.items()

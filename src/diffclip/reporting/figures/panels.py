@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffclip.analysis.look import Look, inputs, look, visible
 from diffclip.analysis.relevance import relevance
-from diffclip.data.images import BadImage, decode
+from diffclip.data.images import BadImage, decode, read_image
 from diffclip.data.scenes import SceneSource
 from diffclip.errors import UserError
 from diffclip.evaluation.tasks.grounding import MaskedSource
@@ -97,8 +97,8 @@ def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *
 
 def _picture(path: Path) -> Pixels:
     try:
-        return decode(path.read_bytes())
-    except (OSError, BadImage) as error:
+        return decode(read_image(path))
+    except BadImage as error:
         raise UserError(f"{path} is no image that can be read: {error}") from None
 
 
