@@ -290,6 +290,20 @@ def test_images_do_not_depend_on_which_others_are_asked_for(model):
     assert torch.equal(one.values["acc1/snow/4"], many.values["acc1/snow/4"])
 
 
+def test_the_share_of_the_clean_accuracy_is_as_sure_as_both_of_its_parts():
+    """Its values spread over images as the share does over many sets of images; taken as known, 2 times as much."""
+    generator = torch.Generator().manual_seed(0)
+    shares, claimed = [], []
+    for _ in range(300):
+        easy = torch.rand(200, 1, generator=generator, dtype=torch.float64)
+        hits = (torch.rand(200, 11, generator=generator, dtype=torch.float64) < easy.sqrt()).double()
+        found = corruptions.summarise(hits, [("fog", s) for s in range(1, 6)] + [("snow", s) for s in range(1, 6)])
+        shares.append(found["relative_acc1"].mean().item())
+        claimed.append(found["relative_acc1"].std().item() / 200**0.5)
+        assert shares[-1] == pytest.approx((hits[:, 1:].mean() / hits[:, 0].mean()).item())
+    assert np.mean(claimed) == pytest.approx(np.std(shares), rel=0.12)
+
+
 def test_without_a_right_answer_there_is_no_relative_accuracy():
     assert "relative_acc1" not in corruptions.summarise(torch.zeros(3, 2).double(), [("fog", 1)])
 

@@ -41,10 +41,14 @@ def loop(train_x, train_y, test_x, test_y, episodes):
     return np.array(accuracies)
 
 
+def accuracies(*sets, **plan):
+    return few_shot.episode_hits(*sets, **plan)[1].flatten(1).nanmean(dim=1)
+
+
 def test_equals_a_loop_over_the_same_episodes(monkeypatch):
     monkeypatch.setattr(few_shot, "BLOCK", 3000)  # many blocks, the last one shorter
     sets = data()
-    found = few_shot.episode_accuracies(*sets, **PLAN)
+    found = accuracies(*sets, **PLAN)
     expected = loop(*sets, few_shot.draw(sets[1], sets[3], **PLAN))
     assert found.shape == (200,)
     assert found.numpy() == pytest.approx(expected)
@@ -84,14 +88,14 @@ def test_a_class_with_few_test_examples_gives_all_of_them():
     queries = Counter((episodes.query[0] >= 0).sum(dim=1).tolist())
     assert queries == {2: 1, 6: 2}
     expected = loop(train_x, train_y, test_x, test_y, episodes)
-    assert few_shot.episode_accuracies(train_x, train_y, test_x, test_y, **plan).numpy() == pytest.approx(expected)
+    assert accuracies(train_x, train_y, test_x, test_y, **plan).numpy() == pytest.approx(expected)
 
 
 def test_the_seed_decides():
     sets = data()
-    first = few_shot.episode_accuracies(*sets, **PLAN)
-    assert torch.equal(first, few_shot.episode_accuracies(*sets, **PLAN))
-    assert not torch.equal(first, few_shot.episode_accuracies(*sets, **{**PLAN, "seed": 4}))
+    first = accuracies(*sets, **PLAN)
+    assert torch.equal(first, accuracies(*sets, **PLAN))
+    assert not torch.equal(first, accuracies(*sets, **{**PLAN, "seed": 4}))
 
 
 def test_features_that_are_all_the_same_score_chance():
@@ -101,13 +105,34 @@ def test_features_that_are_all_the_same_score_chance():
     assert found == pytest.approx({"acc1": 1 / 4, "std": 0.0})
 
 
-def test_examples_are_episodes():
+def test_examples_are_images_whose_mean_is_the_accuracy():
     sets = data()
-    accuracies = few_shot.episode_accuracies(*sets, **PLAN)
-    found = few_shot.evaluate(accuracies, num_ways=4)
-    assert found.metrics == pytest.approx({"acc1": few_shot.few_shot(*sets, **PLAN)["acc1"]})
+    episodes, hits = few_shot.episode_hits(*sets, **PLAN)
+    found = few_shot.evaluate(episodes, hits, sets[1], sets[3], torch.arange(len(sets[3])) * 2)
+    assert found.metrics == pytest.approx(few_shot.few_shot(*sets, **PLAN))
     assert found.chance == {"acc1": 1 / 4}
-    assert found.indices.tolist() == list(range(200))
+    tested, trained = found.indices[found.indices >= 0], found.indices[found.indices < 0]
+    assert set(tested.tolist()) == {2 * i for i in episodes.query.flatten().tolist() if i >= 0}
+    assert set(trained.tolist()) == {-1 - i for i in episodes.support.flatten().tolist()}
+
+
+def test_the_spread_over_images_is_that_of_other_images():
+    """The true deviation over 40 sets of images, of which the mean claim is far off where episodes are examples."""
+    plan = {"num_episodes": 600, "num_ways": 4, "num_shots": 3, "num_queries": 5, "seed": 0}
+    means = 0.9 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    scores, by_image, by_episode = [], [], []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.arange(6).repeat_interleave(30)
+        train, test = (means[y] + 1.2 * torch.randn(len(y), 8, generator=generator) for _ in range(2))
+        episodes, hits = few_shot.episode_hits(train, y, test, y, **plan)
+        values = few_shot.evaluate(episodes, hits, y, y).values["acc1"]
+        scores.append(values.mean().item())
+        by_image.append(values.std().item() / len(values) ** 0.5)
+        by_episode.append(hits.flatten(1).mean(dim=1).std().item() / 600**0.5)
+    true = np.std(scores, ddof=1)
+    assert 0.8 < np.mean(by_image) / true < 1.3
+    assert np.mean(by_episode) < 0.5 * true
 
 
 def test_wrong_input_is_refused():

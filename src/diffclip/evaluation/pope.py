@@ -20,6 +20,7 @@ from torch import Tensor
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.pope import Question, keys_of, pope_labels, read_questions, read_rows
 from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.stats.ratio import ratio_values
 from diffclip.reading import read_bytes
 
 SPLITS = ("random", "popular", "adversarial")
@@ -103,9 +104,8 @@ def evaluate(questions: Sequence[Question], answers: Sequence[str]) -> PerExampl
     """What each image adds to accuracy, precision, recall, f1, yes_ratio and unparsed, all of them fractions.
 
     An image is what was sampled: its questions, six as a rule, are not independent of each other. Each metric is a
-    ratio r = Σ y / Σ x of sums over images; accuracy has the number of right answers over that of questions. An
-    image counts as r + (y − r x) / mean(x): the mean over images is r, and its spread is that of r when there are
-    many images (the delta method; Cochran 1977, ch. 6). Precision without a single yes is 0.
+    ratio of sums over images (`ratio_values`); accuracy has the number of right answers over that of questions.
+    Precision without a single yes is 0.
     """
     label = torch.tensor([question.yes for question in questions], dtype=torch.float64)
     said = torch.tensor([says_yes(answer) for answer in answers], dtype=torch.float64)
@@ -125,17 +125,9 @@ def evaluate(questions: Sequence[Question], answers: Sequence[str]) -> PerExampl
     def by_image(values: Tensor) -> Tensor:
         return torch.zeros(len(place), dtype=torch.float64).index_add(0, owner, values)
 
-    values = {name: _ratio(by_image(y), by_image(x)) for name, (y, x) in parts.items()}
+    values = {name: ratio_values(by_image(y), by_image(x)) for name, (y, x) in parts.items()}
     chance = {"accuracy": 0.5, "precision": label.mean().item(), "recall": 0.5}
     return PerExampleScores(torch.arange(len(place)), values, chance)
-
-
-def _ratio(y: Tensor, x: Tensor) -> Tensor:
-    """(images,) values whose mean is Σ y / Σ x; 0 where Σ x is."""
-    if x.sum() == 0:
-        return torch.zeros_like(y)
-    ratio = y.sum() / x.sum()
-    return ratio + (y - ratio * x) / x.mean()
 
 
 def dataset_name(split: str, questions: int) -> str:

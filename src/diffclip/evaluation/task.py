@@ -83,6 +83,8 @@ class Task:
     """How often it encodes each image of its sample; with a gradient counts thrice, with attention maps twice."""
     texts: Callable[[DataSet], int] = lambda data: 0
     """About how many texts it encodes."""
+    version: int = 1
+    """Raised where the same model and data give other numbers than before: results of an earlier version are redone."""
     headline: str = ""
     """The metric that stands for the task where a table has room for one; empty where none does."""
 

@@ -131,8 +131,9 @@ def _survey(data: DataSet, settings: Settings, plan: JobList) -> _Survey:
         except UserError as error:  # another split than the test split is not there
             plan.failures.append(Failure(data.name, str(error), task=task.name))
             continue
-        facts = (list(stamps.items()), settings.values_of(task.settings), data.mean_per_class)
-        digests[task] = hashlib.sha256(repr(facts).encode()).hexdigest()
+        facts = [list(stamps.items()), settings.values_of(task.settings), data.mean_per_class]
+        facts += [task.version] if task.version > 1 else []  # it came later than the first results did
+        digests[task] = hashlib.sha256(repr(tuple(facts)).encode()).hexdigest()
     read = dict.fromkeys(split for task in digests for split in task.splits if data.has(split))
     sample = len(data.test) if settings.sample is None else min(settings.sample, len(data.test))
     texts = {task.name: task.texts(data) for task in digests}

@@ -24,6 +24,7 @@ from diffclip.evaluation.features.decode import Decoded, DecodedImage, DecodedIm
 from diffclip.evaluation.features.encode import Tokenize, class_embeddings
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
 from diffclip.evaluation.results import PerExampleScores
+from diffclip.evaluation.stats.ratio import ratio_values
 from diffclip.evaluation.task import Metric, Task
 from diffclip.evaluation.tasks import zero_shot
 from diffclip.models.clip import CLIP, evaluation_mode
@@ -65,8 +66,8 @@ def evaluate(
 ) -> PerExampleScores:
     """`acc1`, the mean over kinds and severities; `acc1/clean`; `acc1/<kind>/<severity>` and the mean `acc1/<kind>`.
 
-    `relative_acc1` is `acc1` as a share of `acc1/clean`; an image's value is divided by the mean clean accuracy, so an
-    interval of it takes that as known. It is left out where no clean image is right.
+    `relative_acc1` is `acc1` as a share of `acc1/clean`, a ratio of two means over the same images (`ratio_values`). It
+    is left out where no clean image is right.
 
     `mce`, of all kinds and severities only, is the mean corruption error of Hendrycks & Dietterich 2019, as a fraction:
     the mean over kinds c of Σ_s E(c, s) / Σ_s A(c, s), with E the model's error at severity s and A AlexNet's. Lower is
@@ -119,7 +120,7 @@ def summarise(hits: Tensor, variants: Sequence[tuple[str, int]]) -> dict[str, Te
     clean, corrupted = hits[:, 0], hits[:, 1:]
     values = {"acc1": corrupted.mean(1), "acc1/clean": clean}
     if clean.any():
-        values["relative_acc1"] = values["acc1"] / clean.mean()
+        values["relative_acc1"] = ratio_values(values["acc1"], clean)
     for kind in dict.fromkeys(kind for kind, _ in variants):
         columns = [column for column, variant in enumerate(variants) if variant[0] == kind]
         values[f"acc1/{kind}"] = corrupted[:, columns].mean(1)
@@ -189,4 +190,5 @@ TASK = Task(
         Metric("acc1/*/*", "acc1/{}/{}", compared=False),
     ),
     measure=_measure,
+    version=2,
 )

@@ -3,7 +3,8 @@
 An episode draws some classes, a few training examples of each as support and a few test examples of each as
 queries. Features of both are centred by the mean of the episode's support and L2-normalised; a class's
 prototype is the mean of its support; a query belongs to the nearest prototype by Euclidean distance. All
-episodes are drawn and classified in batched operations.
+episodes are drawn and classified in batched operations. They use the same images again and again: what was sampled
+is the images, so these are the examples of a result, not the episodes.
 """
 
 from dataclasses import dataclass, replace
@@ -48,33 +49,84 @@ def few_shot(
 
     train_x (N, D), test_x (M, D) float, features as the model gives them; train_y (N,), test_y (M,) int64.
     Classes with fewer than num_shots training examples or no test example take no part; of a class with fewer
-    than num_queries test examples all are queries. std says how much episodes differ; the standard error of
-    the mean is std / √num_episodes. Deterministic by seed. Raises UserError for features that are not finite
-    or do not match, labels that do not match, and too few classes.
+    than num_queries test examples all are queries. std says how much episodes differ; std / √num_episodes is how
+    far the mean is from that of all episodes of these images, and says nothing about other images. Deterministic by
+    seed. Raises UserError for features that are not finite or do not match, labels that do not match, and too few
+    classes.
     """
-    accuracies = episode_accuracies(
-        train_x,
-        train_y,
-        test_x,
-        test_y,
-        num_episodes=num_episodes,
-        num_ways=num_ways,
-        num_shots=num_shots,
-        num_queries=num_queries,
-        seed=seed,
+    accuracies = _accuracies(
+        episode_hits(
+            train_x,
+            train_y,
+            test_x,
+            test_y,
+            num_episodes=num_episodes,
+            num_ways=num_ways,
+            num_shots=num_shots,
+            num_queries=num_queries,
+            seed=seed,
+        )[1]
     )
     return {"acc1": accuracies.mean().item(), "std": accuracies.std().item() if num_episodes > 1 else 0.0}
 
 
-def evaluate(accuracies: Tensor, num_ways: int = 5) -> PerExampleScores:
-    """The accuracy (E,) of each episode as an example of its own; its index is the episode's number.
+def evaluate(
+    episodes: Episodes, hits: Tensor, train_y: Tensor, test_y: Tensor, indices: Tensor | None = None
+) -> PerExampleScores:
+    """What each image adds to the mean accuracy over episodes, `acc1`: test images, then training images.
 
-    Two models' episodes are paired if seed, labels and numbers of ways, shots and queries are the same.
+    hits (E, W, Q) as `classify` gives them; train_y (N,), test_y (M,); indices (M,): the place of each test image in
+    its data set. A training image has −1 − its place among the N. Images that no episode has drawn are left out. Two
+    models pair if seed, labels and numbers of ways, shots and queries are the same.
+
+    Classes are held fixed, and images vary within them. A test image counts by how often it is right, against its
+    class. A training image counts by the accuracy of the episodes that it supports, against those that have its
+    class: the first term of a U-statistic's variance. An episode's accuracy has many other causes, so a part of the
+    training images' spread is noise. Its size is known (a sum of squares without the products between episodes, as
+    in Wager, Hastie & Efron 2014), and their values are shrunk by it.
     """
-    return PerExampleScores(torch.arange(len(accuracies)), {"acc1": accuracies}, {"acc1": 1 / num_ways})
+    accuracies, weights = _accuracies(hits), (~hits.isnan()).double()
+    weights = (weights / weights.sum(dim=(1, 2), keepdim=True)).flatten()
+    drawn = episodes.query.clamp(min=0).flatten()
+    (y, x) = (_total(values, drawn, len(test_y)) for values in (weights * hits.nan_to_num().flatten(), weights))
+    test = (y - _of_class(y, x, test_y) * x) / x[x > 0].mean()
+
+    support = episodes.support.flatten(1)
+    owner = train_y.cpu()[support]  # (E, W·S)
+    classes = int(owner.max()) + 1
+    of_class = _total(accuracies[:, None].expand_as(owner).flatten(), owner.flatten(), classes)
+    residual = accuracies[:, None] - (of_class / torch.bincount(owner.flatten(), minlength=classes))[owner]
+    summed = _total(residual.flatten(), support.flatten(), len(train_y))
+    noise = residual.square().sum() / summed.square().sum().clamp(min=1e-300)
+    used = torch.bincount(support.flatten(), minlength=len(train_y)) > 0
+    train = summed[used] * (used.sum() / len(accuracies)) * (1 - noise).clamp(min=0).sqrt()
+
+    test = test[x > 0]
+    count = len(test) + len(train)  # two samples as one: each part keeps the variance of its own mean
+    values = accuracies.mean() + torch.cat([test * count / len(test), train * count / len(train)])
+    places = torch.arange(len(test_y)) if indices is None else indices
+    places = torch.cat([places[x > 0], -1 - used.nonzero()[:, 0]])
+    facts = {"std": accuracies.std().item()} if len(accuracies) > 1 else {}
+    return PerExampleScores(places, {"acc1": values}, {"acc1": 1 / hits.shape[1]}, facts)
 
 
-def episode_accuracies(
+def _total(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """(count,) float64 sums of values (K,) by owner (K,)."""
+    return torch.zeros(count, dtype=torch.float64).index_add(0, owner, values.double())
+
+
+def _of_class(y: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+    """(N,) Σ y / Σ x over the class of each; 0 where Σ x is."""
+    _, owner = torch.unique(labels.cpu(), return_inverse=True)
+    over, under = (_total(values, owner, int(owner.max()) + 1) for values in (y, x))
+    return (over / under.clamp(min=1e-300))[owner]
+
+
+def _accuracies(hits: Tensor) -> Tensor:
+    return hits.flatten(1).nanmean(dim=1)
+
+
+def episode_hits(
     train_x: Tensor,
     train_y: Tensor,
     test_x: Tensor,
@@ -85,8 +137,8 @@ def episode_accuracies(
     num_shots: int = 5,
     num_queries: int = 6,
     seed: int = 0,
-) -> Tensor:
-    """The share of each episode's queries that are classified rightly, (E,) float64; as `few_shot`."""
+) -> tuple[Episodes, Tensor]:
+    """The episodes, and which queries of each are classified rightly, as `classify` gives them; as `few_shot`."""
     for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
         if x.ndim != 2 or x.shape[1] != train_x.shape[-1] or y.shape != x.shape[:1]:
             raise UserError(
@@ -103,7 +155,7 @@ def episode_accuracies(
         num_queries=num_queries,
         seed=seed,
     )
-    return classify(train_x, test_x, episodes)
+    return episodes, classify(train_x, test_x, episodes)
 
 
 def draw(
@@ -168,13 +220,16 @@ def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def classify(train_x: Tensor, test_x: Tensor, episodes: Episodes) -> Tensor:
-    """The accuracy of each episode, (E,) float64, on the CPU, where train_x is (a GPU, say)."""
+    """Which queries are right, (E, W, Q) float64 on the CPU: 1, 0, or NaN where a class has no more test examples.
+
+    It works where train_x is (a GPU, say).
+    """
     ways, shots = episodes.support.shape[1:]
     queries = episodes.query.shape[2]
     device, dim = train_x.device, train_x.shape[1]
     test_x = test_x.to(device)
     truth = torch.arange(ways, device=device).repeat_interleave(queries)
-    accuracies = []
+    hits = []
     size = max(1, BLOCK // (ways * (shots + queries) * dim))
     for support, query in zip(torch.split(episodes.support, size), torch.split(episodes.query, size), strict=True):
         support, query = support.to(device).flatten(1), query.to(device).flatten(1)
@@ -188,21 +243,21 @@ def classify(train_x: Tensor, test_x: Tensor, episodes: Episodes) -> Tensor:
         q -= mean
         length = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
         distance = prototypes.square().sum(dim=-1)[:, None] * length - 2 * q @ prototypes.transpose(1, 2)
-        right = (distance.argmin(dim=-1) == truth) & present  # (B, W·Q)
-        accuracies.append(right.sum(dim=1).double() / present.sum(dim=1))
-    return torch.cat(accuracies).cpu()
+        right = (distance.argmin(dim=-1) == truth).double().masked_fill(~present, torch.nan)  # (B, W·Q)
+        hits.append(right.view(-1, ways, queries))
+    return torch.cat(hits).cpu()
 
 
 def _measure(context: EvalContext) -> PerExampleScores:
     train_x, train_y, _ = context.features_and_labels("train")
-    test_x, test_y, _ = context.features_and_labels("test")
+    test_x, test_y, indices = context.features_and_labels("test")
     first, count = context.settings.seed, context.settings.repeats
-    repeats = [episode_accuracies(train_x, train_y, test_x, test_y, seed=seed) for seed in range(first, first + count)]
-    accuracies = torch.cat(repeats)
-    facts = {"std": accuracies.std().item()}
-    if (sd := spread([of_seed.mean().item() for of_seed in repeats]).sd) is not None:
-        facts["acc1_sd"] = sd
-    return replace(evaluate(accuracies), facts=facts)
+    repeats = [episode_hits(train_x, train_y, test_x, test_y, seed=seed) for seed in range(first, first + count)]
+    drawn = Episodes(*(torch.cat([getattr(e, name) for e, _ in repeats]) for name in ("support", "query")))
+    found = evaluate(drawn, torch.cat([hits for _, hits in repeats]), train_y, test_y, indices)
+    if (sd := spread([_accuracies(hits).mean().item() for _, hits in repeats]).sd) is not None:
+        return replace(found, facts={**found.facts, "acc1_sd": sd})
+    return found
 
 
 TASK = Task(
@@ -220,4 +275,5 @@ TASK = Task(
         Metric("acc1_sd", "standard deviation between draws", better=None),
     ),
     measure=_measure,
+    version=2,
 )
