@@ -183,10 +183,7 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path):
     for path in (tmp_path / "pipe", tmp_path / "link"):
         with suppress(FileExistsError):
             path.symlink_to("pipe")
-        with (
-            pytest.raises(UserError, match=f"cannot write {path}: it is a device or a pipe"),
-            durable.user_errors(path),
-        ):
+        with pytest.raises(UserError, match=f"cannot write {path}: it is a device or a pipe"):
             durable.write_text(path, "text")
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
 
@@ -240,5 +237,5 @@ def test_a_full_disk_under_tensors_is_an_error_of_the_system(tmp_path, monkeypat
 def test_an_error_of_the_system_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "deep" / "below"
-    with pytest.raises(UserError, match=f"cannot write {path}: Not a directory"), durable.user_errors(path):
+    with pytest.raises(UserError, match=f"^cannot write {path}: Not a directory$"):
         durable.write_text(path, "text")

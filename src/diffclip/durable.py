@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffclip.errors import UserError
+from diffclip.errors import CannotWrite, UserError
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +43,34 @@ def writing(path: Path) -> Iterator[Path]:
     block is left. An error in the block deletes it, and `path` stays as it was. No two writers share a new path, on
     one machine or several: the last to end wins. A file that `path` links to is replaced, not the link. Raises OSError.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, replaced = beside(path), beside(path)
+    with cannot_write(path):
+        path = Path(os.path.realpath(path))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished, replaced = beside(path), beside(path)
+        try:
+            yield unfinished
+            for part in (*unfinished.rglob("*"), unfinished):
+                sync(part)
+            if unfinished.is_dir() and path.exists():  # only an empty folder is replaced by renaming
+                os.replace(path, replaced)
+            replace(unfinished, path)
+            remove(replaced)
+        except BaseException:
+            with suppress(OSError):
+                remove(unfinished)
+            raise
+
+
+@contextmanager
+def cannot_write(path: Path) -> Iterator[None]:
+    """Raises CannotWrite, which the command line prints as it is, for an OSError in the block."""
     try:
-        yield unfinished
-        for part in (*unfinished.rglob("*"), unfinished):
-            sync(part)
-        if unfinished.is_dir() and path.exists():  # only an empty folder is replaced by renaming
-            os.replace(path, replaced)
-        replace(unfinished, path)
-        remove(replaced)
-    except BaseException:
-        with suppress(OSError):
-            remove(unfinished)
-        raise
+        yield
+    except OSError as error:
+        # The arguments of OSError, which comes first.
+        raise CannotWrite(error.errno, error.strerror or str(error), str(path)) from error  # type: ignore[arg-type]
 
 
 def beside(path: Path) -> Path:
@@ -102,24 +113,25 @@ def append(path: Path, line: bytes) -> None:
 
     A last line that a crash cut short is ended first. What a full disk cuts short is taken back.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        with tolerated("lock files: do not write one from two processes"):
-            fcntl.lockf(descriptor, fcntl.LOCK_EX)
-        end = os.lseek(descriptor, 0, os.SEEK_END)
-        left = line if not end or os.pread(descriptor, 1, end - 1) == b"\n" else b"\n" + line
+    with cannot_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            while left:
-                left = left[os.write(descriptor, left) :]
-        except OSError:
-            os.ftruncate(descriptor, end)
-            raise
-    finally:
-        os.close(descriptor)
-    sync(path)
-    if not end:
-        sync(path.parent)
+            with tolerated("lock files: do not write one from two processes"):
+                fcntl.lockf(descriptor, fcntl.LOCK_EX)
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            left = line if not end or os.pread(descriptor, 1, end - 1) == b"\n" else b"\n" + line
+            try:
+                while left:
+                    left = left[os.write(descriptor, left) :]
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+        sync(path)
+        if not end:
+            sync(path.parent)
 
 
 def sha256(path: Path) -> str:
@@ -169,15 +181,6 @@ def tolerated(ability: str) -> Iterator[None]:
 @functools.cache
 def _say_lacking(ability: str, reason: str) -> None:
     log.warning("this file system cannot %s (%s)", ability, reason)
-
-
-@contextmanager
-def user_errors(path: Path) -> Iterator[None]:
-    """Raises UserError, which says that `path` cannot be written and why, for an OSError in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def cache_folder() -> Path:

@@ -28,6 +28,13 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
+class CannotWrite(OSError, UserError):
+    """A file that cannot be written, with the system's number and reason, and the path."""
+
+    def __str__(self) -> str:
+        return _printable(f"cannot write {self.filename}: {self.strerror}")
+
+
 class Stopped(Exception):
     """A run was asked to stop and has saved itself. The message says how to go on; the command line exits with 130."""
 

@@ -149,8 +149,7 @@ def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Ro
         (out / "table.md", comparison.sweep_markdown(rows)),
         (out / "table.csv", comparison.sweep_csv(rows)),
     ):
-        with durable.user_errors(path):
-            durable.write_text(path, text)
+        durable.write_text(path, text)
     return rows
 
 

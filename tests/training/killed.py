@@ -147,6 +147,7 @@ def _half_a_line(log, record):
 
 def _half_an_event(events, *_, **__):
     events._file.write(b"\x18\0\0\0\0\0\0\0half")
+    events.flush()
     die()
 
 

@@ -44,16 +44,13 @@ def test_any_text_in_a_record_and_a_damaged_line_in_the_middle(tmp_path, caplog)
     log.close()
     path = tmp_path / "metrics.jsonl"
     first, second, _ = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([first, b'{"step": Infinity}', b"[" * 10**5, b"42", second, second[:20]]))
+    damaged = [b'{"step": Infinity}', b"[" * 10**5, b"42", b'{"step": 1}']
+    path.write_bytes(b"\n".join([first, *damaged, second, second[:20]]))
     log = RunLog(tmp_path, step=5)
     log.close()
-    assert [(record["step"], record["warning"], record[nasty]) for record in log.kept] == [
-        (1, nasty, 10**40),
-        (2, nasty, 10**40),
-    ]
-    assert [f"line {number} " in message for number, message in zip((2, 3, 4, 6), caplog.messages, strict=True)] == [
-        True
-    ] * 4
+    assert [(r["step"], r["warning"], r[nasty]) for r in log.kept()] == [(1, nasty, 10**40), (2, nasty, 10**40)]
+    told = [message.partition(" line ")[2].split()[0] for message in caplog.messages]
+    assert told == ["2", "3", "4", "5", "7"]
     assert path.read_bytes() == first + b"\n" + second + b"\n"
     assert read_curves(tmp_path)["loss"].steps.tolist() == [1, 2]
     assert read_warnings(tmp_path) == [nasty]

@@ -54,7 +54,6 @@ def attend(
 
     from rich.console import Console
 
-    from diffclip import durable
     from diffclip.analysis.look import look, save_arrays
     from diffclip.distributed import default_device
     from diffclip.models.weights.store import load
@@ -74,11 +73,9 @@ def attend(
     figures += [(layers, layer_figure(looks))] if layers else []
     figures += [(heads, head_figure(looks))] if heads else []
     for path, figure in figures:
-        with durable.user_errors(path):
-            save(figure, path)
+        save(figure, path)
     if maps is not None:
-        with durable.user_errors(maps):
-            save_arrays(maps, looks.values())
+        save_arrays(maps, looks.values())
     written = ", ".join(str(path) for path in (out, layers, heads, maps) if path is not None)
     console.print(f"Written to {written}", highlight=False, soft_wrap=True)
 

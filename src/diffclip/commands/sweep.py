@@ -114,8 +114,7 @@ def run(
     if dry_run:
         console.print(remaining_table(remaining(runs)), highlight=False)
         return
-    with durable.user_errors(out / "sweep.toml"):
-        durable.write_text(out / "sweep.toml", to_toml(sweep))
+    durable.write_text(out / "sweep.toml", to_toml(sweep))
     for number, each in enumerate(runs, start=1):
         console.print(f"{number} of {len(runs)}: {each}", style="bold", highlight=False)
         try:

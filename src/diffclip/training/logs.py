@@ -20,7 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffclip import durable
 from diffclip.errors import UserError
-from diffclip.reading import parse_json, read_text
+from diffclip.reading import opened, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +36,23 @@ WALL_CLOCK = frozenset({"images_per_s", "data_wait", "seconds"})
 class RunLog:
     """Appends records to `metrics.jsonl` and their numbers to `tensorboard/`.
 
-    On resuming from `step`, lines of later steps are dropped: they belong to work that is done again; `kept` has the
-    records of the others. TensorBoard's events are a copy of the lines, so they are written anew from those; `seconds`
-    is the training time at `step`, by which events are dated. Raises UserError where a line cannot be written.
+    On resuming from `step`, lines of later steps are dropped: they belong to work that is done again. TensorBoard's
+    events are a copy of the lines, so they are written anew from those; `seconds` is the training time at `step`, by
+    which events are dated. Raises UserError where a line cannot be written.
     """
 
     def __init__(self, run: Path, step: int = 0, seconds: float = 0.0) -> None:
         self._path = run / METRICS
         with _write_errors(run):
-            kept = _lines(self._path, step)
-            self.kept: list[Record] = [json.loads(line) for line in kept]
-            durable.write_text(self._path, "".join(line + "\n" for line in kept))
-            self._events = Events(run / "tensorboard", self.kept, time.time() - seconds)
+            with durable.writing(self._path) as unfinished, unfinished.open("wb") as file:
+                file.writelines(_lines(self._path, step))
+            self._events = Events(run / "tensorboard", self.kept(), time.time() - seconds)
             self._file = self._path.open("ab")
+
+    def kept(self) -> Iterator[Record]:
+        """The records that the file holds."""
+        with self._path.open("rb") as file:
+            yield from map(json.loads, file)
 
     def write(self, record: Record) -> None:
         """record: `step`, `seconds`, numbers, lists of them (one a layer), and text, which TensorBoard does not get."""
@@ -56,6 +60,7 @@ class RunLog:
             self._file.write(durable.json_line(record))
             self._file.flush()
             self._events.write(record)
+            self._events.flush()
 
     def close(self) -> None:
         with suppress(OSError):  # what could not be written was said when it was tried
@@ -74,17 +79,19 @@ def _write_errors(run: Path) -> Iterator[None]:
         ) from error
 
 
-def _lines(path: Path, step: int) -> list[str]:
+def _lines(path: Path, step: int) -> Iterator[bytes]:
     """The lines of metrics.jsonl up to `step`; one that is no record, as a crash leaves, is left out and told."""
-    text = read_text(path, errors="replace") if path.exists() else ""
-    kept = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            if line and int(parse_json(line)["step"]) <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError, OverflowError):
-            log.warning("%s line %d is no record of a step, and is left out: %.60r", path, number, line)
-    return kept
+    if not path.exists():
+        return
+    with opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = parse_json(line)
+                float(record["seconds"])  # by which events are dated
+                if int(record["step"]) <= step:
+                    yield line.rstrip(b"\n") + b"\n"
+            except (ValueError, KeyError, TypeError, OverflowError):
+                log.warning("%s line %d is no record of a step, and is left out: %.60r", path, number, line)
 
 
 class Events:
@@ -100,12 +107,13 @@ class Events:
         name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
         unfinished = durable.beside(folder / "events")  # TensorBoard looks for tfevents in a name
         self._began = began
-        self._file = unfinished.open("wb", buffering=0)
+        self._file = unfinished.open("wb")
         self._writer = RecordWriter(self._file)
         self._event(began, 0, file_version="brain.Event:2")
         self._event(began, 0, session_log=SessionLog(status=SessionLog.START))
         for record in records:
             self.write(record)
+        self.flush()
         durable.sync(unfinished)
         durable.replace(unfinished, folder / name)
         for path in before:
@@ -125,11 +133,15 @@ class Events:
         ]
         self._event(self._began + record["seconds"], record["step"], summary=Summary(value=values))
 
+    def flush(self) -> None:
+        self._file.flush()
+
     def _event(self, at: float, step: int, **content: Any) -> None:
         self._writer.write(Event(wall_time=at, step=step, **content).SerializeToString())
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # as above
+            self._file.close()
 
 
 class Display:

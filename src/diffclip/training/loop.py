@@ -68,7 +68,7 @@ class Loop:
         ):
             self.records: RunLog | None = records  # of the rank that writes
             self.monitor = Monitor(batch_size=self.options.batch_size, warmup_steps=state.schedule.warmup_steps)
-            for line in records.kept if records else ():
+            for line in records.kept() if records else ():
                 self.monitor.watch(line)
             self._steps(progress)
         self._save_model()
@@ -196,10 +196,7 @@ class Loop:
         path = self.run / f"not_finite_step_{step:08d}.json"
         indices = [index for own in self.state.world.all_gather_objects(batch.indices.tolist()) for index in own]
         if self.state.world.is_main:
-            with durable.user_errors(path):
-                durable.write_text(
-                    path, json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": indices})
-                )
+            durable.write_text(path, json.dumps({"step": step, "loss": str(loss), "in": spoilt, "indices": indices}))
         where = f"first in {spoilt[0]} of {len(spoilt)} parameters" if spoilt else "all weights are finite"
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
         raise UserError(

@@ -8,7 +8,7 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from diffclip.data import images
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
+from diffclip.data.formats.packed_paths import PackedPaths
 from diffclip.data.formats.paths import SHOWN, SUFFIXES, contents, entries
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image
@@ -96,7 +97,7 @@ class TableSource:
         return str(self._paths[index].as_py())
 
     def stamp(self) -> str:
-        return stamp_of([*self._tables, *self._paths.to_pylist()], self._options)
+        return stamp_of(chain(self._tables, (path.as_py() for path in self._paths)), self._options)
 
 
 class MaskedTable(TableSource):
@@ -129,8 +130,8 @@ class MaskedTable(TableSource):
         return [(phrase, _mask(Path(path))) for phrase, path in found if phrase.strip() and path is not None]
 
     def stamp(self) -> str:
-        masks = self._masks.drop_null().to_pylist()
-        return stamp_of([*self._tables, *self._paths.to_pylist(), *masks], self._options)
+        paths = (path.as_py() for path in chain(self._paths, self._masks.drop_null()))
+        return stamp_of(chain(self._tables, paths), self._options)
 
 
 def table_source(files: Sequence[Path], options: Options) -> TableSource:
@@ -230,12 +231,13 @@ class FolderSource:
         self.name, self.templates = options.name, options.templates
         classes = [entry for entry in entries(folder) if entry.is_dir()]
         others: Counter[str] = Counter()
-        images = [sorted(images_below(entry, others)) for entry in classes]
-        empty = [entry.name for entry, files in zip(classes, images, strict=True) if not files]
+        self._files = PackedPaths()
+        counts = [self._files.extend(sorted(images_below(entry, others), key=_parts)) for entry in classes]
+        empty = [entry.name for entry, count in zip(classes, counts, strict=True) if not count]
         if empty and len(empty) < len(classes):
             log.warning("%s: no images in %s: not classes", folder, listed(empty[:SHOWN]) + " …" * (len(empty) > SHOWN))
-        classes = [entry for entry, files in zip(classes, images, strict=True) if files]
-        images = [files for files in images if files]
+        classes = [entry for entry, count in zip(classes, counts, strict=True) if count]
+        counts = list(filter(None, counts))
         if not classes:
             raise _no_images(folder)
         if others:
@@ -248,8 +250,7 @@ class FolderSource:
         self.classnames: tuple[str, ...] | None = names
         if len(names) != len(classes):
             raise UserError(f"{folder} has {len(classes)} class folders, but {len(names)} class names are given")
-        self._files = [str(file) for files in images for file in files]
-        self.labels = np.repeat(np.arange(len(images)), [len(files) for files in images])
+        self.labels = np.repeat(np.arange(len(counts)), counts)
         """(N,) int64: the number of each image's class."""
 
     def __len__(self) -> int:
@@ -266,7 +267,11 @@ class FolderSource:
         return stamp_of(self._files)
 
 
-def images_below(folder: Path, others: Counter[str]) -> Iterator[Path]:
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)  # a folder's images stay together
+
+
+def images_below(folder: Path, others: Counter[str]) -> Iterator[str]:
     """The images in a folder and those below it, linked ones too; not hidden ones, which systems leave there.
 
     others: is given how many other files there are, by their ending.
@@ -282,9 +287,9 @@ def images_below(folder: Path, others: Counter[str]) -> Iterator[Path]:
         for name in files:
             if name[0] == "." or name.lower() in LEFTOVERS:
                 continue
-            suffix = Path(name).suffix.lower()
+            suffix = os.path.splitext(name)[1].lower()
             if suffix in SUFFIXES:
-                yield Path(place, name)
+                yield os.path.join(place, name)
             else:
                 others[suffix] += 1
 

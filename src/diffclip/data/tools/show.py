@@ -113,6 +113,6 @@ def show(source: Source, out: Path, *, count: int, columns: int, seed: int) -> N
         raise UserError(f"{out}: the sheet is a PNG file: give a name that ends in .png")
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]
     page = sheet(source, np.sort(chosen).tolist(), columns)
-    with durable.user_errors(out), durable.writing(out) as unfinished:
+    with durable.writing(out) as unfinished:
         page.save(unfinished, "PNG")
     print(f"{out}: {len(chosen)} of {len(source):,} examples of {source.name}")

@@ -262,8 +262,7 @@ def verify(source: Source, *, workers: int, json_file: Path | None = None) -> No
     for line in lines(report):
         printed.print(line, highlight=False, markup=False, soft_wrap=True)
     if json_file is not None:
-        with durable.user_errors(json_file):
-            durable.write_text(json_file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        durable.write_text(json_file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if report["wrong"]:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in report["wrong"].items())
         raise UserError(f"{report['data']}: {sum(report['wrong'].values()):,} of {len(source):,} are wrong: {counts}")

@@ -149,7 +149,7 @@ def _built() -> Path:
         done = subprocess.run(command, input=source, capture_output=True, timeout=300)
         if done.returncode:
             message = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise OSError(f"{compiler} failed: {message[-1]}")
+            raise subprocess.SubprocessError(f"{compiler} failed: {message[-1]}")
         built.chmod(0o700)  # whatever the umask
         with built.open("ab") as file:  # the loader passes over what comes after the library
             file.write(hashlib.sha256(built.read_bytes()).digest())
