@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test docs bench check format clean
+.PHONY: install quickstart test docs bench check audit format clean
 
 install: .venv/installed
 
@@ -37,6 +37,15 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# In an environment of its own: what audits must not be what is audited.
+audit: install  ## requirements-hashed.txt and the licences anew, and known holes of what they list
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check uv pip-audit
+	.venv/audit/bin/uv pip compile pyproject.toml --extra stream --constraint constraints.txt --generate-hashes \
+	  --universal --python-version 3.10 --no-annotate --custom-compile-command "make audit" --quiet -o requirements-hashed.txt
+	$(BIN)/python docs/licences.py
+	.venv/audit/bin/pip-audit --requirement requirements-hashed.txt --require-hashes --disable-pip
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,20 @@ import pytest
 # take far longer: an idle thread would spin, and keep a core from the one that it waits for.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+HERE = {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}
+
+
+def refuse_others(event, arguments):
+    """An audit hook: no test, nor what it forks, may talk to another machine."""
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        address = arguments[0 if event == "socket.getaddrinfo" else 1]
+        host = address[0] if isinstance(address, tuple) else address if event == "socket.getaddrinfo" else None
+        if (host.decode() if isinstance(host, bytes) else host) not in HERE:
+            raise OSError(f"tests have no network: {event} {address}")
+
+
+sys.addaudithook(refuse_others)
 
 # Processes, compilers and whole runs. What begins last should be short, or one worker ends long after the other.
 FIRST = (

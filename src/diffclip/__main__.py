@@ -14,6 +14,8 @@ SHARED = ("train", "eval")
 # Seconds that a process which is not the first takes to end badly. Where all have the same error, or where this one
 # only lost its company, torchrun ends it meanwhile, and the one that knows the reason has said it.
 PATIENCE = 3.0
+# What dependencies would send home: the hub's client tells which libraries call it.
+QUIET = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
 
 
 def main() -> None:
@@ -28,6 +30,8 @@ def main() -> None:
         os.getcwd()
     except OSError:
         sys.exit("diffclip: the folder in which it is started does not exist any more: cd to one that does")
+    for name in QUIET:
+        os.environ.setdefault(name, "1")
     from diffclip.cli import main as command
 
     if usual:
