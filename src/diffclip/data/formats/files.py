@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from diffclip.data import images
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
 from diffclip.data.formats.packed_paths import PackedPaths
-from diffclip.data.formats.paths import SHOWN, SUFFIXES, contents, entries
+from diffclip.data.formats.paths import SHOWN, SUFFIXES, contents, entries, images_below
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
@@ -31,7 +30,6 @@ from diffclip.text import listed
 log = logging.getLogger(__name__)
 
 CHECKED = 100_000  # lines of a table that are cut by a strict reader too
-LEFTOVERS = ("thumbs.db", "desktop.ini")  # of systems, beside hidden ones
 LONGEST_HEADING = 1 << 22  # characters of the first line of a table
 LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is opened
 
@@ -232,7 +230,7 @@ class FolderSource:
         classes = [entry for entry in entries(folder) if entry.is_dir()]
         others: Counter[str] = Counter()
         self._files = PackedPaths()
-        counts = [self._files.extend(sorted(images_below(entry, others), key=_parts)) for entry in classes]
+        counts = [self._files.extend(images_below(entry, others)) for entry in classes]
         empty = [entry.name for entry, count in zip(classes, counts, strict=True) if not count]
         if empty and len(empty) < len(classes):
             log.warning("%s: no images in %s: not classes", folder, listed(empty[:SHOWN]) + " …" * (len(empty) > SHOWN))
@@ -265,33 +263,6 @@ class FolderSource:
 
     def stamp(self) -> str:
         return stamp_of(self._files)
-
-
-def _parts(path: str) -> list[str]:
-    return path.split(os.sep)  # a folder's images stay together
-
-
-def images_below(folder: Path, others: Counter[str]) -> Iterator[str]:
-    """The images in a folder and those below it, linked ones too; not hidden ones, which systems leave there.
-
-    others: is given how many other files there are, by their ending.
-    """
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
-        for name in files:
-            if name[0] == "." or name.lower() in LEFTOVERS:
-                continue
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES:
-                yield os.path.join(place, name)
-            else:
-                others[suffix] += 1
 
 
 def _no_images(folder: Path) -> UserError:

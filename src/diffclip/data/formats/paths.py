@@ -6,6 +6,7 @@ import glob
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of images
 ANYTHING = "a folder, a file, a pattern of shards, or scenes:SPLIT"
 MOST_FILES = 1 << 20  # that a pattern may stand for
+LEFTOVERS = ("thumbs.db", "desktop.ini")  # of systems, beside hidden ones
 SHOWN = 8  # of what a folder has instead of what was looked for
 _SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.\d]|$)", re.IGNORECASE)
 
@@ -176,3 +178,27 @@ def _no_split(root: Path, split: str, known: list[str]) -> UserError:
         return UserError(f"{root} holds no split {split!r}: choose one of {listed(known)}")
     where = contents(root) if root.is_dir() else "it is one file"
     return UserError(f"{root} is not divided into splits: leave split {split!r} out; {where}")
+
+
+def images_below(folder: Path, others: Counter[str]) -> list[str]:
+    """The images, sorted, in a folder and those below it, linked ones too; not hidden ones, which systems leave there.
+
+    others: is given how many other files there are, by their ending.
+    """
+    seen, found = set(), list[str]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
+        for name in files:
+            if name[0] == "." or name.lower() in LEFTOVERS:
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES:
+                found.append(os.path.join(place, name))
+            else:
+                others[suffix] += 1
+    return sorted(found, key=lambda path: path.split(os.sep))
