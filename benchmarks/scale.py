@@ -57,7 +57,7 @@ def read_by_workers(read: Callable[[int], object], length: int, workers: int) ->
         before = mib("Private_Dirty")
         for index in np.random.default_rng(0).permutation(length)[rank::workers]:
             read(int(index))
-        answers.put(mib("Private_Dirty") - before - length * 8 / 2**20)  # less the permutation, which is the sampler's
+        answers.put(mib("Private_Dirty") - before)
 
     running = [context.Process(target=work, args=(rank,)) for rank in range(workers)]
     for process in running:

@@ -188,6 +188,11 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
 
 
+def test_a_text_with_a_name_that_is_no_utf_8_is_written(tmp_path):
+    durable.write_text(tmp_path / "text", "a file called \udcff")
+    assert (tmp_path / "text").read_text() == "a file called \\udcff"
+
+
 NASTY = [
     "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg",
     "nul \0 inside",

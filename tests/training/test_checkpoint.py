@@ -1,5 +1,6 @@
 """Checkpoints on disk: verified, kept or deleted by rule, and never at the cost of a good one."""
 
+import dataclasses
 import errno
 import os
 import resource
@@ -103,6 +104,15 @@ def test_when_none_is_good_it_is_said(tmp_path, trainer):
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* can be used"):
         restored(tmp_path)
     assert names(tmp_path) == ["step_00000003"]
+
+
+def test_checkpoints_of_another_model_are_refused(tmp_path, trainer):
+    save(tmp_path, trainer, 3)
+    one = recipe(0)
+    other = dataclasses.replace(one.model, overrides=one.model.overrides | {"embed_dim": 16})
+    fresh = new_state(dataclasses.replace(one, model=other), Schedule(4, 8, 0))
+    with pytest.raises(UserError, match=r"are of another model \(image_projection\): resume with its recipe"):
+        checkpoint.restore(tmp_path, fresh.model, fresh.optimizer)
 
 
 def test_a_run_without_checkpoints_begins(tmp_path):

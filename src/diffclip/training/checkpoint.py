@@ -135,10 +135,15 @@ def restore(
 
     Of several processes only the first reads, and sends the others what is theirs: they may be another number than
     those that wrote it, and need not see its disk. A damaged one is passed over with a warning, and stays where it
-    is. Raises UserError when every one is damaged.
+    is. Raises UserError when every one is damaged, and where they are of another model.
     """
     world = get_world()
     state, tensors = _newest(run) if world.is_main else (None, None)
+    if tensors is not None:
+        shapes = {name: tensor.shape for name, tensor in tensors["model"].items()}
+        others = [name for name, tensor in model.state_dict().items() if shapes.get(name) != tensor.shape]
+        if others:  # as where somebody has deleted the recipe of the run
+            raise UserError(f"the checkpoints of {run} are of another model ({others[0]}): resume with its recipe")
     state = world.broadcast(state)
     if state is not None:
         load_tensors(tensors, model, optimizer, average, world)
