@@ -34,6 +34,7 @@ def evaluate(
     force: bool = False,
     features: Literal["tower", "joint"] = "tower",
     all_classes: bool = False,
+    allow_outside: bool = False,
     sample: int = 500,
     seed: int = 0,
     repeats: int = 1,
@@ -60,6 +61,7 @@ def evaluate(
             those after it.
         all_classes: Score ImageNet-A and -R among ImageNet's 1,000 classes instead of their own 200; results call them
             imagenet-a@1000 and imagenet-r@1000.
+        allow_outside: Let tables that --data names name images outside of their own folders.
         sample: How many images robustness, corruptions, grounding and noise look at; 0: all.
         seed: Of that sample, of few-shot episodes, attacks, corruptions and noise.
         repeats: How often few_shot draws its episodes, with this seed and those after it; results have the mean, and
@@ -88,7 +90,7 @@ def evaluate(
         seed=seed,
         repeats=repeats,
     )
-    sets, missing = data_sets(data, tasks, root, all_classes=all_classes)
+    sets, missing = data_sets(data, tasks, root, all_classes=all_classes, allow_outside=allow_outside)
     run(
         models,
         sets,

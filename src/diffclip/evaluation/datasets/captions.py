@@ -54,7 +54,7 @@ class CaptionForm:
         if not any(Path(image).name in places for image in captions):
             raise UserError(f"{where} names {len(captions)} images, and none of them is in {self.folder} or below it")
         self._tell(places)
-        paths = [places.get(Path(image).name, self.folder / image) for image in captions]
+        paths = [places.get(Path(image).name, self.folder / Path(image).name) for image in captions]
         texts = [tuple(text for text in of_image if text) for of_image in captions.values()]
         return ImageFiles(self.folder.resolve().name + (f":{split}" if split else ""), paths, captions=texts)
 

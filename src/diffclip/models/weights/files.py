@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffclip import reading
+from diffclip.data.formats.paths import contents
 from diffclip.errors import UserError
-from diffclip.text import listed
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,8 @@ def locate(source: str | Path) -> Path:
         )
         return _on_hub(hub["name"], hub["revision"])
     if path.parent.is_dir():
-        there = listed(sorted(entry.name for entry in path.parent.iterdir()))
         raise UserError(
-            f"{source} is neither a file nor a directory: {path.parent} has {there}"
+            f"{source} is neither a file nor a directory; {path.parent} is, and {contents(path.parent)}"
             + (f"; if you mean the Hugging Face hub, write hf:{source}" if hub else "")
         )
     raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as hf:owner/name@revision")
