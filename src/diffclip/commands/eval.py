@@ -126,8 +126,6 @@ def run(
     """
     from collections import Counter
 
-    from rich.console import Console
-
     from diffclip.distributed import joined
     from diffclip.evaluation.features.cache import FeatureCache
     from diffclip.evaluation.run.distributed import encode_distributed
@@ -135,6 +133,7 @@ def run(
     from diffclip.evaluation.run.progress import raise_failures, run_suite
     from diffclip.reporting.compare import ModelName, compare_two
     from diffclip.reporting.tables.comparison import two_models
+    from diffclip.terminal import Terminal
 
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hf:OWNER/NAME")
@@ -148,7 +147,7 @@ def run(
             encode_distributed(named, data, path, settings, features, world, force=force)
     if not world.is_main:
         return
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     for failure in missing:
         console.print(f"Missing: {failure}", highlight=False, soft_wrap=True)
     try:
@@ -162,7 +161,7 @@ def run(
         rows = compare_two(path, first, second, asked)
         for name in (first, second):
             if name.label != name.pretrained:
-                console.print(f"{name.label}: {name.pretrained}", highlight=False, soft_wrap=True, markup=False)
+                console.print(f"{name.label}: {name.pretrained}", highlight=False, soft_wrap=True)
         if rows:
             console.print(two_models(rows, width=console.width, every=verbose))
         if rows and not verbose:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from diffclip.data.classes import NO_CLASSES, check_names, check_same_classes
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import FolderSource, table_source
+from diffclip.data.formats.class_folders import FolderSource
+from diffclip.data.formats.files import table_source
 from diffclip.data.formats.parquet import ParquetSource
 from diffclip.data.formats.paths import (
     ANYTHING,

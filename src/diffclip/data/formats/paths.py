@@ -15,6 +15,7 @@ from diffclip.text import closest, listed
 
 FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of images
+LEFTOVERS = ("thumbs.db", "desktop.ini")  # of systems, beside hidden ones
 ANYTHING = "a folder, a file, a pattern of shards, or scenes:SPLIT"
 MOST_FILES = 1 << 20  # that a pattern may stand for
 SHOWN = 8  # of what a folder has instead of what was looked for

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.class_folders import FolderSource
 from diffclip.data.formats.paths import inside_of
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.sources import Source, Subset

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffclip.data.formats.files import SUFFIXES
+from diffclip.data.formats.paths import SUFFIXES
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.image_files import ImageFiles

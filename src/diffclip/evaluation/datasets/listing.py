@@ -12,6 +12,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.datasets import opening
 from diffclip.evaluation.datasets.pope import pope_labels, read_questions
 from diffclip.evaluation.datasets.registry import Entry, registry
+from diffclip.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def statuses(root: Path) -> Iterator[Status]:
 
 def print_list(root: Path | None) -> None:
     """Print the list, then how to get what is missing."""
-    console, place = Console(markup=False, emoji=False), opening.default_root(root)
+    console, place = Terminal(), opening.default_root(root)
     console.print(f"Data sets below {place} (--root, or ${opening.ROOT}):", highlight=False, soft_wrap=True)
     missing = []
     for status in statuses(place):
@@ -86,4 +87,4 @@ def print_list(root: Path | None) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True)

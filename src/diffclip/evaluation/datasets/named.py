@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from diffclip.data.classes import class_difference
-from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.class_folders import FolderSource
 from diffclip.data.formats.paths import FORMAT_OF
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.scenes.compositional import NegativeSource, SwapSource
