@@ -76,10 +76,12 @@ def _member(rank: int) -> None:
 
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    from diffclip.terminal import log_to_stderr
+
     if int(os.environ["WORLD_SIZE"]) > 1 and sys.argv[1:2] and sys.argv[1] not in SHARED:
         sys.exit(f"diffclip: {sys.argv[1]} runs in one process: start it without torchrun")
     if rank:
-        logging.basicConfig(level=logging.ERROR)
+        log_to_stderr(logging.ERROR)
     try:
         record(main)()  # a traceback also goes to torchrun, whose summary shows that of the first to fail
     except SystemExit as end:

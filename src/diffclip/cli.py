@@ -22,6 +22,8 @@ from diffclip.commands.train import train_command
 from diffclip.config import Recipe, load_recipe
 from diffclip.errors import Stopped, UserError
 from diffclip.recipe_files import recipe_argument
+from diffclip.terminal import log_to_stderr
+from diffclip.text import printable
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments == ["--version"]:
         print(f"diffclip {version('diffclip')}")
         return
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    log_to_stderr(logging.WARNING)
     try:
         program, available = "diffclip", dict(COMMANDS)
         if arguments[:1] == ["data"]:
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         about = "CLIP with differential attention. Its version: `diffclip --version`."
         tyro.extras.subcommand_cli_from_dict(available, prog=program, description=about, args=arguments or ["--help"])
     except GivenTwice as error:
-        print(f"{program} {arguments[0]}: {error}", file=sys.stderr)
+        print(printable(f"{program} {arguments[0]}: {error}"), file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         sys.exit(f"diffclip: {error}")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from diffclip.text import printable
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -17,26 +19,29 @@ class UserError(ValueError):
 
     def __init__(self, message: str, *further: str) -> None:
         # Messages quote names and values that come from anywhere: none may end the line or command the terminal.
-        super().__init__("\n  ".join(_printable(text) for text in (message, *further)))
+        super().__init__("\n  ".join(_shown(text) for text in (message, *further)))
 
 
 LONGEST = 2000  # characters of a line
 
 
-def _printable(text: str) -> str:
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
-    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+def _shown(text: str) -> str:
+    text = printable(text[: LONGEST + 1])
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 class CannotWrite(OSError, UserError):
     """A file that cannot be written, with the system's number and reason, and the path."""
 
     def __str__(self) -> str:
-        return _printable(f"cannot write {self.filename}: {self.strerror}")
+        return printable(f"cannot write {self.filename}: {self.strerror}")
 
 
 class Stopped(Exception):
     """A run was asked to stop and has saved itself. The message says how to go on; the command line exits with 130."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_shown(message))
 
 
 def describe(error: "ValidationError") -> str:

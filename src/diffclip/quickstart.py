@@ -25,6 +25,7 @@ from diffclip.models.weights.store import load
 from diffclip.reporting.compare import ModelName, Row, compare_two, headline
 from diffclip.reporting.report import Options, report
 from diffclip.reporting.tables.comparison import two_models
+from diffclip.terminal import Terminal
 from diffclip.training import checkpoint
 from diffclip.training import setup as trainer
 from diffclip.training.setup import seconds_per_step, training_source
@@ -46,7 +47,7 @@ def run(out: Path, minutes: float, seed: int) -> Path:
     are gone on with. Raises UserError where OUT holds runs of another seed, or the budget is too small.
     """
     began = time.monotonic()
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     recipes = _recipes(out, minutes, seed, console)
     runs = {label: out / label.lower() for label in MODELS}
     begun = {label: _begun(directory) for label, directory in runs.items()}

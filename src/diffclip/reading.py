@@ -5,6 +5,8 @@ import io
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +27,20 @@ def opened(path: str | Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
     return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[str]:
+    """A name of a regular file while the block lasts, for a library that takes a name, and only one in UTF-8.
+
+    Raises OSError as `opened` does.
+    """
+    with opened(path) as file:
+        try:
+            str(path).encode()
+            yield str(path)
+        except UnicodeEncodeError:
+            yield f"/dev/fd/{file.fileno()}"
 
 
 NOT_REGULAR = "Not a regular file"

@@ -1,6 +1,7 @@
 """Where a recipe lies: a file of any name, a pipe, or one that the package ships, by its name; and its tables."""
 
 import logging
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -72,15 +73,35 @@ def read_toml(path: str | Path, what: str, *, typed: bool = False) -> dict[str, 
                 content = file.read(LONGEST)
         else:
             content = read_bytes(path, LONGEST)
-        text = content.decode("utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: of the text, or of a name with a null byte
-        reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
+        text = content.decode("utf-8-sig", "surrogateescape")
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot read the {what} {str(path)[:200]}: {reason}") from None
     if len(content) == LONGEST:
         raise UserError(f"cannot read the {what} {str(path)[:200]}: longer than {LONGEST:,} bytes")
     if not text.strip():
         raise UserError(f"the {what} {str(path)[:200]} is empty: it would be every default, so state at least one key")
+    if not _is_unicode(text) and not _only_paths_are_not(text):
+        raise UserError(f"cannot read the {what} {str(path)[:200]}: not a UTF-8 text file")
     return parse_toml(text, str(path))
+
+
+def _is_unicode(text: str) -> bool:
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def _only_paths_are_not(text: str) -> bool:
+    """Whether it is TOML whose only texts that are not Unicode are paths: a file's name may be any bytes."""
+
+    def usual(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(key == "path" or (_is_unicode(key) and usual(item)) for key, item in value.items())
+        return all(map(usual, value)) if isinstance(value, list) else not isinstance(value, str) or _is_unicode(value)
+
+    try:
+        return usual(tomli.loads(text))
+    except (ValueError, RecursionError):
+        return False
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text for people: names that were meant, lists, durations, numbers in percent."""
+"""Text for people: what may reach a terminal, names that were meant, lists, durations, numbers in percent."""
 
 import difflib
 import sys
@@ -9,6 +9,29 @@ LISTED = 20
 """Names that a message lists at most."""
 LONGEST = 60
 """Characters of a name that a message shows."""
+JOINERS = "\u200c\u200d"
+"""Formatting characters that stay: Persian words and families of emoji are written with them."""
+
+
+def printable(text: str) -> str:
+    """Text from anywhere in one line that commands no terminal and reads as it is stored.
+
+    White space is a space; other characters that are not printable are written as Python escapes them: controls (C0,
+    C1, DEL), marks that turn the direction of reading, and bytes that are no UTF-8, as `\\xff`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    stands_for_a_byte = "\udc80" <= character <= "\udcff"
+    return rf"\x{ord(character) - 0xDC00:02x}" if stands_for_a_byte else character.encode("unicode_escape").decode()
+
+
+def printable_lines(text: str) -> str:
+    """`printable` of each line."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def closest(name: str, names: Iterable[str]) -> str:

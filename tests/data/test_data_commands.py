@@ -336,7 +336,7 @@ def test_a_data_set_is_stated_as_in_a_recipe(command, monkeypatch):
     options = [word for name, value in stated.items() for word in (f"--{name.replace('_', '-')}", value)][2:]
     with pytest.raises(SystemExit, match="seen"):
         cli.main(["data", *command, *options, "here"])
-    assert opened == [stated]
+    assert opened == [stated | {"allow_outside": False}]
     assert stated.items() <= vars(SourceConfig(**stated)).items()
 
 

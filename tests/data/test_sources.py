@@ -598,3 +598,81 @@ def test_tables_one_folder_down_are_tables_where_every_folder_of_images_has_one(
         (tmp_path / split / "0.jpg").write_bytes(IMAGES[0])
         (tmp_path / split / "list.csv").write_text("filepath,caption\n0.jpg,it\n")
     assert open_source(str(tmp_path), split="test")[0].captions == ("it",)
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder `set` with an image, a linked folder and a linked image in it, and an image beside the folder."""
+    for place in ("set/in.png", "set/sub/in.png", "out.png", "set-2/x.png", "elsewhere/far.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place)
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "out.png")
+    return tmp_path / "set"
+
+
+def named_by(folder, form, name):
+    """A table of a form that names one good image and another."""
+    if form == "parquet":
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        images = pa.array([{"bytes": None, "path": n} for n in ("in.png", name)], kind)
+        pq.write_table(pa.table({"image": images, "caption": ["a", "b"]}), folder / "t.parquet")
+    elif form == "mask":
+        (folder / "t.csv").write_text(f"filepath,caption,mask\nin.png,a,{name}\n")
+    else:
+        comma = "," if form == "csv" else "\t"
+        (folder / f"t.{form}").write_text(f"filepath,label\nin.png,0\n{name},1\n".replace(",", comma))
+    return str(folder / ("t.csv" if form == "mask" else f"t.{form}"))
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "mask", "parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["../out.png", "DIR/../out.png", "DIR-2/x.png", "/etc/passwd", "sub/../../out.png", "./../out.png", "..", "/", "//",
+     "linked/../out.png/../../out.png", "sub/../../set-2/x.png"],
+)  # fmt: skip
+def test_images_outside_of_a_tables_folder_are_refused_unless_that_is_allowed(outside, monkeypatch, form, name):
+    name = name.replace("DIR", str(outside))
+    path = named_by(outside, form, name)
+    with pytest.raises(UserError, match=r"which lies outside of .*: give --allow-outside"):
+        open_source(path)
+    monkeypatch.chdir(outside)
+    with pytest.raises(UserError, match="which lies outside of"):
+        open_source(path.rpartition("/")[2])
+    assert len(open_source(path, allow_outside=True)) == (1 if form == "mask" else 2)
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub/in.png",
+        "DIR/sub/in.png",
+        "sub/../link.png",
+        "linked/far.png",
+        "link.png",
+        "./sub//in.png",
+        "linked/../sub/in.png",
+    ],
+)
+def test_what_lies_inside_is_read_through_the_links_that_are_there(outside, monkeypatch, form, name):
+    """`..` leads back along the name: linked/.. is the folder itself, not where the link leads."""
+    path = named_by(outside, form, name.replace("DIR", str(outside)))
+    assert len(open_source(path)[1].image) > 50
+    monkeypatch.chdir(outside)
+    assert len(open_source(path.rpartition("/")[2])[1].image) > 50
+
+
+def test_names_that_are_no_utf8_are_read_as_they_are(tmp_path):
+    folder = tmp_path / os.fsdecode(b"f\xe9")
+    (folder / "a").mkdir(parents=True)
+    name = os.fsencode(folder) + b"/a/\xff.png"
+    Image.new("RGB", (4, 4)).save(os.fsdecode(name), "PNG")
+    (folder / "t.csv").write_bytes(b"filepath,caption\na/\xff.png,x\n")
+    with (folder / "t.parquet").open("wb") as file:
+        pq.write_table(pa.table({"image": [b"an image"], "caption": ["a"]}), file)
+    for source in (open_source(str(folder / "t.csv")), open_source(str(folder), format="folder")):
+        assert os.fsencode(source.place(0)) == name
+        assert len(source[0].image) > 50
+        assert len(source.stamp()) == 64
+    assert open_source(str(folder / "t.parquet"))[0].image == b"an image"

@@ -268,8 +268,8 @@ def test_what_unpacks_to_too_much_is_skipped(tmp_path, monkeypatch):
     ("settings", "message"),
     [
         ({"examples": 0}, "set data.examples"),
-        ({"split": "train"}, "no split, holdout or part"),
-        ({"holdout": 5, "part": "train"}, "no split, holdout or part"),
+        ({"split": "train"}, "no split, holdout, part or allow_outside"),
+        ({"holdout": 5, "part": "train"}, "no split, holdout, part or allow_outside"),
         ({"format": "parquet"}, "made of tar shards, not of parquet"),
         ({"image_key": "target.png"}, r"has no 'target.png': its members end in json, txt, image"),
         ({"caption_key": "alt"}, r"has no 'alt': its examples have json, txt, image, and its \.json has url"),

@@ -52,20 +52,19 @@ def attend(
     picture = _read(image)
     say_loading()
 
-    from rich.console import Console
-
     from diffclip.analysis.look import look, save_arrays
     from diffclip.distributed import default_device
     from diffclip.models.weights.store import load
     from diffclip.reporting.figures.attention import head_figure, layer_figure, relevance_figure
     from diffclip.reporting.figures.style import save
+    from diffclip.terminal import Terminal
 
     models, texts = (model, *beside), (*text, *control)
     looks = {
         label: look(load(source, device=default_device())[0], picture, texts)
         for label, source in zip(_labels(models), models, strict=True)
     }
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     for label, of_model in looks.items():
         for query, score in zip(texts, of_model.scores, strict=True):
             console.print(f"{label}  {query}:  cosine {score:.3f}", highlight=False, soft_wrap=True)

@@ -34,6 +34,7 @@ def evaluate(
     force: bool = False,
     features: Literal["tower", "joint"] = "tower",
     all_classes: bool = False,
+    allow_outside: bool = False,
     sample: int = 500,
     seed: int = 0,
     repeats: int = 1,
@@ -60,6 +61,7 @@ def evaluate(
             those after it.
         all_classes: Score ImageNet-A and -R among ImageNet's 1,000 classes instead of their own 200; results call them
             imagenet-a@1000 and imagenet-r@1000.
+        allow_outside: Let tables that --data names name images outside of their own folders.
         sample: How many images robustness, corruptions, grounding and noise look at; 0: all.
         seed: Of that sample, of few-shot episodes, attacks, corruptions and noise.
         repeats: How often few_shot draws its episodes, with this seed and those after it; results have the mean, and
@@ -88,7 +90,7 @@ def evaluate(
         seed=seed,
         repeats=repeats,
     )
-    sets, missing = data_sets(data, tasks, root, all_classes=all_classes)
+    sets, missing = data_sets(data, tasks, root, all_classes=all_classes, allow_outside=allow_outside)
     run(
         models,
         sets,
@@ -124,8 +126,6 @@ def run(
     """
     from collections import Counter
 
-    from rich.console import Console
-
     from diffclip.distributed import joined
     from diffclip.evaluation.features.cache import FeatureCache
     from diffclip.evaluation.run.distributed import encode_distributed
@@ -133,6 +133,7 @@ def run(
     from diffclip.evaluation.run.progress import raise_failures, run_suite
     from diffclip.reporting.compare import ModelName, compare_two
     from diffclip.reporting.tables.comparison import two_models
+    from diffclip.terminal import Terminal
 
     if not models:
         raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hf:OWNER/NAME")
@@ -146,7 +147,7 @@ def run(
             encode_distributed(named, data, path, settings, features, world, force=force)
     if not world.is_main:
         return
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     for failure in missing:
         console.print(f"Missing: {failure}", highlight=False, soft_wrap=True)
     try:
@@ -160,7 +161,7 @@ def run(
         rows = compare_two(path, first, second, asked)
         for name in (first, second):
             if name.label != name.pretrained:
-                console.print(f"{name.label}: {name.pretrained}", highlight=False, soft_wrap=True, markup=False)
+                console.print(f"{name.label}: {name.pretrained}", highlight=False, soft_wrap=True)
         if rows:
             console.print(two_models(rows, width=console.width, every=verbose))
         if rows and not verbose:

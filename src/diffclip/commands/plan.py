@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
+
+from diffclip.terminal import Terminal
 
 if TYPE_CHECKING:
     from diffclip.config import Recipe
@@ -86,7 +87,7 @@ def _json(planned: Plan, table: list[Scale]) -> str:
 
 
 def _print(recipe: Recipe, planned: Plan, table: list[Scale], assumptions: Assumptions) -> None:
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     for block in (
         _summary(recipe, planned, assumptions),
         _work(planned),

@@ -39,13 +39,12 @@ def pope(
 
 def run(answers: Sequence[Path], labels: Path, categories: Path | None, name: str | None, out: Path | None) -> None:
     """Score answers to POPE and print the table; with `out`, add the results to OUT/results.jsonl."""
-    from rich.console import Console
-
     from diffclip.evaluation.pope import dataset_name, score
     from diffclip.evaluation.run.suite import record
+    from diffclip.terminal import Terminal
 
     splits = score(answers, labels, categories)
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     console.print(_table(splits))
     if any(scores.unparsed for scores in splits):
         console.print("unparsed: answers that say neither yes nor no; the benchmark's rule takes them as a yes.")

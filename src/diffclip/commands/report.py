@@ -38,12 +38,12 @@ def report(
 
 def print_files(files: ReportFiles) -> None:
     """Say what is missing, and where the report is."""
-    from rich.console import Console
+    from diffclip.terminal import Terminal
 
-    console, out = Console(markup=False, emoji=False), files.page.parent
+    console, out = Terminal(), files.page.parent
     for line in files.notes:
-        console.print(f"note: {line}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
     for line in files.missing:
-        console.print(f"missing: {line}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"missing: {line}", highlight=False, soft_wrap=True)
     written = f"{files.tables} tables in {out / 'tables'}, {files.figures} figures in {out / 'figures'}"
     console.print(written, f"Report: {files.page}", sep="\n", highlight=False, soft_wrap=True)

@@ -86,8 +86,6 @@ def run(
 
     Raises UserError, once all else is done, with a list of what could not be.
     """
-    from rich.console import Console
-
     from diffclip import durable
     from diffclip.config import to_toml
     from diffclip.evaluation.features.cache import FeatureCache
@@ -98,6 +96,7 @@ def run(
     from diffclip.sweep import open_data, plan, reason, remaining, train, write_table
     from diffclip.sweep_config import load_sweep, parse_settings
     from diffclip.sweep_sizes import fit_sizes, stated
+    from diffclip.terminal import Terminal
 
     typed = parse_settings(settings)
     sweep = load_sweep(*paths, base=base, settings=typed)
@@ -106,7 +105,7 @@ def run(
     sweep, sizes = fit_sizes(sweep)
     runs = plan(sweep, out, variants)
     data, failures = open_data(sweep, root)
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     if sizes:
         console.print(sizes, highlight=False, soft_wrap=True)
     for failure in failures:
@@ -114,7 +113,7 @@ def run(
     if dry_run:
         console.print(remaining_table(remaining(runs)), highlight=False)
         return
-    durable.write_text(out / "sweep.toml", to_toml(sweep))
+    durable.write_bytes(out / "sweep.toml", to_toml(sweep).encode(errors="surrogateescape"))
     for number, each in enumerate(runs, start=1):
         console.print(f"{number} of {len(runs)}: {each}", style="bold", highlight=False)
         try:

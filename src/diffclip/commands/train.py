@@ -64,14 +64,13 @@ def run(
     recipe: Recipe, directory: Path, *, resume: bool, accept_changed_data: bool = False, allow_pipe: bool = False
 ) -> None:
     """Train, evaluate as the recipe says, and write the run's results.jsonl; with the other processes of torchrun."""
-    from rich.console import Console
-
     from diffclip.distributed import joined
     from diffclip.evaluation.run.hooks import evaluate_run, evaluators
     from diffclip.evaluation.run.progress import raise_failures
+    from diffclip.terminal import Terminal
     from diffclip.training import setup
 
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     with joined() as world:
         watched = evaluators(recipe)
         setup.train(
@@ -92,12 +91,12 @@ def run(
 
 def print_dry_run(recipe: Recipe) -> None:
     """What a recipe would do, as rows."""
-    from rich.console import Console
     from rich.table import Table
 
+    from diffclip.terminal import Terminal
     from diffclip.training import dry_run
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in dry_run.describe(recipe):
         table.add_row(what, value)
-    Console(markup=False, emoji=False).print(table, highlight=False)
+    Terminal().print(table, highlight=False)

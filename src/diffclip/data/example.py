@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,3 +27,4 @@ class Options:
     label_key: str | None = None
     classnames: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
+    allow_outside: bool = field(default=False, repr=False)  # stamps are made of the others

@@ -22,3 +22,5 @@ class Located:
     """The column of the captions, in a shard the extension or the entry of `.json`; found by itself likewise."""
     label_key: str | None = None
     """The same of the labels."""
+    allow_outside: bool = False
+    """Let a table name images outside of its own folder."""

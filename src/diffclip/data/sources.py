@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from diffclip.data.classes import NO_CLASSES, check_names, check_same_classes
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import FolderSource, table_source
+from diffclip.data.formats.class_folders import FolderSource
+from diffclip.data.formats.files import table_source
 from diffclip.data.formats.parquet import ParquetSource
 from diffclip.data.formats.paths import (
     ANYTHING,
@@ -107,6 +108,7 @@ def open_source(
     templates: Sequence[str] | None = None,
     holdout: int = 0,
     part: Literal["all", "train", "holdout"] = "all",
+    allow_outside: bool = False,
 ) -> Source:
     """The data set at `path`.
 
@@ -114,7 +116,7 @@ def open_source(
     embedded data set: `scenes`, `scenes:<split>`, `scenes:<split>?size=64&length=2000&seed=0`. `split`
     chooses among files named `<split>-*` and folders named `<split>`. A fixed random choice of `holdout`
     examples is what `part="holdout"` gives and `part="train"` leaves out. In `templates`, `{c}` stands for
-    the class name.
+    the class name. A table may name images outside of its own folder with `allow_outside` alone.
 
     Raises:
         UserError: whatever is wrong with the path or with what was found there.
@@ -143,6 +145,7 @@ def open_source(
             label_key,
             tuple(classnames) if classnames else None,
             tuple(templates) if templates else None,
+            allow_outside,
         )
         source = _open_files(path, format, split, options)
         if source.classnames and not source.templates:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffclip import durable
 from diffclip.errors import UserError
-from diffclip.reading import check_regular, read_text
+from diffclip.reading import named, read_text
 
 log = logging.getLogger(__name__)
 
@@ -247,8 +247,7 @@ def stored_fingerprint(results: Path, key: Key) -> str | None:
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
-        check_regular(path)
-        with safe_open(path, "pt") as file:
+        with named(path) as name, safe_open(name, "pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and evaluate again") from None

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import track
 
 from diffclip import durable
@@ -25,6 +24,7 @@ from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import comparison, formats
 from diffclip.reporting.tables.fill import Table
 from diffclip.reporting.tables.layouts import slug
+from diffclip.terminal import Terminal
 
 if TYPE_CHECKING:
     from diffclip.reporting.figures.panels import GroupPanels
@@ -91,7 +91,7 @@ def report(
         durable.write_text(out / "tables" / f"{name}.csv", comparison.report_csv(rows))
         durable.write_text(out / "tables" / f"{name}.md", comparison.report_markdown(rows))
     drawings = [*(drawing for part in content.parts for drawing in part.drawings), *_panel_drawings(panels)]
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
         _save(drawing, out / "figures")
     text = page.render(

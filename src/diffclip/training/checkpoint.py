@@ -27,6 +27,7 @@ from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights import store as weights
+from diffclip.reading import check_regular, named, parse_json, read_text
 from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import METRICS
 
@@ -172,24 +173,29 @@ def read(folder: Path) -> tuple[dict[str, Any], Tensors]:
     Raises UserError where one has not, or cannot be read.
     """
     try:
-        lines = (folder / SUMS).read_text(encoding="ascii").split("\n")[:-1]
+        lines = read_text(folder / SUMS, "ascii").split("\n")[:-1]
         expected = {line[66:]: line[:64] for line in lines}
         kept = {path.name for path in folder.iterdir()}
+        for name in kept & expected.keys():
+            check_regular(folder / name)
         wrong = [
             name for name, digest in expected.items() if name not in kept or durable.sha256(folder / name) != digest
         ]
         if STATE not in expected:  # the last line
             wrong.append(SUMS)
         if not wrong:
-            state: dict[str, Any] = json.loads((folder / STATE).read_text())
-            tensors = {
-                name.removesuffix(SUFFIX): load_file(folder / name) for name in expected if name.endswith(SUFFIX)
-            }
+            state: dict[str, Any] = parse_json(read_text(folder / STATE))
+            tensors = {name.removesuffix(SUFFIX): _tensors(folder / name) for name in expected if name.endswith(SUFFIX)}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if wrong:
         raise UserError(f"checkpoint {folder} is damaged: {', '.join(wrong)} not as it was written")
     return state, tensors
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with named(path) as name:
+        return load_file(name)
 
 
 def _prune(run: Path, step: int, keep: Keep) -> None:

@@ -21,6 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.reading import opened, parse_json
+from diffclip.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Display:
     """A progress bar on a terminal, plain lines elsewhere. Use as a context manager."""
 
     def __init__(self, name: str, total: int, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, markup=False, emoji=False)
+        self.console = console or Terminal(file=sys.stderr)
         self._name, self._total = name, total
         shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
         # What stands beside the numbers of a record: name, bar, both counts, the time left, and the spaces between.

@@ -13,14 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from rich.console import Console
-
 from diffclip import durable
 from diffclip.config import Training
 from diffclip.data.loading.loader import Batch, Loader
 from diffclip.errors import Stopped, UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.weights import store as weights
+from diffclip.terminal import Terminal
 from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep
@@ -62,7 +61,7 @@ class Loop:
             else nullcontext() as records,
             BackgroundCheckpoints(self.run, state.model.config, keep) as self.checkpoints,
             Display(
-                self.run.name, state.schedule.steps, None if world.is_main else Console(quiet=True)
+                self.run.name, state.schedule.steps, None if world.is_main else Terminal(quiet=True)
             ) as self.display,
             _stop_signal() as self.stop,
         ):

@@ -43,7 +43,7 @@ def claim_directory(
         with _errors(run):
             if data is not None:
                 data_record.write(run, record)
-            durable.write_text(run / RECIPE, recipe)
+            durable.write_bytes(run / RECIPE, recipe.encode(errors="surrogateescape"))  # a path may be any bytes
             for folder in (run, run / "checkpoints", run / "tensorboard"):
                 durable.remove_unfinished(folder)
         if launch is not None:

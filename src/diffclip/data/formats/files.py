@@ -1,11 +1,12 @@
-"""Images that lie in files of their own: listed in a CSV or TSV file, maybe with masks, or one folder a class."""
+"""Images that lie in files of their own, listed in a CSV or TSV file, maybe with masks."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-from collections import Counter, deque
+import os
+from collections import deque
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -19,8 +20,7 @@ from numpy.typing import NDArray
 from diffclip.data import images
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
-from diffclip.data.formats.packed_paths import PackedPaths
-from diffclip.data.formats.paths import SHOWN, SUFFIXES, contents, entries, images_below
+from diffclip.data.formats.paths import inside_of
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
@@ -37,23 +37,23 @@ LOOKED_FOR = 100  # rows of a table whose image files are looked for when it is 
 class TableSource:
     """Examples from CSV or TSV files with a heading: a column of image paths, and captions or labels.
 
-    Paths are relative to the table's folder. Rows with the same path are one example with several captions.
-    A `.csv` file whose heading has tabs and no commas is read as TSV.
+    Paths are relative to the table's folder and stay in it, unless the options allow others. Rows with the same path
+    are one example with several captions. A `.csv` file whose heading has tabs and no commas is read as TSV.
     """
 
     def __init__(self, files: Sequence[Path], options: Options) -> None:
         self.name, self.templates, self._tables, self._options = options.name, options.templates, files, options
         where = str(files[0])
-        tables = [_table(file) for file in files]
-        names = tables[0].column_names
-        for file, table in zip(files, tables, strict=True):
-            _compare_lines(file, table.num_rows)
+        names = _heading(files[0])[0]
         image = columns.find(options.image_key, columns.PATHS, names, where)
         if image is None:
             raise UserError(
                 f"{where}: no column of image paths among {listed(names)}; name it with "
                 f"{columns.how_to_state('image_key')}"
             )
+        tables = [_table(file, image) for file in files]
+        for file, table in zip(files, tables, strict=True):
+            _compare_lines(file, table.num_rows)
         caption = columns.find(options.caption_key, columns.CAPTIONS, names, where)
         label = columns.find(options.label_key, columns.LABELS, names, where)
         if caption is None and label is None:
@@ -62,7 +62,8 @@ class TableSource:
             for column in filter(None, (image, caption, label)):
                 columns.find(column, (), table.column_names, str(file))
 
-        paths = pa.chunked_array([_full_paths(file, table[image]) for file, table in zip(files, tables, strict=True)])
+        outside = options.allow_outside
+        paths = pa.chunked_array([_full_paths(*pair, image, outside) for pair in zip(files, tables, strict=True)])
         if not len(paths):
             raise UserError(f"{where} holds a heading and no rows")
         # Example i is the i-th distinct path; its rows are self._rows[self._starts[i] : self._starts[i + 1]].
@@ -76,8 +77,8 @@ class TableSource:
             values = pa.concat_tables([table.select([label]) for table in tables])[label]
             self._labels = columns.Labels(values, options.classnames, where)
             self.classnames = self._labels.classnames
-        if not any(Path(path).is_file() for path in self._paths[:LOOKED_FOR].to_pylist()):
-            raise UserError(f"{where}: its first images do not exist; {self._paths[0]} was looked for first")
+        if not any(os.path.isfile(path) for path in self._paths[:LOOKED_FOR].to_pylist()):
+            raise UserError(f"{where}: its first images do not exist; {self.place(0)} was looked for first")
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -86,16 +87,17 @@ class TableSource:
         """Raises BadImage("missing") if there is no such file."""
         rows = self._rows[self._starts[index] : self._starts[index + 1]]
         return Example(
-            read_image(self._paths[index].as_py()),
+            read_image(self.place(index)),
             columns.captions([self._captions[int(row)].as_py() for row in rows]) if self._captions else (),
             self._labels[int(rows[0])] if self._labels else None,
         )
 
     def place(self, index: int) -> str:
-        return str(self._paths[index].as_py())
+        return os.fsdecode(self._paths[index].as_py())
 
     def stamp(self) -> str:
-        return stamp_of(chain(self._tables, (path.as_py() for path in self._paths)), self._options)
+        paths = (os.fsdecode(path.as_py()) for path in self._paths)
+        return stamp_of(chain(self._tables, paths), self._options)
 
 
 class MaskedTable(TableSource):
@@ -112,23 +114,25 @@ class MaskedTable(TableSource):
                 f"{files[0]}: masks without captions: name the column of phrases with "
                 f"{columns.how_to_state('caption_key')}"
             )
-        tables = [_table(file) for file in files]
-        column = columns.find(None, columns.MASKS, tables[0].column_names, str(files[0]))
+        column = columns.find(None, columns.MASKS, _heading(files[0])[0], str(files[0]))
+        assert column is not None
+        tables = [_table(file, column) for file in files]
         for file, table in zip(files, tables, strict=True):
             columns.find(column, (), table.column_names, str(file))
         named = pa.concat_tables([table.select([column]) for table in tables])[column]
-        paths = pa.chunked_array([_full_paths(file, table[column]) for file, table in zip(files, tables, strict=True)])
-        self._masks = pc.if_else(pc.equal(named, ""), None, paths).combine_chunks()
+        outside = options.allow_outside
+        paths = pa.chunked_array([_full_paths(*pair, column, outside) for pair in zip(files, tables, strict=True)])
+        self._masks = pc.if_else(pc.equal(named, b""), None, paths).combine_chunks()
 
     def masks(self, index: int) -> list[tuple[str, NDArray[np.bool_]]]:
         """Phrases and masks (H, W) bool of example `index`. Raises UserError for a mask that cannot be read."""
         assert self._captions is not None
         rows = self._rows[self._starts[index] : self._starts[index + 1]].tolist()
         found = [(self._captions[row].as_py(), self._masks[row].as_py()) for row in rows]
-        return [(phrase, _mask(Path(path))) for phrase, path in found if phrase.strip() and path is not None]
+        return [(phrase, _mask(os.fsdecode(path))) for phrase, path in found if phrase.strip() and path is not None]
 
     def stamp(self) -> str:
-        paths = (path.as_py() for path in chain(self._paths, self._masks.drop_null()))
+        paths = (os.fsdecode(path.as_py()) for path in chain(self._paths, self._masks.drop_null()))
         return stamp_of(chain(self._tables, paths), self._options)
 
 
@@ -139,7 +143,7 @@ def table_source(files: Sequence[Path], options: Options) -> TableSource:
     return MaskedTable(files, options) if masked else TableSource(files, options)
 
 
-def _mask(file: Path) -> NDArray[np.bool_]:
+def _mask(file: str) -> NDArray[np.bool_]:
     try:
         with images.opened(read_image(file)) as pillow:
             pixels = np.asarray(pillow)
@@ -157,12 +161,13 @@ def _mask(file: Path) -> NDArray[np.bool_]:
 def _heading(file: Path) -> tuple[list[str], str]:
     """The names of the columns, and what stands between them."""
     try:
-        with _text(file, "strict") as lines:
+        with _text(file, "surrogateescape") as lines:
             heading = lines.readline(LONGEST_HEADING)
         tabs = file.suffix.lower() == ".tsv" or ("\t" in heading and "," not in heading)
         delimiter = "\t" if tabs else ","
         names = next(csv.reader([heading], delimiter=delimiter), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        heading.encode()
+    except (OSError, UnicodeError, csv.Error) as error:
         raise _unreadable(file, error) from None
     if len(set(names)) < len(names) or not names:
         raise UserError(f"{file}: the first line must name the columns, each once; it is {heading.strip()[:80]!r}")
@@ -177,8 +182,8 @@ def _unreadable(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read as a table: {' '.join(str(error).split())[:200]}")
 
 
-def _table(file: Path) -> pa.Table:
-    """All columns as strings."""
+def _table(file: Path, paths: str) -> pa.Table:
+    """All columns as strings, but that of paths as bytes: a file's name may be any."""
     names, delimiter = _heading(file)
     try:
         with opened(file) as content:
@@ -186,7 +191,7 @@ def _table(file: Path) -> pa.Table:
                 content,
                 parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(
-                    column_types={name: pa.string() for name in names}, strings_can_be_null=False
+                    column_types={name: pa.string() for name in names} | {paths: pa.binary()}, strings_can_be_null=False
                 ),
             )
     except (OSError, pa.ArrowException) as error:
@@ -217,61 +222,14 @@ def _compare_lines(file: Path, rows: int) -> None:
         raise _unreadable(file, error) from None
 
 
-def _full_paths(file: Path, paths: pa.ChunkedArray) -> pa.Array:
-    joined = pc.binary_join_element_wise(f"{file.parent}/", paths, "")
-    return pc.if_else(pc.starts_with(paths, "/"), paths, joined).cast(pa.large_string()).combine_chunks()
-
-
-class FolderSource:
-    """Labelled images, one folder a class. Underscores in a folder's name are spaces in the class name."""
-
-    def __init__(self, folder: Path, options: Options) -> None:
-        self.name, self.templates = options.name, options.templates
-        classes = [entry for entry in entries(folder) if entry.is_dir()]
-        others: Counter[str] = Counter()
-        self._files = PackedPaths()
-        counts = [self._files.extend(images_below(entry, others)) for entry in classes]
-        empty = [entry.name for entry, count in zip(classes, counts, strict=True) if not count]
-        if empty and len(empty) < len(classes):
-            log.warning("%s: no images in %s: not classes", folder, listed(empty[:SHOWN]) + " …" * (len(empty) > SHOWN))
-        classes = [entry for entry, count in zip(classes, counts, strict=True) if count]
-        counts = list(filter(None, counts))
-        if not classes:
-            raise _no_images(folder)
-        if others:
-            most = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))[:SHOWN]
-            kinds = listed(f"{count:,} {suffix or 'without an ending'}" for suffix, count in most)
-            log.warning("%s: files are left out that are no images by their names: %s", folder, kinds)
-        self.folders = tuple(entry.name for entry in classes)
-        """The name of each class's folder, in the order of the labels."""
-        names = options.classnames or tuple(name.replace("_", " ") for name in self.folders)
-        self.classnames: tuple[str, ...] | None = names
-        if len(names) != len(classes):
-            raise UserError(f"{folder} has {len(classes)} class folders, but {len(names)} class names are given")
-        self.labels = np.repeat(np.arange(len(counts)), counts)
-        """(N,) int64: the number of each image's class."""
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises BadImage("missing") if the file has gone."""
-        return Example(read_image(self._files[index]), label=int(self.labels[index]))
-
-    def place(self, index: int) -> str:
-        return self._files[index]
-
-    def stamp(self) -> str:
-        return stamp_of(self._files)
-
-
-def _no_images(folder: Path) -> UserError:
-    loose = sum(entry.suffix.lower() in SUFFIXES for entry in entries(folder))
-    if loose:
-        return UserError(
-            f"{folder} holds {loose:,} images in no class folder: move them into a folder for each class, or name them "
-            "with their captions in a .csv file with the columns filepath and caption"
-        )
-    return UserError(
-        f"{folder} holds no parquet, tar, csv or tsv files and no class folders of images; {contents(folder)}"
-    )
+def _full_paths(file: Path, table: pa.Table, column: str, allow_outside: bool) -> pa.Array:
+    """Where the files of a column lie. Raises UserError for one outside the table's folder, unless that is allowed."""
+    names = table[column].cast(pa.large_binary()).combine_chunks()
+    folder, nothing = (pa.scalar(part, pa.large_binary()) for part in (os.fsencode(file.parent) + b"/", b""))
+    joined = pc.binary_join_element_wise(folder, names, nothing)
+    paths = pc.if_else(pc.starts_with(names, b"/"), names, joined)
+    odd = pc.and_(pc.match_substring_regex(names, r"^/|(^|/)\.\.(/|$)"), not allow_outside)
+    if not pc.any(odd).as_py():
+        return paths
+    inside = [inside_of(file.parent, os.fsdecode(name), str(file)) for name in names.filter(odd).to_pylist()]
+    return pc.replace_with_mask(paths, odd, pa.array([os.fsencode(path) for path in inside], pa.large_binary()))

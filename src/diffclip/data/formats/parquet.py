@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from diffclip.data.example import Example, Options
 from diffclip.data.formats import columns
+from diffclip.data.formats.paths import inside_of
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
@@ -78,7 +78,7 @@ class ParquetSource:
         size = sum(group.total_byte_size for _, _, group in groups)
         if size <= KEPT_IN_MEMORY:
             for number, (file, _) in enumerate(self._groups):
-                self._linked += _links(self._columns_of(number)[0], file)
+                self._linked += _links(self._columns_of(number)[0], file, options)
         else:
             logger.warning(
                 "%s: %.1f GiB in %d row groups. In random order most examples cost the reading of a whole "
@@ -110,20 +110,14 @@ class ParquetSource:
         )
 
     def _encoded(self, cell: pa.Scalar, file: Path) -> bytes:
-        """The image in a cell, or in the file below the table's folder that it names. Raises BadImage("missing")."""
+        """The image in a cell, or in the file that it names. Raises BadImage("missing")."""
         if not pa.types.is_struct(cell.type):
             return cell.as_py() or b""
         embedded: bytes | None = cell["bytes"].as_py() if cell.is_valid else None
         if embedded or not self._linked or not cell.is_valid:
             return embedded or b""
         path = _path(cell["path"])
-        if not path:
-            return b""
-        place = os.path.realpath(file.parent / path)
-        # A table from anywhere is not to choose among all files of this machine.
-        if not place.startswith(os.path.join(os.path.realpath(file.parent), "")):
-            raise BadImage("missing")
-        return read_image(place)
+        return read_image(_place(file, path, self._options)) if path else b""
 
     def place(self, index: int) -> str:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -147,15 +141,19 @@ class ParquetSource:
         return self._kept[group]
 
 
-def _links(images: pa.ChunkedArray, file: Path) -> list[str]:
-    """The files of the images that a column names instead of having them."""
+def _place(file: Path, name: str, options: Options) -> str:
+    return str(file.parent / name) if options.allow_outside else inside_of(file.parent, name, str(file))
+
+
+def _links(images: pa.ChunkedArray, file: Path, options: Options) -> list[str]:
+    """The files of the images that a column names instead of having them. Raises UserError as `inside_of` does."""
     if not pa.types.is_struct(images.type) or "path" not in [field.name for field in images.type]:
         return []
     embedded, paths = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
     if not embedded.null_count or not _is_text(paths.type):
         return []
     named = paths.filter(pc.and_(pc.is_null(embedded), pc.is_valid(paths)))
-    return [str(file.parent / path) for cell in named if (path := _path(cell))]
+    return [_place(file, path, options) for cell in named if (path := _path(cell))]
 
 
 def _path(cell: pa.Scalar) -> str:

@@ -16,6 +16,7 @@ from diffclip.text import closest, listed
 
 FORMAT_OF = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of images
+LEFTOVERS = ("thumbs.db", "desktop.ini")  # of systems, beside hidden ones
 ANYTHING = "a folder, a file, a pattern of shards, or scenes:SPLIT"
 MOST_FILES = 1 << 20  # that a pattern may stand for
 LEFTOVERS = ("thumbs.db", "desktop.ini")  # of systems, beside hidden ones
@@ -38,6 +39,24 @@ def matching(path: str) -> list[Path]:
         if missing is not None or not found:
             raise UserError(_not_there(missing or name))
     return files
+
+
+def inside_of(folder: Path, name: str, where: str) -> str:
+    """Where a file lies that is named in a folder by another file, `where`.
+
+    Links are followed, as the folder's owner made them; `..` leads back along the name, not along a link. Raises
+    UserError for a file outside of the folder: who writes a table is not to choose among all files of this machine.
+    """
+    path = os.path.normpath(os.path.join(folder, name))
+    root = os.path.normpath(folder)
+    if os.path.isabs(name):
+        root = os.path.abspath(folder)
+    if path.startswith(("..", "/")) if root == "." else not path.startswith(os.path.join(root, "")):
+        raise UserError(
+            f"{where} names {name}, which lies outside of {folder}: give --allow-outside, in a recipe "
+            "allow_outside = true, in a sweep PATH?allow_outside=true, if it may choose among all files of this machine"
+        )
+    return path
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
 
@@ -28,6 +27,7 @@ from diffclip import durable
 from diffclip.data.formats.tar import BLOCK, Member, examples, members
 from diffclip.data.parallel import in_order, processors
 from diffclip.reading import read_bytes
+from diffclip.terminal import Terminal
 
 SUFFIX = ".diffclip-index"
 VERSION = 2  # counts up when members are put together in another way
@@ -88,7 +88,7 @@ def indices(files: Sequence[Path]) -> list[ShardIndex]:
 
 def _made(files: list[Path]) -> Iterator[ShardIndex]:
     workers = min(len(files), processors()) if sum(map(_size, files)) >= IN_PARALLEL else 1
-    console = Console(stderr=True, markup=False, emoji=False)
+    console = Terminal(stderr=True)
     yield from track(
         in_order(_make, files, workers),
         description="indexing shards, once",

@@ -88,6 +88,7 @@ def open_stream(
     templates: Sequence[str] | None = None,
     holdout: int = 0,
     part: str = "all",
+    allow_outside: bool = False,
 ) -> Stream:
     """The stream of the shards that `path` names; `examples` says how many they hold.
 
@@ -100,8 +101,8 @@ def open_stream(
     """
     if format not in ("auto", "tar"):
         raise UserError(f"{path}: a stream is made of tar shards, not of {format}")
-    if split is not None or holdout or part != "all":
-        raise UserError(f"{path}: a stream has no split, holdout or part: name the shards that are wanted")
+    if split is not None or holdout or part != "all" or allow_outside:
+        raise UserError(f"{path}: a stream has no split, holdout, part or allow_outside: name the wanted shards")
     if examples <= 0:
         raise UserError(f"{path}: how many examples a stream holds has to be stated: set data.examples")
     scheme = path.partition(":")[0]

@@ -23,7 +23,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
 from diffclip import durable
@@ -34,6 +33,7 @@ from diffclip.data.sources import Source
 from diffclip.data.transforms import shrunk
 from diffclip.errors import UserError
 from diffclip.reading import parse_json, read_text
+from diffclip.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -199,9 +199,9 @@ def _pack(
     source: Source, out: Path, plan: ShardPlan, workers: int, state: dict[str, Any], order: NDArray[np.int64]
 ) -> None:
     left_out = Counter(state["left_out"])
-    console = Console(stderr=True, markup=False, emoji=False)
+    console = Terminal(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"packing {source.name}", total=len(source), completed=state["done"])
+        task = bar.add_task("packing", total=len(source), completed=state["done"])
         for group in _groups(_each(source, plan, order[state["done"] :], workers), plan):
             members = [example.members for example in group if example.members]
             left_out.update(example.reason for example in group if example.reason)
@@ -275,7 +275,7 @@ def tell(state: dict[str, Any], out: Path) -> None:
     """Say what was packed."""
     examples = sum(shard["examples"] for shard in state["shards"])
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in state["left_out"].items())
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     console.print(
         f"{out}: {examples:,} of {state['examples']:,} examples in {len(state['shards']):,} shards"
         + (f"; left out: {left_out}" if left_out else ""),

@@ -17,6 +17,8 @@ from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Source, captions_of
 from diffclip.data.transforms import shrunk
 from diffclip.errors import UserError
+from diffclip.terminal import Terminal
+from diffclip.text import printable
 
 TILE, GAP, TEXT, LINES = 224, 16, 13, 4  # pixels; lines of a caption
 LINE = TEXT + 5
@@ -47,7 +49,9 @@ def sheet(source: Source, indices: Sequence[int], columns: int = 6) -> Image.Ima
     heights = [TILE + LINE * (1 + max(len(tile.lines) for tile in row)) + GAP for row in rows]
     page = Image.new("RGB", (GAP + columns * (TILE + GAP), 2 * GAP + LINE + sum(heights)), PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP), f"{source.name}: {len(indices):,} of {len(source):,} examples", INK, _font(TEXT + 2))
+    draw.text(
+        (GAP, GAP), printable(f"{source.name}: {len(indices):,} of {len(source):,} examples"), INK, _font(TEXT + 2)
+    )
     top = 2 * GAP + LINE
     for row, height in zip(rows, heights, strict=True):
         for place, tile in enumerate(row):
@@ -90,7 +94,7 @@ def _draw(page: Image.Image, draw: ImageDraw.ImageDraw, tile: _Tile, left: int, 
 def _wrapped(captions: Sequence[str]) -> list[str]:
     """The first caption, and how many others there are, in lines of a tile's width."""
     more = f" (+{len(captions) - 1})" if len(captions) > 1 else ""
-    rest = " ".join((captions[0] if captions else "no caption").split())[:1000] + more
+    rest = printable(" ".join((captions[0] if captions else "no caption").split())[:1000]) + more
     lines: list[str] = []
     while rest and len(lines) < LINES:
         cut = len(rest)
@@ -115,4 +119,6 @@ def show(source: Source, out: Path, *, count: int, columns: int, seed: int) -> N
     page = sheet(source, np.sort(chosen).tolist(), columns)
     with durable.writing(out) as unfinished:
         page.save(unfinished, "PNG")
-    print(f"{out}: {len(chosen)} of {len(source):,} examples of {source.name}")
+    Terminal().print(
+        f"{out}: {len(chosen)} of {len(source):,} examples of {source.name}", highlight=False, soft_wrap=True
+    )

@@ -22,6 +22,7 @@ from diffclip.data.parallel import in_order
 from diffclip.data.sources import Source, place_of
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
+from diffclip.terminal import Terminal
 from diffclip.text import listed
 
 AT_A_TIME = 64
@@ -256,13 +257,13 @@ def verify(source: Source, *, workers: int, json_file: Path | None = None) -> No
 
     Raises UserError where anything is wrong: an example that cannot be used, or one that is there twice.
     """
-    console = Console(stderr=True, markup=False, emoji=False)
+    console = Terminal(stderr=True)
     report = summary(source, examine_all(source, workers, console))
-    printed = Console(markup=False, emoji=False)
+    printed = Terminal()
     for line in lines(report):
-        printed.print(line, highlight=False, markup=False, soft_wrap=True)
+        printed.print(line, highlight=False, soft_wrap=True)
     if json_file is not None:
-        durable.write_text(json_file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        durable.write_text(json_file, json.dumps(report, indent=1) + "\n")
     if report["wrong"]:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in report["wrong"].items())
         raise UserError(f"{report['data']}: {sum(report['wrong'].values()):,} of {len(source):,} are wrong: {counts}")

@@ -6,6 +6,7 @@ counts. The splits, their order, the labels and the names of the classes are the
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffclip.data.example import Example, Options
-from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.class_folders import FolderSource
+from diffclip.data.formats.paths import inside_of
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.sources import Source, Subset
 from diffclip.errors import UserError
@@ -24,6 +26,7 @@ from diffclip.evaluation.datasets.registry import SPLIT_NAMES, Entry
 from diffclip.reading import check_regular, parse_json, read_text
 
 CALTECH_TRAINING = 30  # images a class (Fei-Fei et al. 2004; Kornblith et al. 2019)
+MOST_NUMBERS = 1_000_000  # in a .mat file, which may be packed
 _SEED = 20_250_309
 
 
@@ -80,7 +83,7 @@ def _images(
         raise UserError(f"{listed}: {unknown}, which {name} does not have")
     return ImageFiles(
         name,
-        [folder / path for path, _ in images],
+        [Path(inside_of(folder, path, str(listed))) for path, _ in images],
         labels=[number[text] for _, text in images],
         classnames=tuple(number),
     )
@@ -113,11 +116,13 @@ def _flowers(name: str, folder: Path, split: str) -> Source:
 
 
 def _matrix(file: Path, key: str) -> NDArray[np.integer[Any]]:
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
     check_regular(file)
     try:
+        if any(math.prod(shape) > MOST_NUMBERS for _, shape, _ in whosmat(str(file))):
+            raise ValueError(f"{file.name}: expected at most {MOST_NUMBERS:,} numbers")
         found = loadmat(str(file))[key].ravel()
     except MatReadError as error:
         raise ValueError(f"{file.name}: {error}") from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffclip.data.formats.files import SUFFIXES
+from diffclip.data.formats.paths import SUFFIXES
 from diffclip.data.sources import Source
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.image_files import ImageFiles
@@ -54,7 +54,7 @@ class CaptionForm:
         if not any(Path(image).name in places for image in captions):
             raise UserError(f"{where} names {len(captions)} images, and none of them is in {self.folder} or below it")
         self._tell(places)
-        paths = [places.get(Path(image).name, self.folder / image) for image in captions]
+        paths = [places.get(Path(image).name, self.folder / Path(image).name) for image in captions]
         texts = [tuple(text for text in of_image if text) for of_image in captions.values()]
         return ImageFiles(self.folder.resolve().name + (f":{split}" if split else ""), paths, captions=texts)
 

@@ -12,6 +12,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.datasets import opening
 from diffclip.evaluation.datasets.pope import pope_labels, read_questions
 from diffclip.evaluation.datasets.registry import Entry, registry
+from diffclip.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def statuses(root: Path) -> Iterator[Status]:
 
 def print_list(root: Path | None) -> None:
     """Print the list, then how to get what is missing."""
-    console, place = Console(markup=False, emoji=False), opening.default_root(root)
+    console, place = Terminal(), opening.default_root(root)
     console.print(f"Data sets below {place} (--root, or ${opening.ROOT}):", highlight=False, soft_wrap=True)
     missing = []
     for status in statuses(place):
@@ -75,15 +76,16 @@ def print_list(root: Path | None) -> None:
         )
         unit = "questions" if status.entry.name == "pope" else "images"
         classes = f"; {status.classes:,} classes" if status.classes else ""
-        _say(console, f"\n{status.entry.name}: {counts} {unit}{classes}\n  in {status.location.path}")
+        _say(console, "", f"{status.entry.name}: {counts} {unit}{classes}", f"  in {status.location.path}")
         for remark in status.remarks:
             _say(console, f"  warning: {remark}")
     if missing:
-        _say(console, f"\nMissing: {len(missing)} of {len(registry())}. How to get them:")
+        _say(console, "", f"Missing: {len(missing)} of {len(registry())}. How to get them:")
     for wanted in missing:
         ways = dict.fromkeys((opening.how_to_get(wanted, place), opening.from_its_authors(wanted, place)))
-        _say(console, f"\n{wanted.name}\n  " + "\n  or: ".join(ways))
+        first, *others = ways
+        _say(console, "", wanted.name, f"  {first}", *(f"  or: {way}" for way in others))
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+def _say(console: Console, *lines: str) -> None:
+    console.print(*lines, sep="\n", highlight=False, soft_wrap=True)

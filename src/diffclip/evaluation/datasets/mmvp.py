@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffclip.data.formats.files import SUFFIXES
+from diffclip.data.formats.paths import SUFFIXES
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from diffclip.data.classes import class_difference
-from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.class_folders import FolderSource
 from diffclip.data.formats.paths import FORMAT_OF
 from diffclip.data.scenes import FineGrainedSource, SceneSource
 from diffclip.data.scenes.compositional import NegativeSource, SwapSource
@@ -33,7 +33,12 @@ LEARNED_FROM: tuple[str, ...] = ("train", "val")
 
 
 def data_sets(
-    texts: Sequence[str], tasks: Sequence[str] | None, root: str | Path | None, *, all_classes: bool = False
+    texts: Sequence[str],
+    tasks: Sequence[str] | None,
+    root: str | Path | None,
+    *,
+    all_classes: bool = False,
+    allow_outside: bool = False,
 ) -> tuple[list[DataSet], list[Failure]]:
     """What `--data` names, and what of it is not there.
 
@@ -45,7 +50,7 @@ def data_sets(
     present, missing = [], []
     for text in texts:
         if "=" in text:
-            present.append(data_set(text, tasks or (), all_classes=all_classes))
+            present.append(data_set(text, tasks or (), all_classes=all_classes, allow_outside=allow_outside))
             continue
         for name in papers() if text == ALL else (text,):
             if name not in by_name():
@@ -71,13 +76,14 @@ def papers() -> list[str]:
     return [name for name in by_name() if registry()[name].paper]
 
 
-def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> DataSet:
+def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False, allow_outside: bool = False) -> DataSet:
     """NAME=PATH as a data set whose splits are found but not opened yet.
 
     A name of the registry has the splits and the protocol that the registry says; PATH is then the data set's folder
     or the folder above. Under any other name splits go by the names of the folder's folders and files. Without a test
     split, models are tested on the validation split. all_classes: ImageNet-A and -R among all of ImageNet's
-    classes. Columns or files of a data set that has several are chosen as in PATH?label_key=NAME&caption_key=NAME.
+    classes. allow_outside: as of `open_source`; so is PATH?allow_outside=true. Columns or files of a data set that has
+    several are chosen as in PATH?label_key=NAME&caption_key=NAME.
     Raises UserError for another form.
     """
     name, equals, path = text.partition("=")
@@ -98,6 +104,7 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
     if known:
         test_split = next((split for split in ("test", "val") if split in known), next(iter(known)))
         return DataSet(name, known.pop(test_split), tuple(tasks), {s: known[s] for s in LEARNED_FROM if s in known})
+    keys["allow_outside"] = allow_outside or "allow_outside" in keys
     splits = _splits_in(folder)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
@@ -110,7 +117,7 @@ def data_set(text: str, tasks: Sequence[str], *, all_classes: bool = False) -> D
 
 def _keys_in(path: str) -> tuple[str, dict[str, Any]]:
     """PATH?label_key=NAME as PATH and the keys; a `?` that no key follows is a part of the path."""
-    match = re.fullmatch(r"(.+?)\?((?:(?:image|caption|label)_key=[^&?=]+(?:&|$))+)", path)
+    match = re.fullmatch(r"(.+?)\?((?:(?:(?:image|caption|label)_key=[^&?=]+|allow_outside=true)(?:&|$))+)", path)
     return (match[1], dict(parse_qsl(match[2]))) if match else (path, {})
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from diffclip.data.classes import check_same_classes
 from diffclip.data.example import Example
-from diffclip.data.formats.files import FolderSource
+from diffclip.data.formats.class_folders import FolderSource
 from diffclip.data.formats.parquet import column_names
 from diffclip.data.formats.stamp import Stamped, stamp_of
 from diffclip.data.sources import Source, open_source, splits_of

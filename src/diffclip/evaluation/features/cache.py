@@ -25,7 +25,7 @@ from diffclip.data.formats.stamp import Stamped
 from diffclip.data.images import BadImage
 from diffclip.data.sources import Source
 from diffclip.models.presets import ModelConfig
-from diffclip.reading import check_regular, parse_json, read_text
+from diffclip.reading import named, parse_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +116,7 @@ class Entry:
         if not path.exists():
             return None
         try:
-            check_regular(path)
-            with safe_open(path, "pt") as file:
+            with named(path) as name, safe_open(name, "pt") as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in ("features", "indices", "labels", "captions")}
             if _content(tensors) != metadata["digest"]:

@@ -126,7 +126,7 @@ class Reporter(ValidationHook):
         self._line(f"failed: {failure}")
 
     def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
 
 class Rate:

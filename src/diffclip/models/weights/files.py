@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffclip import reading
+from diffclip.data.formats.paths import contents
 from diffclip.errors import UserError
-from diffclip.text import listed
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,8 @@ def locate(source: str | Path) -> Path:
         )
         return _on_hub(hub["name"], hub["revision"])
     if path.parent.is_dir():
-        there = listed(sorted(entry.name for entry in path.parent.iterdir()))
         raise UserError(
-            f"{source} is neither a file nor a directory: {path.parent} has {there}"
+            f"{source} is neither a file nor a directory; {path.parent} is, and {contents(path.parent)}"
             + (f"; if you mean the Hugging Face hub, write hf:{source}" if hub else "")
         )
     raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as hf:owner/name@revision")
@@ -79,10 +78,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, framework="pt") as file:
+            with reading.named(path) as name, safe_open(name, framework="pt") as file:
                 inside = (file.metadata() or {}).get("config")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is no readable safetensors file: {error}") from None
         return _all_there(tensors, path), _configuration(path, inside)
     return _all_there(_state_dict(_unpickle(path), path), path), None
@@ -183,8 +182,8 @@ def _configuration(path: Path, inside: str | None) -> dict[str, Any] | None:
 def _unpickle(path: Path) -> Any:
     _refuse_other_archives(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), reading.named(path) as name:
+            return torch.load(name, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
         what = f"asks for {wanted[1]}" if wanted else "is no pickle of tensors"

@@ -16,7 +16,13 @@ from diffclip.reporting.figures.style import overlay
 
 FloatArray = NDArray[np.float64]
 SIGNED = matplotlib.colormaps["RdBu_r"]
-STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "font.family": "sans-serif"}
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "font.family": "sans-serif",
+    "text.parse_math": False,
+}
 GAP = 0.4  # between two maps' heads, in maps
 SCALE_QUANTILE = 0.995
 """Of the sizes of all numbers in a figure: where the colours end, so that one patch does not make all others pale."""

@@ -10,17 +10,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffclip import durable
 from diffclip.analysis.curves import Curve
+from diffclip.text import printable_lines
 
 # The paper's blue and pink, and for its other variants colours that stay apart for colour-blind readers and on white
 # and dark ground (a test simulates both).
@@ -38,6 +41,7 @@ STYLE = {
     "axes.spines.top": False,
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.parse_math": False,  # a $ in a name is a dollar
     "grid.alpha": 0.25,
     "grid.color": INK,
     "grid.linewidth": 0.6,
@@ -87,7 +91,7 @@ def style(settings: Mapping[str, object]) -> AbstractContextManager[None]:
 def attention_figure(panels: Sequence[AttentionPanel], *, baseline: str, candidate: str) -> Figure:
     """Image and both models' maps for each query, one image a row: the paper's Figure 2."""
     queries = len(panels[0].queries)
-    with matplotlib.rc_context({"font.size": 9}):
+    with matplotlib.rc_context({"font.size": 9, "text.parse_math": False}):
         figure = Figure(figsize=(1.7 * (1 + 2 * queries), 1.95 * len(panels)), layout="constrained")
         grid = figure.subplots(len(panels), 1 + 2 * queries, squeeze=False)
         for row, panel in zip(grid, panels, strict=True):
@@ -137,7 +141,7 @@ def to_svg(figure: Figure) -> str:
     """The figure as an SVG element to be put into a page, drawn in the page's colours."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        _write(figure, buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")
 
@@ -153,14 +157,25 @@ def to_bytes(figure: Figure, suffix: str, *, dpi: int = 160) -> bytes:
     """A file of a figure on white, "png" or "pdf"; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     metadata = {"CreationDate": None} if suffix == "pdf" else None
-    figure.savefig(buffer, format=suffix, dpi=dpi, facecolor="white", metadata=metadata)
+    _write(figure, buffer, format=suffix, dpi=dpi, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as its suffix says: png, pdf or svg. Raises OSError."""
     with durable.writing(path) as unfinished:
-        figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=160, facecolor="white")
+        _write(figure, unfinished, format=path.suffix[1:].lower(), dpi=160, facecolor="white")
+
+
+def _write(figure: Figure, target: Path | IO[Any], **options: Any) -> None:
+    """The only way out for figures: names and captions in them are plain text, whatever they hold."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        if text.get_text() != (shown := printable_lines(text.get_text())):
+            text.set_text(shown)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure.savefig(target, **options)
 
 
 def _show(axes: Axes, pixels: Pixels, title: str) -> None:

@@ -20,7 +20,7 @@ from diffclip.reporting.figures.contrast import by_variable, variables
 from diffclip.reporting.page.contents import Drawing, Report
 from diffclip.reporting.tables.formats import model_text
 from diffclip.reporting.tables.layouts import slug
-from diffclip.text import percent
+from diffclip.text import percent, printable_lines
 
 if TYPE_CHECKING:  # panels imports models, which a report without them does not need
     from diffclip.reporting.figures.panels import GroupPanels
@@ -36,6 +36,10 @@ SMALL = 128
 """Pixels: an image whose edges are all shorter is shown as pixels."""
 
 
+def _plain(value: Any) -> Any:
+    return printable_lines(value) if type(value) is str else value  # what is marked up already is ours
+
+
 def render(
     report: Report,
     panels: Mapping[str, GroupPanels],
@@ -48,7 +52,7 @@ def render(
     """The page. panels: by group. outcome: what came out, in sentences. facts: how the report was made."""
     looks = {f"Where the models look, {group}": _looks(of_group) for group, of_group in panels.items()}
     layers = {title: _layers(of_group) for title, of_group in zip(looks, panels.values(), strict=True)}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True, finalize=_plain)
     for function in (
         difference_text, interval_text, metric_title, model_text, percent, score_text, slug, title_of_task, zip,
     ):  # fmt: skip

@@ -13,6 +13,7 @@ from rich.text import Text
 from diffclip.evaluation.stats import seeds
 from diffclip.evaluation.task import headline_of_task, is_compared, metric_title, name_of_task, title_of_task
 from diffclip.reporting.compare import Row, difference_text, interval_text, score_text
+from diffclip.reporting.tables.formats import in_csv, plain
 from diffclip.text import percent
 
 TWO_MODELS = (
@@ -95,7 +96,7 @@ def report_csv(rows: Sequence[Row]) -> str:
         first, second, difference = row.baseline_score, row.score, row.difference
         numbers = [number for score in (first, second) for number in ((score.mean, score.sd) if score else (None,) * 2)]
         numbers += [difference.mean if difference else None, *_ends(difference.interval if difference else None)]
-        names = [row.group, row.dataset, row.task, row.metric, row.baseline, row.model]
+        names = map(in_csv, (row.group, row.dataset, row.task, row.metric, row.baseline, row.model))
         over = difference.over if difference else ""
         lines.append([*names, *map(_percent_in_full, numbers), over, row.verdict, _percent_in_full(row.chance)])
     return _csv(CSV_HEAD, lines)
@@ -152,7 +153,7 @@ def sweep_csv(rows: Sequence[Row]) -> str:
             numbers += [difference.mean, difference.sd]
             for interval in (difference.interval or difference.bootstrap, difference.bootstrap, difference.t):
                 numbers += _ends(interval)
-        lines.append([row.group, row.model, *map(_in_full, numbers), _sweep_verdict(row)])
+        lines.append([in_csv(row.group), in_csv(row.model), *map(_in_full, numbers), _sweep_verdict(row)])
     return _csv(SWEEP_CSV_HEAD, lines)
 
 
@@ -182,7 +183,7 @@ def _note(rows: Sequence[Row]) -> str:
 
 
 def _line(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
+    return "| " + " | ".join(map(plain, cells)) + " |"
 
 
 def _csv(head: str, lines: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ import io
 from itertools import groupby
 
 from diffclip.reporting.tables.fill import Cell, Row, Table
-from diffclip.text import percent
+from diffclip.text import percent, printable
 
 PAPER = "paper"
 LATEX = {
@@ -38,7 +38,7 @@ def to_markdown(table: Table) -> str:
     layout = table.layout
     width = len(layout.columns)
     lines = [
-        "| Pretraining | Model | " + " | ".join(_plain(column.name) for column in layout.columns) + " |",
+        "| Pretraining | Model | " + " | ".join(plain(column.name) for column in layout.columns) + " |",
         "|---|---|" + "---:|" * width,
     ]
     for block, rows in zip(layout.blocks, table.rows, strict=True):
@@ -50,10 +50,10 @@ def to_markdown(table: Table) -> str:
                 value = f"**{value_text(cell)}**" if cell.best else value_text(cell)
                 gain = gain_text(cell)
                 cells.append(f"{value} ({gain})" if gain else value)
-            texts = [_plain(row.group), _plain(model_text(row)), *cells]
+            texts = [plain(row.group), plain(model_text(row)), *cells]
             lines.append("| " + " | ".join(texts) + " |")
-    notes = [text for note in table.notes for text in ("", _plain(note))]
-    return "\n".join([f"**{_plain(layout.title)}**", "", *lines, *notes, ""])
+    notes = [text for note in table.notes for text in ("", plain(note))]
+    return "\n".join([f"**{plain(layout.title)}**", "", *lines, *notes, ""])
 
 
 def to_latex(table: Table) -> str:
@@ -105,16 +105,17 @@ def to_csv(table: Table) -> str:
         *(part for part in ("sd", "gain", "low", "high") if any(_part(c, part) for _, r in rows for c in r.cells)),
     ]
     heads = [f"{column.name} {part}".strip() for column in table.layout.columns for part in parts]
-    writer.writerow(["task", "pretraining", "model", "source", *heads])
+    writer.writerow(["task", "pretraining", "model", "source", *map(in_csv, heads)])
     for title, row in rows:
         source = PAPER if row.paper else "measured"
-        writer.writerow([title, row.group, row.label, source, *(_part(c, part) for c in row.cells for part in parts)])
+        names = map(in_csv, (title, row.group, row.label))
+        writer.writerow([*names, source, *(_part(c, part) for c in row.cells for part in parts)])
     return buffer.getvalue()
 
 
 def escape(text: str) -> str:
     """Text with what LaTeX would read as a command made harmless, and the project's signs in its maths."""
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(character, character) for character in printable(text))
 
 
 def _latex(cell: Cell) -> str:
@@ -122,9 +123,16 @@ def _latex(cell: Cell) -> str:
     return (rf"\textbf{{{value}}}" if cell.best else value) + (rf" {{\scriptsize({gain})}}" if gain else "")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is: DiffCLIP* starts no emphasis, a bar no cell."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+    for character in "\\|*_`<[":
+        text = text.replace(character, f"\\{character}")
+    return printable(text)
+
+
+def in_csv(text: str) -> str:
+    """Text of a cell that no spreadsheet takes for a formula."""
+    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 
 def _part(cell: Cell, part: str) -> str:
