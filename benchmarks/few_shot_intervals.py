@@ -24,7 +24,9 @@ SIZES = {"20 + 20": (20, 20), "100 + 50": (100, 50), "500 + 200": (500, 200)}
 CLASSES = 10
 
 
-def features(per_class: int, means: torch.Tensor, generator: torch.Generator) -> tuple[list[torch.Tensor], torch.Tensor]:
+def features(
+    per_class: int, means: torch.Tensor, generator: torch.Generator
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Of each model (N, DIM), and the labels."""
     labels = torch.arange(CLASSES).repeat_interleave(per_class)
     shared = means[labels] + 1.3 * torch.randn(len(labels), DIM, generator=generator)
