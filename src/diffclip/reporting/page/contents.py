@@ -21,7 +21,7 @@ from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import layouts as paper_tables
 from diffclip.reporting.tables.fill import Table, fill
 from diffclip.reporting.tables.formats import gain_text, value_text
-from diffclip.reporting.tables.layouts import Layout, slug
+from diffclip.reporting.tables.layouts import Layout, grounding_layouts, slug
 
 
 def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Report:
@@ -65,7 +65,7 @@ def _paper_part(
 def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[str], judged: bool) -> Iterator[Part]:
     tables = [
         table
-        for layout in (*paper_tables.other_layouts(scores, group), *paper_tables.grounding_layouts(scores, group))
+        for layout in paper_tables.other_layouts(scores, group)
         if (table := _fill(layout, scores, [group], missing, judged=judged))
     ]
     drawings: list[Drawing] = []
@@ -81,7 +81,8 @@ def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[s
     for title, section in sections:
         if of_section := tuple(section):
             yield Part(f"{title}, {group.name}", "", (), of_section)
-    yield from difference_parts(compare_families(scores, group), group, judged)
+    relevance = [_fill(layout, scores, [group], missing, judged=False) for layout in grounding_layouts(scores, group)]
+    yield from difference_parts(compare_families(scores, group), group, relevance, judged)
 
 
 TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
@@ -150,7 +151,8 @@ def _caption(table: Table, radar: bool) -> str:
     if any(cell.sd is not None for row in measured for cell in row.cells):
         texts.append("Whiskers: one standard deviation over seeds; dots: the seeds.")
     if len(measured) <= 2 and any(cell.difference for row in measured for cell in row.cells):
-        texts.append("Second line: the gain, in points; “ns”: not significant.")
+        marked = any(cell.significant is False for row in measured for cell in row.cells)
+        texts.append("Second line: the gain, in points" + ("; “ns”: not significant." if marked else "."))
     if any(row.paper for row in rows):
         texts.append("Hollow, in italics: the paper's own numbers, not measured here.")
     return " ".join(texts)

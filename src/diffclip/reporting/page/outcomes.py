@@ -11,6 +11,7 @@ from diffclip.reporting.figures.bars import Palette
 from diffclip.reporting.figures.outcomes import outcome
 from diffclip.reporting.page.parts import Drawing, Part
 from diffclip.reporting.rows import Row
+from diffclip.reporting.tables.fill import Table
 from diffclip.reporting.tables.layouts import GROUNDING, slug
 from diffclip.reporting.verdicts import RELEVANCE, by_seed, judge, note, summary
 
@@ -48,10 +49,12 @@ def study_parts(path: Path, study: Study, palette: Palette) -> Iterator[Part]:
     )
 
 
-def difference_parts(rows: Sequence[Row], group: Group, judged: bool) -> Iterator[Part]:
+def difference_parts(
+    rows: Sequence[Row], group: Group, relevance: Sequence[Table | None], judged: bool
+) -> Iterator[Part]:
     """Every difference of a group. Where the models look comes apart, relevance beside occlusion, with its warning.
 
-    judged: not where a sweep among the inputs declared what is.
+    relevance: tables of where the models look. judged: not where a sweep among the inputs declared what is.
     """
     rows = judge(rows) if judged else rows
     ordinary = tuple(row for row in rows if row.task != GROUNDING)
@@ -63,8 +66,8 @@ def difference_parts(rows: Sequence[Row], group: Group, judged: bool) -> Iterato
         seeds = tuple(by_seed(ordinary)) if any(len(family.members) > 1 for family in group.families) else ()
         name = f"differences-{slug(group.name)}"
         yield Part(f"Differences, {group.name}", text, differences=ordinary, name=name, seeds=seeds, outcome=said)
-    if looks:
+    tables = tuple(table for table in relevance if table)
+    if looks or tables:
         text = f"{RELEVANCE} Occlusion asks nothing of the attention. {note(looks)}".replace(f" {RELEVANCE}", "")
-        yield Part(
-            f"Relevance and occlusion, {group.name}", text, differences=looks, name=f"relevance-{slug(group.name)}"
-        )
+        name = f"relevance-{slug(group.name)}"
+        yield Part(f"Relevance and occlusion, {group.name}", text, tables, differences=looks, name=name)
