@@ -57,11 +57,11 @@ def equivalent(seeds: int, margin: float, test: str) -> Callable[[np.random.Gene
 
 
 def collapsed(seeds: int, share: float) -> Callable[[np.random.Generator], tuple[bool, bool]]:
-    """Whether p is below 0.05 of the true mean, and whether Grubbs's test points at a seed, where some runs lose 20."""
+    """Whether p is below 0.05 of the true mean, and whether Grubbs's test points at a seed, where some runs lose 40."""
 
     def trial(generator: np.random.Generator) -> tuple[bool, bool]:
-        values = generator.standard_normal(seeds) - 20 * (generator.random(seeds) < share)
-        return p_value(values + 20 * share, "t") < LEVEL, outlier(values) is not None
+        values = generator.standard_normal(seeds) - 40 * (generator.random(seeds) < share)
+        return p_value(values + 40 * share, "t") < LEVEL, outlier(values) is not None
 
     return trial
 
@@ -87,10 +87,10 @@ CASES = {
     "margin 1 sd, 5 seeds, t | equivalent at the margin | at 0": equivalent(5, 1.0, "t"),
     "margin 1 sd, 16 seeds, t | equivalent at the margin | at 0": equivalent(16, 1.0, "t"),
     "margin 1 sd, 8 seeds, flips | equivalent at the margin | at 0": equivalent(8, 1.0, "permutation"),
-    "3 seeds, 5 % collapse by 20 sd | true mean missed | pointed out": collapsed(3, 0.05),
-    "3 seeds, 10 % collapse by 20 sd | true mean missed | pointed out": collapsed(3, 0.1),
-    "5 seeds, 5 % collapse by 20 sd | true mean missed | pointed out": collapsed(5, 0.05),
-    "5 seeds, 10 % collapse by 20 sd | true mean missed | pointed out": collapsed(5, 0.1),
+    "3 seeds, 5 % collapse by 40 sd | true mean missed | pointed out": collapsed(3, 0.05),
+    "3 seeds, 10 % collapse by 40 sd | true mean missed | pointed out": collapsed(3, 0.1),
+    "5 seeds, 5 % collapse by 40 sd | true mean missed | pointed out": collapsed(5, 0.05),
+    "5 seeds, 10 % collapse by 40 sd | true mean missed | pointed out": collapsed(5, 0.1),
     "power at 1 point, sd 0.48 | difference found | equivalence shown": needed(1.0, 0.48),
     "power at 1 point, sd 0.75 | difference found | equivalence shown": needed(1.0, 0.75),
     "power at 1 point, sd 1.27 | difference found | equivalence shown": needed(1.0, 1.27),

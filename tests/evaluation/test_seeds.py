@@ -92,6 +92,12 @@ def test_p_and_the_interval_say_the_same(test):
     assert len(outcomes) == 6
 
 
+def test_too_few_seeds_for_sign_flips_have_no_interval():
+    five = paired(dict.fromkeys(range(5), 0.0), dict(enumerate([0.1, 0.2, 0.3, 0.4, 0.5])), test="permutation")
+    assert (five.interval, five.by_test(), five.half_width) == (None, None, None)
+    assert five.p == pytest.approx(2 / 32)
+
+
 def test_equivalence_is_what_the_90_percent_interval_shows():
     baseline = dict.fromkeys(range(5), 0.5)
     near = paired(baseline, {0: 0.501, 1: 0.499, 2: 0.5005, 3: 0.4995, 4: 0.5002})

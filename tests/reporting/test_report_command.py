@@ -97,6 +97,23 @@ def test_a_sweep_is_judged_by_its_design_and_nothing_else_is(tmp_path):
     assert "<strong>" not in page
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('baseline = "CLIP"', 'baseline = "CLAP"', "'CLAP' is none of CLIP, DiffCLIP"),
+        ('primary = "zero-shot"', 'primary = "shots"', "'shots' is none of "),
+        ("seeds = [0, 1, 2]", 'seeds = "all"', "seeds: "),
+        ("[design]", "[[design", "is not valid TOML"),
+    ],
+)
+def test_a_design_of_another_form_is_one_line(tmp_path, old, new, message):
+    (tmp_path / "design.toml").write_text(DESIGN.replace(old, new))
+    put(tmp_path / "results.jsonl", "mine", "clip_vit_quickstart", "sweep/clip/seed_0", "linear_probe", acc1=0.5)
+    with pytest.raises(UserError, match=message) as caught:
+        command.report([tmp_path], tmp_path / "out", Options(scenes=0))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_fonts_of_a_pdf_are_embedded_as_text(made):
     _, out = made
     data = (out / "figures" / "figure1-scenes.pdf").read_bytes()

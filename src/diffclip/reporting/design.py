@@ -91,6 +91,12 @@ _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
 def read_study(path: Path) -> Study:
     """Of a design.toml. Raises UserError for another form."""
     try:
-        return _STUDY.validate_python(read_toml(path, "design"))
+        study = _STUDY.validate_python(read_toml(path, "design"))
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
+    names = {outcome.name for outcome in study.outcome}
+    asked = (study.design.primary, *study.design.secondary) if study.design else ()
+    for name, known in ((study.baseline, study.weights), *((name, names) for name in asked)):
+        if name not in known:
+            raise UserError(f"{path}: {name!r} is none of {', '.join(known)}: `diffclip sweep` writes this file")
+    return study

@@ -65,8 +65,11 @@ class Difference:
         """
         if not self.estimable:
             return None
-        parts = [part for part in (self.by_bootstrap(level), self.by_test(level)) if part]
-        return Interval(self.mean, min(part.low for part in parts), max(part.high for part in parts))
+        parts = [self.by_bootstrap(level), *([self.by_test(level)] if self.count > 1 else [])]
+        known = [part for part in parts if part]
+        if len(known) < len(parts):
+            return None
+        return Interval(self.mean, min(part.low for part in known), max(part.high for part in known))
 
     def by_bootstrap(self, level: float = LEVEL) -> Interval | None:
         """Percentiles over resampled seeds and, where `over_examples`, test examples; None without a common seed."""
@@ -76,10 +79,11 @@ class Difference:
         return Interval(self.mean, float(low), float(high))
 
     def by_test(self, level: float = LEVEL) -> Interval | None:
-        """What the test over the seeds does not reject; None for one seed, and for seeds that do not differ."""
+        """What the test over the seeds does not reject; None for one seed, seeds that do not differ, too few flips."""
         if self.count < 2 or not self.estimable:
             return None
-        return Interval(self.mean, *significance.interval(self.by_seed, level, self.test))
+        low, high = significance.interval(self.by_seed, level, self.test)
+        return Interval(self.mean, low, high) if np.isfinite(low) else None
 
     @cached_property
     def interval(self) -> Interval | None:
