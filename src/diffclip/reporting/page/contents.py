@@ -1,10 +1,8 @@
 """What a report holds: the tables and drawings of each group of models, the differences, and what is missing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
-
-from matplotlib.figure import Figure
 
 from diffclip.analysis.curves import Curve, ends, read_curves
 from diffclip.evaluation.task import metric_title
