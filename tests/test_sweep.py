@@ -21,9 +21,10 @@ from diffclip.config import load_recipe, read_toml, to_toml
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.stats import seeds
+from diffclip.reporting.design import Design, Outcome, read_study
 from diffclip.reporting.tables import comparison
 from diffclip.sweep import write_table
-from diffclip.sweep_config import Group, Sweep, Variant, load_sweep, merge_tables, parse_settings, recipe_of
+from diffclip.sweep_config import Sweep, Variant, load_sweep, merge_tables, parse_settings, recipe_of
 from diffclip.sweep_sizes import fit_sizes, held_out
 from diffclip.training import checkpoint, step
 from diffclip.training import setup as trainer
@@ -168,7 +169,7 @@ def test_the_confounds_are_switched_one_by_one():
 
 def test_every_key_is_in_the_reference():
     text = (FOLDER.parents[1] / "docs" / "sweeps.md").read_text()
-    for kind in (Sweep, Variant, Group):
+    for kind in (Sweep, Variant, Outcome, Design):
         assert all(f"`{f.name}`" in text or f"[{f.name}]" in text for f in dataclasses.fields(kind))
     assert all(f"recipes/sweeps/{path.name}" in text for path in [*COMPLETE, *ELSEWHERE])
 
@@ -300,11 +301,14 @@ def test_the_table_is_what_the_results_say(finished):
     assert float(last["sd"]) == pytest.approx(abs(by_seed[1][0] - by_seed[1][1]) / 2**0.5)
     difference = seeds.paired(dict(enumerate(by_seed[0])), dict(enumerate(by_seed[1])))
     assert float(last["difference"]) == pytest.approx(difference.mean)
-    assert [float(last["t_low"]), float(last["t_high"])] == pytest.approx([difference.t.low, difference.t.high])
-    assert last["verdict"] == "not significant"  # two seeds, and hardly trained
+    test = difference.by_test()
+    assert [float(last["test_low"]), float(last["test_high"])] == pytest.approx([test.low, test.high])
+    assert last["verdict"].startswith("undecided, ± ")  # two seeds, and hardly trained
     markdown = (out / "table.md").read_text()
     assert "| DiffCLIP\\* |" in markdown
-    assert "not significant" in markdown
+    assert "exploratory" in markdown
+    by_seed_too = list(csv.DictReader((out / "seeds.csv").open()))
+    assert [float(row["score"]) for row in by_seed_too[-2:]] == by_seed[1]
 
 
 def test_the_table_fits_80_columns(finished):
@@ -312,13 +316,16 @@ def test_the_table_fits_80_columns(finished):
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     table = sweeps.write_table(load_sweep(path), out)
     longest = max((v.name for file in COMPLETE for v in load_sweep(file).variant), key=len)
-    wide = tuple(dataclasses.replace(row, model=longest) if row.difference else row for row in table)
-    console.print(comparison.sweep(wide))
+    wide = tuple(
+        dataclasses.replace(row, model=longest, verdict="undecided, ± 12.3") if row.difference else row for row in table
+    )
+    study = sweeps.study_of(load_sweep(path), out)
+    console.print(comparison.sweep(wide, study))
     text = console.export_text()
-    assert "not significant" in text
+    assert "undecided" in text
     assert "…" not in text
     assert f"  {longest} " in text  # not broken over two lines
-    assert "2 seeds." in text
+    assert "exploratory" in text
 
 
 def test_started_again_nothing_is_done_twice_and_more_seeds_are_added(finished, monkeypatch, capsys):
@@ -409,7 +416,111 @@ def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     ]
     rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
     assert [row["seeds"] for row in rows] == ["2", "", "2", "", "", ""]
-    assert "CLIP lacks results of few with seeds 0, 1" in capsys.readouterr().out
+    assert "few, CLIP: no whole result with seeds 0, 1" in capsys.readouterr().out
+
+
+# The design
+
+DESIGNED = SWEEP + '[design]\nprimary = "zero-shot"\nsecondary = ["image retrieval"]\nmargin = 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('primary = "zero-shot"', 'primary = "zero-shoot"', "'zero-shoot' is no group; did you mean zero-shot"),
+        ('secondary = ["image retrieval"]', 'secondary = ["zero-shot"]', "'zero-shot' is named twice"),
+        ("seeds = [0, 1]", "seeds = [0]", r"one seed judges nothing: give seeds = \[0, 1, 2\]"),
+        ("margin = 1.0", "margin = 0", "design.margin: .*greater than 0"),
+        ("margin = 1.0", 'test = "wilcoxon"', "design.test: .*'t' or 'permutation'"),
+        ("margin = 1.0", 'test = "permutation"', "needs 6 to 16 seeds, the sweep has 2"),
+        ("margin = 1.0", "margins = 1", "design.margins: no such key"),
+        ('primary = "zero-shot"', "", "design.primary: "),
+        ('task = "zero_shot"', 'task = "grounding"', "no evidence .* judge pointing_game_by_occlusion instead"),
+    ],
+)
+def test_a_wrong_design_is_one_line(tmp_path, old, new, message):
+    path = write(tmp_path, DESIGNED.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as caught:
+        load_sweep(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_sign_flips_must_be_able_to_reach_the_level(tmp_path):
+    """Of six seeds 2 of 64 flips are the outermost: enough for one comparison, not for two."""
+    text = DESIGNED.replace("margin = 1.0", 'test = "permutation"').replace("[0, 1]", "[0, 1, 2, 3, 4, 5]")
+    assert load_sweep(write(tmp_path, text)).design.test == "permutation"
+    third = '[[variant]]\nname = "third"\nset.model.overrides = { text_attention = "differential" }\n'
+    with pytest.raises(UserError, match="2 variants against the baseline cannot reach 5 % by sign flips of 6 seeds"):
+        load_sweep(write(tmp_path, text.replace("[data]", third + "[data]")))
+
+
+def test_the_design_is_fixed_before_the_first_result(tmp_path, finished):
+    """Other outcomes, seeds or a design at all: nothing is changed once something was seen."""
+    _, whole = finished
+    out = tmp_path / "out"
+    sweep = load_sweep(write(tmp_path, DESIGNED))
+    declared = sweeps.study_of(sweep, out)
+    sweeps.declare(declared, out)
+    changed = dataclasses.replace(declared, seeds=(0, 1, 2))
+    sweeps.declare(changed, out)  # nothing was seen yet
+    sweeps.declare(declared, out)
+    assert read_study(out / "design.toml") == declared
+    (out / "results.jsonl").write_text((whole / "results.jsonl").read_text())
+    sweeps.declare(declared, out)
+    others = dataclasses.replace(declared, design=None), dataclasses.replace(declared, baseline="DiffCLIP*")
+    for other in (changed, *others):
+        with pytest.raises(UserError, match=r"its design was another: Declared .* fixed before the first result"):
+            sweeps.declare(other, out)
+    (out / "design.toml").unlink()
+    with pytest.raises(UserError, match="Nothing was declared"):
+        sweeps.declare(declared, out)
+
+
+def test_a_design_takes_no_seed_that_it_does_not_name(tmp_path):
+    path = write(tmp_path, DESIGNED)
+    with pytest.raises(UserError, match="--seeds 7: the design has 0, 1, and seeds that are added after"):
+        run(path, tmp_path / "out", seeds=(0, 7))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_with_a_design_is_judged_by_it_once_all_seeds_are_there(tmp_path, capsys):
+    path, out = write(tmp_path, DESIGNED), tmp_path / "out"
+    run(path, out, seeds=(0,))
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert [(row["role"], row["verdict"]) for row in rows] == [
+        ("primary", ""), ("primary", "1 of 2 seeds"), ("secondary", ""), ("secondary", "1 of 2 seeds")
+    ]  # fmt: skip
+    capsys.readouterr()
+    run(path, out)
+    printed = capsys.readouterr().out
+    assert re.search(r"^ zero-shot +primary *$", printed, re.MULTILINE)
+    assert re.search(r"zero-shot, DiffCLIP\*: \d+\.\d \(seed 0\), \d+\.\d \(seed 1\)", printed)
+    markdown = (out / "table.md").read_text()
+    assert "primary outcome zero-shot, against CLIP, by a paired t test over the 2 seeds 0, 1" in markdown
+    assert "Equivalent is what lies within ± 1 points. Secondary outcomes: image retrieval" in markdown
+
+
+def test_power_says_seeds_and_hours_and_trains_nothing(tmp_path, capsys):
+    path = write(tmp_path, DESIGNED)
+    main(["sweep", str(path), "--out", str(tmp_path / "new"), "--power", "--sd", "0.75"])
+    text = capsys.readouterr().out
+    for effect, count in (("0.5", 20), ("1", 7), ("2", 4), ("5", 3), ("equivalent, ± 1", 7)):
+        assert re.search(rf"^{re.escape(effect)} +{count}, \d+\.\d h", text, re.MULTILINE), effect
+    assert re.search(r"^with 5 seeds +1\.3 points", text, re.MULTILINE)
+    assert not (tmp_path / "new").exists()
+    for variant, by_seed in {"clip": (0.5, 0.5, 0.5), "diffclip-star": (0.51, 0.53, 0.52)}.items():
+        for seed, score in enumerate(by_seed):
+            where = {"dataset": "small", "model": "m", "pretrained": f"pilot/{variant}/seed_{seed}"}
+            result = results.Result(**where, task="zeroshot_classification", metrics={"acc1": score})
+            results.append(tmp_path / "pilot" / "results.jsonl", result)
+    main(["sweep", str(path), "--out", str(tmp_path / "pilot"), "--power"])
+    text = capsys.readouterr().out
+    assert re.search(r"sd 1\.00 +sd 2\.12 *\n.*DiffCLIP\*, pilot of 3 seeds +upper 80 % bound of it", text)
+    for options, message in (([], "has no pilot: two seeds or more"), (["--sd", "-1"], "--sd -1: give a number")):
+        with pytest.raises(SystemExit, match=message):
+            main(["sweep", str(path), "--out", str(tmp_path / "new"), "--power", *options])
+    with pytest.raises(SystemExit, match="--sd 1 is for --power"):
+        main(["sweep", str(path), "--out", str(tmp_path / "new"), "--sd", "1"])
 
 
 def test_a_dry_run_says_what_is_left_and_writes_nothing(finished, tmp_path, capsys):

@@ -22,9 +22,11 @@ from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, record
 from diffclip.evaluation.tasks import grounding
 from diffclip.models.weights.store import load
-from diffclip.reporting.compare import ModelName, Row, compare_two, headline
+from diffclip.reporting.compare import ModelName, compare_two
 from diffclip.reporting.report import Options, report
+from diffclip.reporting.rows import Row
 from diffclip.reporting.tables.comparison import two_models
+from diffclip.reporting.verdicts import headline
 from diffclip.terminal import Terminal
 from diffclip.training import checkpoint
 from diffclip.training import setup as trainer

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffclip import durable
 from diffclip.analysis.curves import read_curves
-from diffclip.config import Recipe
+from diffclip.config import Recipe, to_toml
 from diffclip.data.formats.stream import is_stream
 from diffclip.errors import UserError
 from diffclip.evaluation import results
@@ -21,8 +21,12 @@ from diffclip.evaluation.datasets.opening import default_root, locate
 from diffclip.evaluation.run.hooks import evaluators
 from diffclip.evaluation.run.suite import Failure
 from diffclip.evaluation.task import get_task
-from diffclip.reporting.compare import Row, compare_variants
+from diffclip.reporting.compare import compare_variants
+from diffclip.reporting.design import FILE as DESIGN
+from diffclip.reporting.design import Study, read_study
+from diffclip.reporting.rows import Row
 from diffclip.reporting.tables import comparison
+from diffclip.reporting.verdicts import design_text
 from diffclip.sweep_config import Sweep, Variant, recipe_of
 from diffclip.sweep_sizes import HOLDOUT, held_out
 from diffclip.text import did_you_mean, listed
@@ -96,6 +100,29 @@ def _weights(out: Path, variant: Variant) -> str:
     return f"{out.resolve().name}/{variant.folder}/seed_"
 
 
+def study_of(sweep: Sweep, out: Path) -> Study:
+    """What a sweep asks and declares."""
+    weights = {variant.name: f"{_weights(out, variant)}*" for variant in sweep.variant}
+    return Study(baseline=sweep.baseline, seeds=sweep.seeds, weights=weights, outcome=sweep.group, design=sweep.design)
+
+
+def declare(study: Study, out: Path) -> None:
+    """Write OUT/design.toml, before the first result.
+
+    Raises UserError where there are results and another design, or none, was declared: a design that is changed after
+    something was seen guarantees nothing. What is exploratory may change.
+    """
+    path, seen = out / DESIGN, (out / "results.jsonl").exists()
+    before = read_study(path) if path.exists() else None
+    if seen and before != study and (study.design or (before and before.design)):
+        had = design_text(before) if before else "Nothing was declared."
+        raise UserError(
+            f"{out} has results, and its design was another: {had} Outcomes, seeds and variants are fixed before the "
+            "first result: give another --out, or the design of before"
+        )
+    durable.write_bytes(path, to_toml(study).encode(errors="surrogateescape"))
+
+
 def open_data(sweep: Sweep, root: Path | None) -> tuple[list[DataSet], list[Failure]]:
     """The data sets of all groups, and those that are not there. Raises UserError for a name that nothing knows."""
     data, missing = [], []
@@ -132,22 +159,19 @@ def train(run: Run, *, allow_pipe: bool = False) -> None:
 
 
 def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Row, ...]:
-    """The table of what results.jsonl has, also as OUT/table.md and OUT/table.csv.
+    """The table of what results.jsonl has, also as OUT/table.md, OUT/table.csv and, seed by seed, OUT/seeds.csv.
 
     Raises UserError, and leaves the files as they are, where results that are there lack a metric which a group asks.
     """
-    weights = {variant.name: f"{_weights(out, variant)}*" for variant in sweep.variant}
-    groups = {
-        group.name: [(name, get_task(group.task).result, group.resolved_metric) for name in group.data]
-        for group in sweep.group
-    }
+    study = study_of(sweep, out)
     _check_metrics(out / "results.jsonl", sweep)
-    rows = compare_variants(out / "results.jsonl", weights, groups, sweep.baseline, resamples=resamples)
+    rows = compare_variants(out / "results.jsonl", study, resamples=resamples)
     if not any(row.score for row in rows) and (out / "table.md").exists():
         return rows
     for path, text in (
-        (out / "table.md", comparison.sweep_markdown(rows)),
+        (out / "table.md", comparison.sweep_markdown(rows, study)),
         (out / "table.csv", comparison.sweep_csv(rows)),
+        (out / "seeds.csv", comparison.seeds_csv(rows)),
     ):
         durable.write_text(path, text)
     return rows
@@ -193,6 +217,12 @@ def remaining(runs: Sequence[Run]) -> Iterator[Remaining]:
         if not finished and name not in seconds:
             seconds[name] = _seconds_per_step(run)
         yield Remaining(run, finished, steps, None if finished else seconds[name])
+
+
+def seconds_of(run: Run) -> float | None:
+    """What a whole run takes; None where the training data are not here."""
+    seconds = _seconds_per_step(run)
+    return None if seconds is None else seconds * Schedule.of(run.recipe, training_examples(run.recipe)[0]).steps
 
 
 def _seconds_per_step(run: Run) -> float | None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tomli
 from pydantic import Field, TypeAdapter, ValidationError
@@ -17,16 +17,11 @@ from diffclip.config import STRICT, Count, Recipe, validate
 from diffclip.errors import UserError, describe
 from diffclip.evaluation.results import NOT_SCORES
 from diffclip.evaluation.run.hooks import check_evaluations
-from diffclip.evaluation.task import TASKS, get_task, metric_of
+from diffclip.evaluation.stats.significance import FEWEST_FLIPS, LEVEL, MOST_FLIPS
+from diffclip.evaluation.task import get_task, is_evidence, metric_of
 from diffclip.recipe_files import find_recipe, read_toml, shipped
-from diffclip.text import did_you_mean
-
-Name = Annotated[str, Field(min_length=1)]
-
-if TYPE_CHECKING:
-    TaskName = str
-else:
-    TaskName = Literal[tuple(TASKS)]
+from diffclip.reporting.design import Design, Name, Outcome
+from diffclip.text import did_you_mean, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +47,6 @@ SIGNS = {"*": "star", "†": "dagger", "λ": "lambda", "+": "plus", "−": "-", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """One column of the table: the mean of a metric over some data sets."""
-
-    __pydantic_config__ = STRICT
-
-    name: Name
-    task: TaskName
-    data: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Names of data sets: of `[data]`, or of the registry that `diffclip data list` shows."""
-    metric: str = ""
-    """As in results.jsonl; by default the task's headline. Retrieval, robustness, corruptions and noise have none."""
-
-    @property
-    def resolved_metric(self) -> str:
-        return self.metric or get_task(self.task).headline
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Variants of a recipe, each trained with every seed and measured alike."""
 
@@ -86,7 +63,9 @@ class Sweep:
     data: dict[str, str] = field(default_factory=dict)
     """Name → path, as `diffclip eval --data` takes them; `holdout` is what the training data leave out. A name that
     is not here is one of the registry's."""
-    group: Annotated[tuple[Group, ...], Field(min_length=1)]
+    group: Annotated[tuple[Outcome, ...], Field(min_length=1)]
+    design: Design | None = None
+    """How the results will be judged; without one they are exploratory."""
 
     def tasks(self) -> dict[str, tuple[str, ...]]:
         """Data set → the tasks that any group asks of it."""
@@ -118,6 +97,7 @@ def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[s
     except ValidationError as error:
         raise UserError(f"{where}: {describe(error)}") from None
     _check(sweep, where)
+    _check_design(sweep, where)
     baseline = sweep.baseline or sweep.variant[0].name
     return replace(sweep, baseline=baseline, set=merge_tables(sweep.set, settings or {}))
 
@@ -167,6 +147,40 @@ def _check(sweep: Sweep, path: str) -> None:
                 f"{path}: group {group.name!r}: {group.task} has no metric {metric!r}{did_you_mean(metric, known)}; "
                 f"it has {', '.join(known)}"
             )
+
+
+def _check_design(sweep: Sweep, path: str) -> None:
+    design = sweep.design
+    if design is None:
+        return
+    by_name = {group.name: group for group in sweep.group}
+    named = (design.primary, *design.secondary)
+    for place, name in enumerate(named):
+        if name not in by_name:
+            raise UserError(
+                f"{path}: design: {name!r} is no group{did_you_mean(name, by_name)}; there are {listed(by_name)}"
+            )
+        if name in named[:place]:
+            raise UserError(f"{path}: design: {name!r} is named twice")
+        task, metric = get_task(by_name[name].task).result, by_name[name].resolved_metric
+        if not is_evidence(task, metric):
+            raise UserError(
+                f"{path}: design: {name!r} is of {metric}, which is no evidence between two kinds of attention "
+                f"(docs/analysis.md): judge {metric}_by_occlusion instead"
+            )
+    count, comparisons = len(sweep.seeds), len(sweep.variant) - 1
+    if count < 2:
+        raise UserError(f"{path}: design: one seed judges nothing: give seeds = [0, 1, 2], or as many as --power says")
+    if design.test == "permutation" and not FEWEST_FLIPS <= count <= MOST_FLIPS:
+        raise UserError(
+            f'{path}: design: test = "permutation" needs {FEWEST_FLIPS} to {MOST_FLIPS} seeds, the sweep has {count}; '
+            f'test = "t" works with two'
+        )
+    if design.test == "permutation" and comparisons * 2 / 2**count >= LEVEL:
+        raise UserError(
+            f"{path}: design: {comparisons} variants against the baseline cannot reach 5 % by sign flips of {count} "
+            "seeds: take more"
+        )
 
 
 def recipe_of(sweep: Sweep, variant: Variant, seed: int) -> Recipe:

@@ -6,29 +6,19 @@ import torch
 from scipy import stats
 
 from diffclip.evaluation.results import PerExampleScores
-from diffclip.evaluation.stats import seeds
-from diffclip.evaluation.stats.seeds import example_differences, paired, split_seed, spread
-
-
-def test_mean_and_deviation_over_seeds():
-    values = [0.31, 0.35, 0.33]
-    found = spread(values)
-    mean = sum(values) / 3
-    assert found.mean == pytest.approx(mean)
-    assert found.sd == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
-    assert spread([0.5]) == seeds.Spread(0.5, None, 1)
-    for wrong in ([], [float("nan")]):
-        with pytest.raises(ValueError, match="one finite number a seed"):
-            spread(wrong)
+from diffclip.evaluation.stats.seeds import example_differences, paired, split_seed
 
 
 def test_the_t_interval_is_that_of_a_paired_t_test():
     baseline = {0: 0.50, 1: 0.52, 2: 0.47, 3: 0.49, 7: 0.9}
     candidate = {3: 0.53, 2: 0.52, 1: 0.53, 0: 0.55, 8: 0.1}
     found = paired(baseline, candidate)
-    expected = stats.ttest_rel([candidate[s] for s in range(4)], [baseline[s] for s in range(4)]).confidence_interval()
+    first, second = [baseline[s] for s in range(4)], [candidate[s] for s in range(4)]
+    expected = stats.ttest_rel(second, first).confidence_interval()
     assert found.seeds == (0, 1, 2, 3)
-    assert (found.t.low, found.t.high) == pytest.approx((expected.low, expected.high))
+    assert (found.by_test().low, found.by_test().high) == pytest.approx((expected.low, expected.high))
+    assert found.correlation == pytest.approx(stats.pearsonr(first, second).statistic)
+    assert found.sd == pytest.approx(np.std(np.subtract(second, first), ddof=1))
     assert not found.over_examples
 
 
@@ -56,7 +46,8 @@ def test_the_bootstrap_over_seeds_and_examples_equals_the_textbook_form(kind, mo
     means = {seed: np.mean([m[seed].mean() for m in matrices]) for seed in range(4)}
     found = paired(dict.fromkeys(range(4), 0.0), means, examples=matrices, resamples=20_000)
     low, high = plain_hierarchical(matrices, 10_000, seed=2)
-    assert (found.bootstrap.low, found.bootstrap.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+    found_ends = found.by_bootstrap().low, found.by_bootstrap().high
+    assert found_ends == pytest.approx((low, high), abs=0.05 * (high - low))
     assert found.over_examples
 
 
@@ -70,7 +61,7 @@ def coverage(seed_sd, example_sd, both_sd, count=3, examples=50, trials=300):
         matrix = matrix + both_sd * generator.standard_normal((count, examples))
         candidate = dict(enumerate(matrix.mean(axis=1)))
         found = paired(dict.fromkeys(candidate, 0.0), candidate, examples=[matrix], resamples=400, seed=trial)
-        held += [i.low <= 0 <= i.high for i in (found.bootstrap, found.t, found.interval)]
+        held += [i.low <= 0 <= i.high for i in (found.by_bootstrap(), found.by_test(), found.interval)]
     return held / trials
 
 
@@ -85,33 +76,57 @@ def test_the_interval_of_the_verdict_covers_where_the_bootstrap_or_t_alone_does_
     assert interval > 0.90
 
 
-def verdict(difference):
-    return difference.verdict("higher", "lower")
+@pytest.mark.parametrize("test", ["t", "permutation"])
+def test_p_and_the_interval_say_the_same(test):
+    """At any level: p is below it where its interval leaves out 0."""
+    generator = np.random.default_rng(0)
+    outcomes = set()
+    for trial in range(60):
+        candidate = dict(enumerate(generator.normal(0.7, 1, 7)))
+        found = paired(dict.fromkeys(candidate, 0.0), candidate, test=test, resamples=2000, seed=trial)
+        for level in (0.05, 0.1, 0.3):
+            interval = found.interval_at(level)
+            if abs(found.p - level) > 0.004:  # nearer than the resamples resolve
+                assert (found.p < level) == (interval.low > 0 or interval.high < 0)
+                outcomes.add((level, found.p < level))
+    assert len(outcomes) == 6
 
 
-def test_verdicts():
-    baseline = {0: 0.5, 1: 0.5, 2: 0.5}
-    assert verdict(paired(baseline, {0: 0.60, 1: 0.61, 2: 0.60})) == "higher"
-    assert verdict(paired(baseline, {0: 0.40, 1: 0.39, 2: 0.40})) == "lower"
-    # Every seed is better, so the bootstrap leaves out 0; three seeds are too few to be sure.
-    hopeful = paired(baseline, {0: 0.51, 1: 0.58, 2: 0.53})
-    assert hopeful.bootstrap.significant
-    assert not hopeful.t.significant
-    assert verdict(hopeful) == "not significant"
-    assert verdict(paired(baseline, baseline)) == "not significant"
+def test_too_few_seeds_for_sign_flips_have_no_interval():
+    five = paired(dict.fromkeys(range(5), 0.0), dict(enumerate([0.1, 0.2, 0.3, 0.4, 0.5])), test="permutation")
+    assert (five.interval, five.by_test(), five.half_width) == (None, None, None)
+    assert five.p == pytest.approx(2 / 32)
+
+
+def test_equivalence_is_what_the_90_percent_interval_shows():
+    baseline = dict.fromkeys(range(5), 0.5)
+    near = paired(baseline, {0: 0.501, 1: 0.499, 2: 0.5005, 3: 0.4995, 4: 0.5002})
+    interval = near.interval_at(0.1)
+    for margin in (0.0005, 0.002, 0.01):
+        within = -margin < interval.low and interval.high < margin
+        assert (near.p_equivalence(margin) < 0.05) == within
+    assert near.p > 0.5
+
+
+def test_numbers_that_do_not_vary_say_nothing():
+    alike = paired({0: 0.5, 1: 0.5}, {0: 0.52, 1: 0.52})
+    assert (alike.mean, alike.sd) == (pytest.approx(0.02), pytest.approx(0))
+    assert (alike.interval, alike.p, alike.p_equivalence(0.1)) == (None, None, None)
+    # Whatever the examples say: three seeds that agree to the last bit are no estimate of how seeds differ.
+    examples = [np.tile([0.0, 1, 0, 0], (3, 1))]
+    assert paired(dict.fromkeys(range(3), 0.5), dict.fromkeys(range(3), 0.75), examples=examples).p is None
+    assert paired({0: 0.5}, {0: 0.5}, examples=[np.zeros((1, 50))]).interval is None
+
+
+def test_one_pair_has_an_interval_over_its_examples_and_no_p():
+    one = paired({0: 0.5}, {0: 0.9})
+    assert (one.by_test(), one.sd, one.interval, one.p, one.correlation) == (None, None, None, None, None)
+    known = paired({0: 0.5}, {0: 0.9}, examples=[np.array([[0.0, 1.0] * 50])])
+    assert known.interval == known.by_bootstrap()
+    assert known.interval.low > 0
+    assert known.p is None
     with pytest.raises(ValueError, match="no common seed"):
         paired({0: 0.5}, {1: 0.5})
-
-
-def test_one_seed_is_judged_by_its_examples_alone_and_without_them_not_at_all():
-    one = paired({0: 0.5}, {0: 0.9})
-    assert (one.t, one.sd, one.interval, one.significant, one.over) == (None, None, None, None, "")
-    assert verdict(one) == ""
-    known = paired({0: 0.5}, {0: 0.9}, examples=[np.array([[0.0, 1.0] * 50])])
-    assert known.interval == known.bootstrap
-    assert known.over == seeds.EXAMPLES
-    assert verdict(known) == "higher"
-    assert paired({0: 0.5, 1: 0.5}, {0: 0.9, 1: 0.8}).over == seeds.SEEDS
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import re
 
 import numpy as np
@@ -9,10 +10,13 @@ from rich.console import Console
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.results import PerExampleScores, Result
-from diffclip.evaluation.stats.bootstrap import Interval, mean_interval
-from diffclip.evaluation.stats.seeds import Difference, Spread
-from diffclip.reporting import compare
-from diffclip.reporting.compare import ModelName, Row, compare_two, compare_variants
+from diffclip.evaluation.stats.bootstrap import mean_interval
+from diffclip.evaluation.stats.seeds import paired
+from diffclip.reporting import verdicts
+from diffclip.reporting.compare import ModelName, compare_two, compare_variants
+from diffclip.reporting.design import Design, Outcome, Study
+from diffclip.reporting.rows import Row
+from diffclip.reporting.scores import Score
 from diffclip.reporting.tables import comparison
 
 CLIP = ModelName("CLIP", "clip_vit_quickstart", "runs/clip")
@@ -44,8 +48,7 @@ def printed(rows, width=80, **options):
 
 
 def test_difference_is_paired(path):
-    # The same 60 of 100 are right for CLIP, and all of them for DiffCLIP, plus 5: sure, though each alone is
-    # not.
+    # The same 60 of 100 are right for CLIP, and all of them for DiffCLIP, plus 5: sure, though each alone is not.
     first, second = np.zeros(100), np.zeros(100)
     first[:60] = second[:65] = 1
     put(path, CLIP, "scenes", {"acc1": first})
@@ -59,8 +62,7 @@ def test_difference_is_paired(path):
     put(path, DIFFCLIP, "scenes", {"acc1": unpaired})
     (row,) = compare_two(path, CLIP, DIFFCLIP)
     assert row.score.mean == 0.65
-    assert not row.difference.significant
-    assert row.verdict == "not significant"
+    assert row.difference.interval.low < 0 < row.difference.interval.high
 
 
 def test_the_interval_of_two_models_is_that_of_the_bootstrap_over_their_examples(path):
@@ -69,7 +71,6 @@ def test_the_interval_of_two_models_is_that_of_the_bootstrap_over_their_examples
     put(path, DIFFCLIP, "scenes", {"acc1": second})
     (row,) = compare_two(path, CLIP, DIFFCLIP)
     expected = mean_interval(second.astype(float) - first)
-    assert row.difference.over == "test examples"
     assert row.difference.mean == pytest.approx(expected.mean, abs=1e-8)  # results are kept in float32
     found = row.difference.interval
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
@@ -79,15 +80,37 @@ def test_the_sign_is_candidate_minus_baseline(path):
     put(path, CLIP, "scenes", {"acc1": np.ones(50)})
     put(path, DIFFCLIP, "scenes", {"acc1": np.zeros(50)})
     (row,) = compare_two(path, CLIP, DIFFCLIP)
-    assert row.verdict == "CLIP higher"
-    assert compare.interval_text(row.difference) == "−100.0 to −100.0"
     (line,) = (line for line in printed([row]) if "top-1" in line)
-    assert line.split() == ["zero_shot:", "top-1", "accuracy", "100.0", "0.0", "−100.0", "CLIP", "higher"]
+    assert line.split() == ["zero_shot:", "top-1", "accuracy", "100.0", "0.0", "−100.0", "not", "estimable"]
     (line,) = (line for line in printed([row], width=120) if "top-1" in line)
-    assert line.split()[3:] == ["100.0", "0.0", "−100.0", "−100.0", "to", "−100.0", "CLIP", "higher", "5.0"]
+    assert line.split()[3:] == ["100.0", "0.0", "−100.0", "not", "estimable", "5.0"]
     (row,) = compare_two(path, DIFFCLIP, CLIP)
-    assert row.verdict == "CLIP higher"
-    assert compare.difference_text(row.difference) == "+100.0"
+    assert verdicts.difference_text(row.difference) == "+100.0"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_lone_pair_has_no_winner_however_far_apart(path, seed):
+    """Not in the row, the table, the headline: another seed of training may turn it round."""
+    right = np.random.default_rng(seed).random((2, 400)) < [[0.3], [0.8]]
+    for name, values in zip((CLIP, DIFFCLIP), right, strict=True):
+        put(path, name, "scenes", {"acc1": values})
+    (row,) = rows = compare_two(path, CLIP, DIFFCLIP)
+    assert row.difference.interval.low > 0.3
+    assert (row.verdict, row.p) == ("one pair", None)
+    assert not verdicts.decided(row)
+    said = "\n".join([*printed(rows), *printed(rows, 120), verdicts.headline(rows), *verdicts.summary(rows)])
+    assert "over test images of this one pair" in " ".join(said.split())
+    for word in ("higher", "lower", "significant", "Of 1", "over seeds", "[1m"):
+        assert word not in said
+
+
+def test_what_both_get_all_right_or_all_wrong_is_saturated(path):
+    for name in (CLIP, DIFFCLIP):
+        for dataset, values in (("all", np.ones(50)), ("none", np.zeros(50)), ("alike", [0, 1] * 25)):
+            put(path, name, dataset, {"acc1": values})
+    rows = {row.dataset: verdicts.interval_text(row) for row in compare_two(path, CLIP, DIFFCLIP)}
+    assert rows == {"all": "saturated", "none": "saturated", "alike": "not estimable"}
+    assert "0.0 to 0.0" not in verdicts.headline(compare_two(path, CLIP, DIFFCLIP))
 
 
 def test_missing_cells_stay_empty(path):
@@ -97,7 +120,7 @@ def test_missing_cells_stay_empty(path):
     alone, both = rows = compare_two(path, CLIP, DIFFCLIP)
     assert (alone.score, alone.difference, alone.verdict) == (None, None, "")
     assert both.difference.interval is None
-    assert both.verdict == ""
+    assert both.verdict == "one pair"
     lines = [line.split() for line in printed(rows) if "top-1" in line]
     assert [line[3:] for line in lines] == [["50.0"], ["50.0", "100.0", "+50.0"]]
 
@@ -137,7 +160,7 @@ def test_a_model_without_results_is_an_error_that_names_what_there_is(path):
         compare_two(path, CLIP, DIFFCLIP)
 
 
-def test_headline_says_significance_and_tally(path):
+def test_the_headline_is_about_the_first_row_and_tallies_nothing(path):
     coin = np.random.default_rng(0).random(200) < 0.5
     for dataset, first, second in (
         ("test", coin, coin), ("shifted", np.zeros(200), coin), ("sketch", coin, np.zeros(200)),
@@ -145,12 +168,11 @@ def test_headline_says_significance_and_tally(path):
         put(path, CLIP, dataset, {"acc1": first})
         put(path, DIFFCLIP, dataset, {"acc1": second})
     put(path, CLIP, "unpaired", {"acc1": coin})
-    text = compare.headline(compare_two(path, CLIP, DIFFCLIP))
+    text = verdicts.headline(compare_two(path, CLIP, DIFFCLIP))
     share = f"{100 * coin.mean():.1f} %"
     assert text == (
-        f"On test, top-1 accuracy is {share} for CLIP and {share} for DiffCLIP: 0.0 points "
-        "(95 % interval 0.0 to 0.0), not significant for this pair of training runs. "
-        "Of 3 comparisons DiffCLIP is significantly higher in 1, CLIP in 1, and neither in 1."
+        f"On test, top-1 accuracy is {share} for CLIP and {share} for DiffCLIP: 0.0 points. "
+        "One pair of runs: another seed can turn it round, so there is no verdict."
     )
 
 
@@ -167,7 +189,7 @@ def test_the_table_holds_the_numbers_the_note_and_any_name(path):
     put(path, CLIP, "a|b [red]", {"acc1": [1, 1, 1, 0]})
     put(path, DIFFCLIP, "a|b [red]", {"acc1": [1, 1, 0, 0]})
     text = "\n".join(printed(compare_two(path, CLIP, DIFFCLIP), title="Results"))
-    for part in ("a|b [red]", "75.0", "50.0", "−25.0", "not significant", "from one seed", "Results"):
+    for part in ("a|b [red]", "75.0", "50.0", "−25.0", "another seed", "Results"):
         assert part in text
 
 
@@ -201,53 +223,175 @@ def test_the_table_fits_its_terminal(path, width):
     lines = printed(compare_two(path, CLIP, long), width)
     assert max(map(len, lines)) <= width
     assert "…" not in "".join(lines)
-    assert any("interval" in line for line in lines[:3]) == (width == 120)
+    assert any("chance" in line for line in lines[:3]) == (width == 120)
 
 
 def test_a_report_s_tables_keep_names_apart_from_their_own_signs():
-    difference = Difference(-0.25, None, (0,), Interval(-0.25, -0.5, 0.125), None, True)
-    row = Row("cc3m", "CLIP", "DiffCLIP*", Spread(0.75, None, 1), Spread(0.5, 0.01, 3), difference, "a|b", "few_shot",
-              "acc1", 0.2)  # fmt: skip
-    head, rule, line = comparison.report_markdown([row]).splitlines()
+    scores = Score({0: 0.75, 1: 0.75, 5: 0.1}), Score({0: 0.5, 1: 0.52})
+    difference = paired(scores[0].by_seed, scores[1].by_seed)
+    row = Row("cc3m", "CLIP", "DiffCLIP*", *scores, difference, "a|b", "few_shot", "acc1", 0.2)
+    (row,) = verdicts.judge([row])
+    head, rule, line, *others = comparison.report_markdown([row], "Said.").splitlines()
     assert head.count("|") == rule.count("|") == line.count("|") - 1  # the escaped one in the name
     assert line == (
-        "| a\\|b | few shot | top-1 accuracy | DiffCLIP\\* | 75.0 | 50.0 ± 1.0 | −25.0 | −50.0 to +12.5 | "
-        "not significant | 20.0 |"
+        "| a\\|b | few shot | top-1 accuracy | DiffCLIP\\* | 2 | 75.0 ± 0.0 | 51.0 ± 1.4 | −24.0 | −36.7 to −11.3 | "
+        "0.027 | CLIP higher | 20.0 |"
     )
-    assert comparison.report_csv([row]).splitlines()[1] == (
-        "cc3m,a|b,few_shot,acc1,CLIP,DiffCLIP*,75.0000,,50.0000,1.0000,-25.0000,-50.0000,12.5000,test examples,"
-        "not significant,20.0000"
+    assert others == ["", "Said.", "", "a|b, DiffCLIP*: CLIP also has seed 5."]
+    (found,) = csv.DictReader(comparison.report_csv([row]).splitlines())
+    assert (found["seeds"], found["baseline score"], found["model score"]) == ("2", "75.0000", "51.0000")
+    assert (found["difference"], found["verdict"]) == ("-24.0000", "CLIP higher")
+    assert (found["chance"], found["left out"]) == ("20.0000", "CLIP also has seed 5")
+
+
+# Several seeds
+
+
+def study(variants=("base", "better"), seeds=(0, 1, 2), outcomes=("acc1",), **design):
+    return Study(
+        baseline=variants[0],
+        seeds=tuple(seeds),
+        weights={variant: f"out/{variant}/seed_*" for variant in variants},
+        outcome=tuple(Outcome(name=name, task="zero_shot", data=(name,)) for name in outcomes),
+        design=Design(**design) if design else None,
     )
+
+
+def put_seeds(path, scores, dataset="acc1"):
+    """Of each variant the mean of two examples, by seed."""
+    for variant, by_seed in scores.items():
+        for seed, value in enumerate(by_seed) if isinstance(by_seed, list) else by_seed.items():
+            put(path, ModelName("", "clip", f"out/{variant}/seed_{seed}"), dataset, {"acc1": [value, value]})
 
 
 def test_variants_are_compared_over_the_seeds_that_both_have(path):
-    scores = {"base": {0: 0.5, 1: 0.6, 2: 0.7}, "better": {2: 0.9, 1: 0.8, 3: 0.1}, "alone": {7: 0.9}}
-    for variant, by_seed in scores.items():
-        for seed, value in by_seed.items():
-            for metric in ("acc1", "acc5") if (variant, seed) != ("better", 3) else ("acc1",):
-                name = ModelName("", "clip", f"out/{variant}/seed_{seed}")
-                put(path, name, metric, {metric: [value, value]})
-    weights = {variant: f"out/{variant}/seed_*" for variant in ("base", "better", "alone", "missing")}
-    groups = {"both": [("acc1", ZERO_SHOT, "acc1"), ("acc5", ZERO_SHOT, "acc5")]}
-    base, better, alone, missing = compare_variants(path, weights, groups, "base")
+    put_seeds(path, {"base": [0.5, 0.6, 0.7], "better": {2: 0.9, 1: 0.82, 3: 0.1}, "alone": {7: 0.9}})
+    both = Outcome(name="both", task="zero_shot", data=("acc1", "acc5"))
+    for variant, seeds in (("base", (0, 1, 2)), ("better", (1, 2)), ("alone", (7,))):
+        put_seeds(path, {variant: dict.fromkeys(seeds, 0.5)}, "acc5")
+    asked = study(("base", "better", "alone", "missing"))
+    asked = dataclasses.replace(asked, outcome=(both,))
+    base, better, alone, missing = rows = compare_variants(path, asked)
     assert base.difference is None
-    assert (base.score.mean, base.score.count) == (pytest.approx(0.6), 3)
+    assert (base.score.mean, base.score.count) == (pytest.approx(0.55), 3)
     assert better.missing == (3,)  # has one of the two metrics
-    assert better.score.mean == pytest.approx(0.85)
-    assert better.difference.mean == pytest.approx(0.2)
-    assert better.difference.seeds == (0, 1)  # places of the seeds 1 and 2
-    assert (alone.score.count, alone.difference) == (1, None)
+    first, second = better.counted
+    assert (second.mean, first.mean) == (pytest.approx(0.68), pytest.approx(0.575))
+    assert better.difference.mean == pytest.approx(second.mean - first.mean)
+    assert better.difference.seeds == (1, 2)
+    assert better.left_out == "base also has seed 0"
+    assert (alone.score.count, alone.difference.count, alone.verdict) == (1, 0, "no common seed")
     assert (missing.score, missing.difference, missing.missing) == (None, None, ())
-    table = list(csv.DictReader(comparison.sweep_csv([base, better, alone, missing]).splitlines()))
+    table = list(csv.DictReader(comparison.sweep_csv(rows).splitlines()))
     assert [row["seeds"] for row in table] == ["3", "2", "1", ""]
+    told = list(verdicts.by_seed(rows))
+    assert "both, better: the difference is over 2 seeds, where base has 57.5 ± 3.5; base also has seed 0" in told
+    assert "both, better: no whole result with seed 3" in told
+    text = comparison.sweep_markdown(rows, asked)
+    assert "| both |  | better | 68.0 ± 2.8 | 2 | +10.5 |" in text
+    assert all(line in text for line in told)
 
 
 def test_a_sweep_of_one_seed_gives_no_interval_and_no_verdict(path):
     for variant, right in (("base", 0.0), ("better", 1.0)):
-        put(path, ModelName("", "clip", f"out/{variant}/seed_0"), "set", {"acc1": [right] * 50})
-    weights = {variant: f"out/{variant}/seed_*" for variant in ("base", "better")}
-    rows = compare_variants(path, weights, {"group": [("set", ZERO_SHOT, "acc1")]}, "base")
-    assert "| group | better | 100.0 | 1 | +100.0 |  | one seed |" in comparison.sweep_markdown(rows)
+        put(path, ModelName("", "clip", f"out/{variant}/seed_0"), "acc1", {"acc1": [right] * 50})
+    rows = compare_variants(path, study())
+    assert "| acc1 |  | better | 100.0 | 1 | +100.0 |  |  | one pair |" in comparison.sweep_markdown(rows, study())
+
+
+def test_equal_differences_are_not_estimable(path):
+    put_seeds(path, {"base": [0.5, 0.5], "better": [0.75, 0.75]})
+    *_, row = compare_variants(path, study(primary="acc1", seeds=(0, 1)))
+    assert (row.verdict, row.p, verdicts.interval_text(row)) == ("not estimable", None, "not estimable")
+    put_seeds(path, {"base": [0.0, 0.0], "better": [0.0, 0.0]})
+    *_, row = compare_variants(path, study(primary="acc1", seeds=(0, 1)))
+    assert (row.verdict, verdicts.interval_text(row)) == ("saturated", "saturated")
+
+
+FAR, NEAR, APART = [0.60, 0.61, 0.62], [0.501, 0.4995, 0.5005], [0.40, 0.55, 0.52]
+BASE = [0.50, 0.505, 0.512]
+
+
+def test_the_design_judges_its_outcomes_and_nothing_else(path):
+    for dataset, by_seed in (("a", FAR), ("b", FAR), ("c", APART), ("d", FAR)):
+        put_seeds(path, {"base": BASE, "better": by_seed}, dataset)
+    asked = study(outcomes="abcd", primary="a", secondary=("b", "c"))
+    found = {row.group: row for row in compare_variants(path, asked) if row.model == "better"}
+    assert {name: row.role for name, row in found.items()} == {
+        "a": "primary",
+        "b": "secondary",
+        "c": "secondary",
+        "d": "",
+    }
+    alone = found["a"].difference.p
+    assert found["a"].p == alone  # the primary outcome is one
+    assert found["b"].p == pytest.approx(2 * alone)  # the secondary ones are two
+    assert (found["a"].verdict, found["b"].verdict) == ("higher", "higher")
+    assert re.fullmatch(r"undecided, ± \d+\.\d", found["c"].verdict)
+    assert (found["d"].verdict, found["d"].p) == ("not judged", None)
+    exploratory = [row for row in compare_variants(path, study(outcomes="abcd")) if row.p is not None]
+    assert [row.p for row in exploratory if row.group != "c"] == pytest.approx([4 * alone] * 3)
+    assert verdicts.summary(tuple(found.values()), asked) == [
+        "Primary outcome, a is 50.6 ± 0.6 % for base and 61.0 ± 1.0 % for better: +10.4 points (95 % interval +9.4 to "
+        "+11.4, over 3 seeds): better higher, p < 0.001."
+    ]
+
+
+def test_variants_of_the_primary_outcome_are_held_together(path):
+    put_seeds(path, {"base": BASE, "x": FAR, "y": FAR})
+    rows = compare_variants(path, study(("base", "x", "y"), primary="acc1"))
+    assert [row.p for row in rows[1:]] == pytest.approx([2 * row.difference.p for row in rows[1:]])
+    _, x, y = compare_variants(path, study(("base", "x", "not yet"), primary="acc1"))
+    assert (x.p, y.verdict) == (pytest.approx(2 * x.difference.p), "")
+
+
+def test_equivalence_needs_a_margin_that_was_declared(path):
+    seeds = range(5)
+    near = {"base": [0.5, 0.51, 0.52, 0.5, 0.51], "better": [0.501, 0.5095, 0.5195, 0.501, 0.5095]}
+    put_seeds(path, near)
+    *_, with_margin = compare_variants(path, study(seeds=seeds, primary="acc1", margin=1.0))
+    *_, without = compare_variants(path, study(seeds=seeds, primary="acc1"))
+    *_, narrow = compare_variants(path, study(seeds=seeds, primary="acc1", margin=0.05))
+    assert with_margin.verdict == "equivalent ± 1"
+    assert without.verdict == narrow.verdict == f"undecided, ± {100 * without.difference.half_width:.1f}"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_before_all_seeds_are_there_nothing_is_judged(path, count):
+    """Looking after each seed from three to ten gives 17 % false verdicts."""
+    put_seeds(path, {"base": BASE[:count], "better": FAR[:count]})
+    *_, row = compare_variants(path, study(seeds=range(5), primary="acc1"))
+    assert (row.verdict, row.p) == (f"{min(count, 3)} of 5 seeds", None)
+
+
+def test_seeds_that_were_not_declared_do_not_count(path):
+    put_seeds(path, {"base": [*BASE, 0.9], "better": [*FAR, 0.1]})
+    *_, row = compare_variants(path, study(primary="acc1"))
+    assert (row.difference.seeds, row.verdict) == ((0, 1, 2), "higher")
+
+
+def test_a_collapsed_seed_is_pointed_out_and_counts(path):
+    collapsed = [0.71, 0.705, 0.712, 0.5, 0.708]
+    put_seeds(path, {"base": [0.7, 0.702, 0.704, 0.701, 0.7], "better": collapsed})
+    rows = compare_variants(path, study(seeds=range(5), primary="acc1"))
+    told = list(verdicts.by_seed(rows))
+    assert "acc1, better: seed 3 (50.0) is far from the others (Grubbs's test, 5 %); it counts as they do" in told
+    (line,) = (line for line in told if line.startswith("acc1, better: 71.0 (seed 0)"))
+    assert "50.0 (seed 3)" in line
+    assert re.search(r"correlation with base by seed [+−]0\.\d\d$", line)
+    assert rows[1].score.mean == pytest.approx(np.mean(collapsed))
+
+
+def test_relevance_is_no_evidence_and_occlusion_is_judged(path):
+    rows = []
+    for metric in ("pointing_game", "pointing_game_by_occlusion"):
+        difference = paired(dict(enumerate(BASE)), dict(enumerate(FAR)))
+        scores = Score(dict(enumerate(BASE))), Score(dict(enumerate(FAR)))
+        rows.append(Row("g", "CLIP", "DiffCLIP", *scores, difference, "scenes", "grounding", metric))
+    relevance, occlusion = verdicts.judge(rows)
+    assert (relevance.verdict, relevance.p) == ("no evidence", None)
+    assert (occlusion.verdict, occlusion.p) == ("higher", occlusion.difference.p)  # not shared with relevance
+    assert "unless occlusion agrees" in verdicts.note([relevance, occlusion])
 
 
 def test_the_order_of_the_results_changes_no_interval(path):
@@ -258,7 +402,6 @@ def test_the_order_of_the_results_changes_no_interval(path):
         path.unlink(missing_ok=True)
         for variant, seed in order:
             put(path, ModelName("", "clip", f"out/{variant}/seed_{seed}"), "set", {"acc1": right[variant, seed]})
-        weights = {variant: f"out/{variant}/seed_*" for variant in ("base", "better")}
-        *_, row = compare_variants(path, weights, {"group": [("set", ZERO_SHOT, "acc1")]}, "base")
-        intervals.append(row.difference.bootstrap)
+        *_, row = compare_variants(path, study(outcomes=("set",)))
+        intervals.append(row.difference.interval)
     assert intervals[0] == intervals[1]

@@ -1,5 +1,6 @@
 """The command from results to files, and the page as a browser would take it."""
 
+import csv
 import hashlib
 import itertools
 import re
@@ -42,8 +43,75 @@ def test_every_table_and_figure_is_written(made):
              "loss-scenes")  # fmt: skip
     for figure in drawn:
         assert {f"figures/{figure}.png", f"figures/{figure}.pdf"} <= names
-    assert "tables/differences-scenes.csv" in names
+    assert {"tables/differences-scenes.csv", "tables/relevance-scenes.csv"} <= names
     assert not any("unfinished" in name for name in names)
+
+
+DESIGN = """
+baseline = "CLIP"
+seeds = [0, 1, 2]
+[weights]
+CLIP = "sweep/clip/seed_*"
+DiffCLIP = "sweep/diffclip/seed_*"
+[[outcome]]
+name = "zero-shot"
+task = "zero_shot"
+data = ["mine"]
+[[outcome]]
+name = "probe"
+task = "linear_probe"
+data = ["mine"]
+[design]
+primary = "zero-shot"
+margin = 1.0
+"""
+
+
+def test_a_sweep_is_judged_by_its_design_and_nothing_else_is(tmp_path):
+    """First what was asked, then every seed of the primary outcome, in text and drawn; no other verdict on the page."""
+    folder, out = tmp_path / "sweep", tmp_path / "out"
+    folder.mkdir()
+    (folder / "design.toml").write_text(DESIGN)
+    for model, gain in (("clip", 0.0), ("diffclip", 0.1)):
+        for seed in range(3):
+            where = (f"{model}_vit_quickstart", f"sweep/{model}/seed_{seed}")
+            value = 0.5 + seed / 50 + gain * (1 + seed / 50)
+            for task in ("zeroshot_classification", "linear_probe"):
+                put(folder / "results.jsonl", "mine", *where, task, acc1=value)
+    page = command.report([folder], out, Options(scenes=0)).page.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(page)
+    words = " ".join(" ".join(checker.text).split())
+    parts = "Primary outcome, zero-shot is", "Declared before", "Differences, "
+    first, asked, rest = map(words.rindex, parts)
+    assert first < asked < rest
+    assert "zero-shot, DiffCLIP: 60.0 (seed 0), 62.2 (seed 1), 64.4 (seed 2)" in words
+    assert {"figures/outcome-sweep.png", "tables/outcomes-sweep.md", "tables/outcomes-sweep.csv"} <= set(files(out))
+    assert "zero-shot, every seed" in words
+    with (out / "tables" / "outcomes-sweep.csv").open() as file:
+        assert [row["verdict"] for row in csv.DictReader(file)] == ["DiffCLIP higher", "not judged"]
+    with (out / "tables" / "differences-sweep.csv").open() as file:
+        assert [row["verdict"] for row in csv.DictReader(file)] == ["", ""]
+    assert words.count("DiffCLIP higher") == 2  # in the head and in its row
+    assert "exploratory" not in words
+    assert "<strong>" not in page
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('baseline = "CLIP"', 'baseline = "CLAP"', "'CLAP' is none of CLIP, DiffCLIP"),
+        ('primary = "zero-shot"', 'primary = "shots"', "'shots' is none of "),
+        ("seeds = [0, 1, 2]", 'seeds = "all"', "seeds: "),
+        ("[design]", "[[design", "is not valid TOML"),
+    ],
+)
+def test_a_design_of_another_form_is_one_line(tmp_path, old, new, message):
+    (tmp_path / "design.toml").write_text(DESIGN.replace(old, new))
+    put(tmp_path / "results.jsonl", "mine", "clip_vit_quickstart", "sweep/clip/seed_0", "linear_probe", acc1=0.5)
+    with pytest.raises(UserError, match=message) as caught:
+        command.report([tmp_path], tmp_path / "out", Options(scenes=0))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_fonts_of_a_pdf_are_embedded_as_text(made):
@@ -93,9 +161,10 @@ def test_the_page_says_what_came_out_what_is_missing_and_how_it_was_made(made):
     checker.feed((out / "report.html").read_text(encoding="utf-8"))
     words = " ".join(" ".join(checker.text).split())
     for part in (
-        "scenes: top-1 accuracy on scenes/test, zero-shot classification, is 51.0 ± 1.4 for CLIP and 56.0 ± 1.4 for "
-        "DiffCLIP: +5.0 points (95 % interval +5.0 to +5.0, over seeds), significant. Of",
-        "not significant",
+        "scenes: top-1 accuracy on scenes/test, zero-shot classification is 51.0 ± 1.4 % for CLIP and 56.0 ± 1.4 % for "
+        "DiffCLIP: +5.0 points (over 2 seeds): not estimable (exploratory: no outcome was declared before the runs).",
+        "scenes/test, DiffCLIP: 55.0 (seed 0), 57.0 (seed 1)",
+        "Relevance is not neutral between the two kinds of attention",
         "Table 1: Linear probing, CC12M, DiffCLIP: Pets, Avg.",
         "Table 4: no model was trained with several seeds",
         "Table 5: no model was trained with several seeds",

@@ -4,7 +4,6 @@ import statistics
 import pytest
 from made_results import put, put_examples
 
-from diffclip.evaluation.stats.seeds import EXAMPLES, SEEDS
 from diffclip.reporting.collect import collect
 from diffclip.reporting.families import find_groups
 from diffclip.reporting.scores import Scores, Source, plain_name
@@ -41,9 +40,12 @@ def test_mean_and_sd_over_seeds_and_pairing_by_seed(tmp_path):
     assert score.mean == pytest.approx(0.5)
     assert score.sd == pytest.approx(math.sqrt(0.01))
     difference = scores.difference(one.baseline, one.families[1], ON)
-    assert difference.over == SEEDS
+    assert difference.seeds == (1, 2)
     assert difference.mean == pytest.approx(statistics.fmean([0.02, 0.05]))  # of seeds 1 and 2, which both have
-    assert difference.significant is False  # of two seeds Student's t says nothing
+    assert difference.p > 0.05  # of two seeds Student's t says nothing
+    first, second = score.common(scores.score(one.families[1], ON)), scores.score(one.families[1], ON).common(score)
+    assert second.mean - first.mean == pytest.approx(difference.mean)
+    assert (first.count, second.count) == (2, 2)
 
 
 def test_an_average_needs_all_of_its_parts(tmp_path):
@@ -56,19 +58,19 @@ def test_an_average_needs_all_of_its_parts(tmp_path):
     assert scores.score(one.baseline, (*BOTH, Source(("pets",), "linear_probe", ("acc1",)))) is None
 
 
-def test_two_runs_are_judged_by_their_examples(tmp_path):
+def test_two_runs_have_an_interval_over_their_examples_and_are_not_judged(tmp_path):
     path = tmp_path / "results.jsonl"
     put_examples(path, "cifar10", "clip_vit_b16", "cc3m/c", "linear_probe", [0.0] * 50 + [1.0] * 50)
     put_examples(path, "cifar10", "diffclip_vit_b16", "cc3m/d", "linear_probe", [0.0] * 20 + [1.0] * 80)
     scores, one = of(path)
     difference = scores.difference(one.baseline, one.families[1], ON)
-    assert difference.over == EXAMPLES
+    assert (difference.count, difference.over_examples) == (1, True)
     assert difference.mean == pytest.approx(0.3)
     # 30 of 100 examples differ, by 1: the standard error of their mean is √(0.3 · 0.7 / 100)
     half = 1.96 * math.sqrt(0.3 * 0.7 / 100)
     assert difference.interval.low == pytest.approx(0.3 - half, abs=0.015)
     assert difference.interval.high == pytest.approx(0.3 + half, abs=0.015)
-    assert difference.significant is True
+    assert difference.p is None
 
 
 def test_without_examples_one_pair_of_runs_is_not_judged(tmp_path):
@@ -78,8 +80,7 @@ def test_without_examples_one_pair_of_runs_is_not_judged(tmp_path):
     scores, one = of(path)
     difference = scores.difference(one.baseline, one.families[1], ON)
     assert difference.mean == pytest.approx(0.25)
-    assert difference.interval is None
-    assert difference.significant is None
+    assert (difference.interval, difference.p) == (None, None)
 
 
 def test_the_first_metric_that_a_result_has(tmp_path):

@@ -17,9 +17,11 @@ from diffclip.recipe_files import run_name
 from diffclip.text import say_loading
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
-    from diffclip.sweep import Remaining
+    from diffclip.sweep import Remaining, Run
+    from diffclip.sweep_config import Sweep
 
 ROUGH = 1000
 """Resamples of the intervals between two runs; the last table has all."""
@@ -37,8 +39,10 @@ def sweep(
     settings: Annotated[tuple[str, ...], arg(name="set")] = (),
     allow_pipe: bool = False,
     dry_run: bool = False,
+    power: bool = False,
+    sd: float | None = None,
 ) -> None:
-    """Train variants of a recipe with several seeds, and tabulate what differs.
+    """Train variants of a recipe with several seeds, judge by the sweep's design.
 
     The same command goes on where it stopped. Status 1: something was not done.
 
@@ -47,12 +51,15 @@ def sweep(
             state replaces what it states.
         out: Where runs, results.jsonl and table.md go; by default runs/NAME, NAME being the files' names.
         base: Another base recipe.
-        seeds: Other seeds than the sweep's.
+        seeds: Only these of the sweep's seeds; of a sweep without a design any others.
         variants: Only these variants, by name; the table has all.
         root: The folder of the data sets that the sweep gives no path for; by default $DIFFCLIP_DATA, or data.
         settings: SECTION.KEY=VALUE of the base recipe, such as data.train.path=/data/cc12m.
         allow_pipe: Let the files train on pipe:COMMAND. A path typed after --set needs no leave.
         dry_run: Say what is left to do, how many steps and about how long, and stop.
+        power: Say how many seeds which difference of the primary outcome takes, how long they train, and stop.
+        sd: For --power: the standard deviation of the paired difference, in points; by default that of the results in
+            OUT, a pilot.
     """
     if not recipes:
         raise UserError("no sweep: give a TOML file, or the name of one that the package has, such as figure5")
@@ -67,6 +74,8 @@ def sweep(
         settings=settings,
         allow_pipe=allow_pipe,
         dry_run=dry_run,
+        power=power,
+        sd=sd,
     )
 
 
@@ -81,6 +90,8 @@ def run(
     settings: Sequence[str],
     dry_run: bool,
     allow_pipe: bool = False,
+    power: bool = False,
+    sd: float | None = None,
 ) -> None:
     """Train, measure and tabulate what is not done already; print how it goes.
 
@@ -93,19 +104,30 @@ def run(
     from diffclip.evaluation.run.progress import raise_failures, run_suite
     from diffclip.evaluation.run.suite import Failure
     from diffclip.reporting.tables import comparison
-    from diffclip.sweep import open_data, plan, reason, remaining, train, write_table
+    from diffclip.reporting.verdicts import by_seed
+    from diffclip.sweep import declare, open_data, plan, reason, remaining, study_of, train, write_table
     from diffclip.sweep_config import load_sweep, parse_settings
     from diffclip.sweep_sizes import fit_sizes, stated
     from diffclip.terminal import Terminal
 
     typed = parse_settings(settings)
     sweep = load_sweep(*paths, base=base, settings=typed)
-    if seeds:
+    if sd is not None and not power:
+        raise UserError(f"--sd {sd:g} is for --power, which says how many seeds are needed")
+    if sweep.design and (strange := [str(seed) for seed in seeds if seed not in sweep.seeds]):
+        raise UserError(
+            f"--seeds {' '.join(strange)}: the design has {', '.join(map(str, sweep.seeds))}, and seeds that are added "
+            "after others were seen make false verdicts: state seeds = [...] in a file and give another --out"
+        )
+    if seeds and not sweep.design:
         sweep = replace(sweep, seeds=tuple(dict.fromkeys(seeds)))
     sweep, sizes = fit_sizes(sweep)
-    runs = plan(sweep, out, variants)
-    data, failures = open_data(sweep, root)
+    runs = [run for run in plan(sweep, out, variants) if not seeds or run.seed in seeds]
     console = Terminal()
+    if power:
+        console.print(power_table(sweep, out, runs, sd), highlight=False)
+        return
+    data, failures = open_data(sweep, root)
     if sizes:
         console.print(sizes, highlight=False, soft_wrap=True)
     for failure in failures:
@@ -113,6 +135,8 @@ def run(
     if dry_run:
         console.print(remaining_table(remaining(runs)), highlight=False)
         return
+    study = study_of(sweep, out)
+    declare(study, out)
     durable.write_bytes(out / "sweep.toml", to_toml(sweep).encode(errors="surrogateescape"))
     for number, each in enumerate(runs, start=1):
         console.print(f"{number} of {len(runs)}: {each}", style="bold", highlight=False)
@@ -129,13 +153,45 @@ def run(
         failures += run_suite([model], data, out / "results.jsonl", console, cache=FeatureCache(out / "features"))
         write_table(sweep, out, resamples=ROUGH)
     rows = write_table(sweep, out)
-    console.print(comparison.sweep(rows))
-    for row in rows:
-        if row.missing:
-            numbers = ", ".join(map(str, row.missing))
-            console.print(f"{row.model} lacks results of {row.group} with seeds {numbers}", highlight=False)
-    console.print(f"Written to {out}: table.md, table.csv, results.jsonl", highlight=False, soft_wrap=True)
+    console.print(comparison.sweep(rows, study))
+    asked = sweep.design.primary if sweep.design else sweep.group[0].name
+    for line in by_seed([row for row in rows if row.group == asked or row.missing or row.left_out]):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"Written to {out}: table.md, table.csv, seeds.csv, results.jsonl", highlight=False, soft_wrap=True)
     raise_failures(failures)
+
+
+def power_table(sweep: Sweep, out: Path, runs: Sequence[Run], sd: float | None) -> Group:
+    """Seeds and hours by effect, and the smallest effect by seeds, for each deviation that is known."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from diffclip.sweep_power import deviations, hours_a_seed, needed, outcome_of
+
+    found = [needed(sweep, deviation) for deviation in deviations(sweep, out, sd)]
+    hours = hours_a_seed(runs)
+
+    def cost(seeds: int | None) -> str:
+        if seeds is None:
+            return "more than 2,000"
+        return f"{seeds}" if hours is None else f"{seeds}, {seeds * hours:,.1f} h"
+
+    names = ", ".join(dict.fromkeys(run.variant.name for run in runs))
+    times = f"hours are of training {names}" if hours is not None else "hours are not known: no training data here"
+    comparisons = len(sweep.variant) - 1
+    caption = (
+        f"{outcome_of(sweep)}, against {sweep.baseline}, with 80 % power at 5 % for {comparisons} "
+        f"comparison{'s' * (comparisons > 1)} together. sd is that of the difference paired by seed, in points; "
+        f"{times}. The seeds of a pilot are not to be counted among the sweep's."
+    )
+    heads = (f"sd {one.deviation.sd:.2f}\n{one.deviation.said}" for one in found)
+    table = Table("to show, in points", *heads, box=None, padding=(0, 2, 0, 0))
+    for effect in found[0].seeds:
+        table.add_row(effect, *(cost(one.seeds[effect]) for one in found))
+    table.add_section()
+    for seeds in found[0].smallest:
+        table.add_row(f"with {seeds} seeds", *(f"{one.smallest[seeds]:.1f} points" for one in found))
+    return Group(table, "", caption)
 
 
 def remaining_table(rows: Iterable[Remaining]) -> Table:

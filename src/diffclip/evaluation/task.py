@@ -50,6 +50,8 @@ class Metric:
     """What guessing scores, where that is the same for all data; otherwise each result has its own."""
     compared: bool = True
     """Whether tables of differences between models have it, rather than only results.jsonl and figures."""
+    evidence: bool = True
+    """Whether a difference of it between two kinds of attention says something about the models."""
     column: str = ""
     """A shorter title, for the head of a column."""
 
@@ -167,6 +169,12 @@ def is_compared(result: str, key: str) -> bool:
     """Whether tables of differences between models have a metric: one that speaks of quality, none by ε or severity."""
     metric = metric_of(result, key)
     return metric is not None and metric.compared and metric.better is not None
+
+
+def is_evidence(result: str, key: str) -> bool:
+    """Whether a difference between models in a metric may be judged; one that no task states, by whoever states it."""
+    metric = metric_of(result, key)
+    return metric is None or metric.evidence
 
 
 def columns_of(result: str) -> dict[str, str]:

@@ -19,11 +19,14 @@ from diffclip.evaluation import results
 from diffclip.evaluation.results import Key, PerExampleScores, Result
 from diffclip.evaluation.task import title_of_task
 from diffclip.recipe_files import read_toml
+from diffclip.reporting.design import FILE as DESIGN
+from diffclip.reporting.design import Study, read_study
 
 log = logging.getLogger(__name__)
 
 # Never looked into for results: weights, and the values of single examples.
 SKIPPED_FOLDERS = {"checkpoints", "examples", "tensorboard"}
+READ = ("results.jsonl", "metrics.jsonl", DESIGN)
 # The benchmark's linear probe names its metrics apart.
 LAION_PROBE = "lp_"
 
@@ -58,6 +61,8 @@ class Collection:
     origin: Mapping[Key, Path]
     """The file that a result was read from; its examples lie beside it."""
     runs: tuple[RunDirectory, ...]
+    studies: tuple[tuple[Path, Study], ...] = ()
+    """The sweeps among the inputs: the results.jsonl of each, and what it declared."""
     notes: tuple[str, ...] = ()
     """What was not merged, or had to be chosen between, one line each."""
     written: Mapping[Key, Key] = field(default_factory=dict)
@@ -102,6 +107,7 @@ def collect(inputs: Sequence[Path]) -> Collection:
     """
     found: list[tuple[Result, Path]] = []
     runs: dict[Path, RunDirectory] = {}
+    studies: dict[Path, Study] = {}
     for given in inputs:
         if not given.exists():
             raise UserError(f"there is no {given}: give run directories or results.jsonl files")
@@ -110,12 +116,14 @@ def collect(inputs: Sequence[Path]) -> Collection:
             if path.name == "metrics.jsonl":
                 run = _read_run(path.parent)
                 runs[run.path] = run
+            elif path.name == DESIGN:
+                studies[path.with_name("results.jsonl")] = read_study(path)
             elif path.resolve() not in {origin.resolve() for _, origin in found}:
                 found += [(result, path) for result in _read_results(path)]
     if not found and not runs:
         places = ", ".join(map(str, inputs)) or "nothing"
         raise UserError(f"no results in {places}: expected results.jsonl, which `diffclip eval` writes")
-    return _together(found, tuple(runs.values()))
+    return replace(_together(found, tuple(runs.values())), studies=tuple(studies.items()))
 
 
 def _together(found: Sequence[tuple[Result, Path]], runs: tuple[RunDirectory, ...]) -> Collection:
@@ -149,8 +157,8 @@ def _together(found: Sequence[tuple[Result, Path]], runs: tuple[RunDirectory, ..
         tuple(result for result, _, _ in chosen.values()),
         {key: path for key, (_, path, _) in chosen.items()},
         runs,
-        tuple(notes),
-        {key: written for key, (_, _, written) in chosen.items() if written != key},
+        notes=tuple(notes),
+        written={key: written for key, (_, _, written) in chosen.items() if written != key},
     )
 
 
@@ -176,9 +184,11 @@ def _twice(result: Result, newer: Path, older: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """results.jsonl and metrics.jsonl of a folder and of the folders in it, in order of their names."""
+    """results.jsonl, metrics.jsonl and design.toml of a folder and of the folders in it, in order of their names."""
     entries = sorted(folder.iterdir())
-    yield from (entry for entry in entries if entry.name in ("results.jsonl", "metrics.jsonl") and entry.is_file())
+    yield from (
+        entry for entry in entries if entry.name in ("results.jsonl", "metrics.jsonl", DESIGN) and entry.is_file()
+    )
     for entry in entries:
         if entry.is_dir() and entry.name not in SKIPPED_FOLDERS and not entry.name.startswith("."):
             yield from _files(entry)

@@ -1,51 +1,29 @@
-"""A metric of a model against the baseline's, over seeds, and what came out in words.
+"""A metric of a model against the baseline's, over seeds.
 
 Three things are compared: two models of one results.jsonl (`diffclip eval`, the quickstart), the families of a group
-(`diffclip report`), and the variants of a sweep. tables/comparison.py has a table of each.
+(`diffclip report`), and the variants of a sweep. verdicts.py says what came out, tables/comparison.py has a table of
+each.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffclip.errors import UserError
 from diffclip.evaluation import results
-from diffclip.evaluation.stats.seeds import EXAMPLES, Difference, Spread, split_seed, spread
-from diffclip.evaluation.task import is_compared, metric_title, title_of_task
+from diffclip.evaluation.stats.seeds import split_seed
+from diffclip.evaluation.task import get_task, is_compared
 from diffclip.reporting.collect import Collection as Results
+from diffclip.reporting.design import Study
 from diffclip.reporting.families import Family, Group, Member
-from diffclip.reporting.scores import Score, Scores, Source
-from diffclip.text import percent
+from diffclip.reporting.rows import Row
+from diffclip.reporting.scores import Scores, Source
+from diffclip.reporting.verdicts import judge
 
 ZERO_SHOT = "zeroshot_classification"
 
 Metric = tuple[str, str, str]
 """(data set, task, metric), as in results.jsonl."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric of a model and of the baseline; scores are fractions, None where one was not measured."""
-
-    group: str
-    """What the models were pretrained on; in a sweep the metrics whose mean this is."""
-    baseline: str
-    model: str
-    baseline_score: Spread | None
-    score: Spread | None
-    difference: Difference | None
-    """None where a score is, and of the baseline itself."""
-    dataset: str = ""
-    task: str = ""
-    metric: str = ""
-    chance: float | None = None
-    missing: tuple[int, ...] = ()
-    """Seeds that have some results, but not all of this group."""
-
-    @property
-    def verdict(self) -> str:
-        """ "MODEL higher", "not significant", or nothing where there is no interval."""
-        return self.difference.verdict(f"{self.model} higher", f"{self.baseline} higher") if self.difference else ""
 
 
 @dataclass(frozen=True)
@@ -94,11 +72,11 @@ def compare_two(
         )
         if metric not in results.NOT_SCORES
     ]
-    return tuple(_rows(scores, "", pair, metrics, chance_of=pair))
+    return judge(tuple(_rows(scores, "", pair, metrics, chance_of=pair)))
 
 
 def compare_families(scores: Scores, group: Group) -> tuple[Row, ...]:
-    """Each metric of quality that the baseline of a group and another family have."""
+    """Each metric of quality that the baseline of a group and another family have; not judged."""
     metrics = dict.fromkeys(
         (result.dataset, result.task, metric)
         for result in scores.of([group.baseline])
@@ -123,18 +101,14 @@ def _rows(
                 group,
                 baseline.label,
                 family.label,
-                _spread(scores.score(baseline, (source,))),
-                _spread(scores.score(family, (source,))),
+                scores.score(baseline, (source,)),
+                scores.score(family, (source,)),
                 scores.difference(baseline, family, (source,)),
                 dataset,
                 task,
                 metric,
                 _chance(scores, chance_of, source),
             )
-
-
-def _spread(score: Score | None) -> Spread | None:
-    return Spread(score.mean, score.sd, len(score.by_seed)) if score else None
 
 
 def _repeats_acc1(scores: Scores, families: Sequence[Family], source: Source) -> bool:
@@ -156,106 +130,43 @@ def _chance(scores: Scores, families: Sequence[Family], source: Source) -> float
     return None
 
 
-def compare_variants(
-    path: Path,
-    weights: Mapping[str, str],
-    groups: Mapping[str, Sequence[Metric]],
-    baseline: str,
-    *,
-    resamples: int = 10_000,
-) -> tuple[Row, ...]:
-    """Each variant of a sweep on each group of metrics, the baseline too, from its results.jsonl.
+def compare_variants(path: Path, study: Study, *, resamples: int = 10_000) -> tuple[Row, ...]:
+    """Each variant of a sweep on each outcome, the baseline too, from its results.jsonl, judged by the design.
 
-    weights: variant → what results call its weights, with `*` for the seed, as `split_seed` gives it. A group is the
-    mean over its metrics. A seed counts where it has all of them, and for a difference where both variants have it.
+    A seed counts where it has all metrics of an outcome, and for a difference where both variants have it.
     """
-    scores = Scores(Results.of_file(path), resamples=resamples)
-    members: dict[str, list[Member]] = {stem: [] for stem in weights.values()}
+    scores = Scores(Results.of_file(path), resamples=resamples, test=study.design.test if study.design else "t")
+    members: dict[str, list[Member]] = {stem: [] for stem in study.weights.values()}
     for model, pretrained in dict.fromkeys((result.model, result.pretrained) for result in scores.collection.results):
         stem, seed = split_seed(pretrained)
-        if stem in members and seed is not None:
+        # Seeds beyond the declared ones have been added after something was seen.
+        if stem in members and seed is not None and (study.design is None or seed in study.seeds):
             members[stem].append(Member(model, pretrained, "", seed))
     by_name = {
         name: Family(name, "", tuple(sorted(members[stem], key=lambda member: member.seed or 0)))
-        for name, stem in weights.items()
+        for name, stem in study.weights.items()
     }
     rows = []
-    for group, metrics in groups.items():
-        sources = tuple(Source.of(*metric) for metric in metrics)
+    for outcome in study.outcome:
+        task = get_task(outcome.task).result
+        sources = tuple(Source.of(name, task, outcome.metric_on(name)) for name in outcome.data)
         measured = {name: scores.score(family, sources) for name, family in by_name.items()}
-        by_seed = {name: score.by_seed if score else {} for name, score in measured.items()}
-        spreads = {name: spread(list(values.values())) if values else None for name, values in by_seed.items()}
+        first = measured[study.baseline]
         for name, family in by_name.items():
-            difference = None
-            if name != baseline and by_seed[name].keys() & by_seed[baseline].keys():
-                difference = scores.difference(by_name[baseline], family, sources)
-            missing = tuple(seed for seed in family.by_seed if seed is not None and seed not in by_seed[name])
-            rows.append(Row(group, baseline, name, spreads[baseline], spreads[name], difference, missing=missing))
-    return tuple(rows)
-
-
-def interval_text(difference: Difference | None) -> str:
-    """ "+0.3 to +2.1", in percentage points, or nothing."""
-    interval = difference.interval if difference else None
-    return f"{percent(interval.low, signed=True)} to {percent(interval.high, signed=True)}" if interval else ""
-
-
-def score_text(score: Spread | None) -> str:
-    """ "72.5 ± 0.1", in percent; without the deviation of one seed, and nothing for None."""
-    return percent(score.mean, sd=score.sd) if score else ""
-
-
-def difference_text(difference: Difference | None) -> str:
-    """ "+1.2", in percentage points, or nothing."""
-    return percent(difference.mean if difference else None, signed=True)
-
-
-def headline(rows: Sequence[Row]) -> str:
-    """What came out for two models: the first row that both have in numbers, then the tally of all."""
-    both = [row for row in rows if row.difference is not None]
-    if not both:
-        names = f"{rows[0].baseline} and {rows[0].model}" if rows else "the two models"
-        return f"No data set has results of both {names}."
-    row = both[0]
-    first, second = (percent(score.mean if score else None) for score in (row.baseline_score, row.score))
-    scores = f"{metric_title(row.task, row.metric)} is {first} % for {row.baseline} and {second} % for {row.model}"
-    text = f"On {row.dataset}, {scores}: {difference_text(row.difference)} points"
-    return " ".join([f"{text}{_certainty(row)}.", *_tally(both)])
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """What came out for a group: its first zero-shot comparison in numbers, then the tally of each model."""
-    if not rows:
-        return ""
-    row = next((row for row in rows if row.task == ZERO_SHOT), rows[0])
-    scores = f"{score_text(row.baseline_score)} for {row.baseline} and {score_text(row.score)} for {row.model}"
-    text = (
-        f"{row.group}: {metric_title(row.task, row.metric)} on {row.dataset}, {title_of_task(row.task)}, is {scores}: "
-        f"{difference_text(row.difference)} points"
-    )
-    over = f", over {row.difference.over}" if row.difference else ""
-    return " ".join([f"{text}{_certainty(row, over)}.", *_tally(rows)])
-
-
-def _certainty(row: Row, over: str = "") -> str:
-    difference = row.difference
-    if difference is None or difference.interval is None:
-        return ""
-    outcome = "significant" if difference.interval.significant else "not significant"
-    alone = " for this pair of training runs" if difference.over == EXAMPLES else ""
-    return f" (95 % interval {interval_text(difference)}{over}), {outcome}{alone}"
-
-
-def _tally(rows: Sequence[Row]) -> list[str]:
-    """For each model that has several verdicts, how many of them went which way."""
-    sentences = []
-    for model in dict.fromkeys(row.model for row in rows):
-        verdicts = [row.verdict for row in rows if row.model == model and row.verdict]
-        if len(verdicts) > 1:
-            baseline = rows[0].baseline
-            up, down = (verdicts.count(f"{name} higher") for name in (model, baseline))
-            sentences.append(
-                f"Of {len(verdicts)} comparisons {model} is significantly higher in {up}, {baseline} in {down}, "
-                f"and neither in {len(verdicts) - up - down}."
+            score = measured[name]
+            has = score.by_seed if score else {}
+            row = Row(
+                outcome.name,
+                study.baseline,
+                name,
+                first,
+                score,
+                scores.difference(by_name[study.baseline], family, sources) if name != study.baseline else None,
+                outcome.name,
+                task,
+                outcome.resolved_metric,
+                missing=tuple(seed for seed in family.by_seed if seed is not None and seed not in has),
+                role=study.role(outcome.name),
             )
-    return sentences
+            rows.append(row)
+    return judge(rows, study)

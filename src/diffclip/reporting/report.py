@@ -15,11 +15,11 @@ from rich.progress import track
 from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.reporting.collect import Collection, collect
-from diffclip.reporting.compare import summary
 from diffclip.reporting.families import Group, find_groups
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.page import render as page
-from diffclip.reporting.page.contents import Drawing, Report, build
+from diffclip.reporting.page.contents import build
+from diffclip.reporting.page.parts import Drawing, Report
 from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import comparison, formats
 from diffclip.reporting.tables.fill import Table
@@ -86,10 +86,10 @@ def report(
     for table in tables:
         for suffix, form in TABLE_FORMS.items():
             durable.write_text(out / "tables" / f"{table.layout.name}.{suffix}", form(table))
-    for rows in (part.differences for part in content.parts if part.differences):
-        name = f"differences-{slug(rows[0].group)}"
-        durable.write_text(out / "tables" / f"{name}.csv", comparison.report_csv(rows))
-        durable.write_text(out / "tables" / f"{name}.md", comparison.report_markdown(rows))
+    for part in (part for part in content.parts if part.differences):
+        durable.write_text(out / "tables" / f"{part.name}.csv", comparison.report_csv(part.differences))
+        text = comparison.report_markdown(part.differences, part.introduction)
+        durable.write_text(out / "tables" / f"{part.name}.md", text)
     drawings = [*(drawing for part in content.parts for drawing in part.drawings), *_panel_drawings(panels)]
     console = Terminal()
     for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
@@ -99,7 +99,7 @@ def report(
         panels,
         title=title,
         introduction=introduction or _introduction(collection, groups),
-        outcome=[text for part in content.parts if (text := summary(part.differences))],
+        outcome=[text for part in content.parts for text in part.outcome],
         facts=facts or _facts(collection, groups, inputs, out, options),
     )
     durable.write_text(out / "report.html", text)
@@ -190,8 +190,8 @@ def _facts(
     for result in collection.results:
         if result.dataset not in sizes:
             examples = collection.examples(result.key)
-            if examples is not None:
-                sizes[result.dataset] = len(examples.indices)
+            if (number := result.n or (len(examples.indices) if examples else None)) is not None:
+                sizes[result.dataset] = number
     if sizes:
         facts["test examples"] = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
     facts["results from"] = ", ".join(dict.fromkeys(str(path) for path in collection.origin.values())) or "no file"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from diffclip.evaluation.results import PerExampleScores, Result
 from diffclip.evaluation.stats import seeds
 from diffclip.evaluation.stats.seeds import Difference
+from diffclip.evaluation.stats.significance import Test
 from diffclip.reporting.collect import Collection
 from diffclip.reporting.families import Family, Member
 
@@ -51,15 +52,25 @@ class Score:
     @property
     def sd(self) -> float | None:
         """Standard deviation over seeds (n − 1); of one seed that of the repeats, where it has any."""
-        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else self.repeats_sd
+        return statistics.stdev(self.by_seed.values()) if self.count > 1 else self.repeats_sd
+
+    @property
+    def count(self) -> int:
+        """How many seeds."""
+        return len(self.by_seed)
+
+    def common(self, other: "Score") -> "Score":
+        """The same over the seeds that another score has too; of two that have none in common, itself."""
+        both = {seed: value for seed, value in self.by_seed.items() if seed in other.by_seed}
+        return Score(both, self.repeats_sd if len(self.by_seed) == 1 else None) if both else self
 
 
 class Scores:
     """The results of a collection, found by data set, task and member."""
 
-    def __init__(self, collection: Collection, *, resamples: int = 10_000) -> None:
+    def __init__(self, collection: Collection, *, resamples: int = 10_000, test: Test = "t") -> None:
         self.collection = collection
-        self._resamples = resamples
+        self._resamples, self._test = resamples, test
         self._differences: dict[tuple[object, ...], Difference | None] = {}
         self._found: dict[tuple[str, str, str, str], Result] = {}
         for rename in (plain_name, str):  # of two data sets with one plain name, each also has its own
@@ -104,17 +115,18 @@ class Scores:
         first, second = self.score(baseline, sources), self.score(family, sources)
         if first is None or second is None:
             return None
-        pairs = [(seed, seed) for seed in first.by_seed if seed in second.by_seed]
+        pairs = [(seed, seed) for seed in sorted(first.by_seed.keys() & second.by_seed.keys(), key=_place)]
         if len(first.by_seed) == len(second.by_seed) == 1:
             pairs = [(next(iter(first.by_seed)), next(iter(second.by_seed)))]
         if not pairs:
-            return Difference(second.mean - first.mean, None, (), None, None, False)
+            return seeds.unpaired(second.mean - first.mean)
         members = [(baseline.by_seed[a], family.by_seed[b]) for a, b in pairs]
         matrices = self._example_differences(members, sources)
         return seeds.paired(
-            {place: first.by_seed[seed] for place, (seed, _) in enumerate(pairs)},
-            {place: second.by_seed[seed] for place, (_, seed) in enumerate(pairs)},
+            {_place(seed): first.by_seed[seed] for seed, _ in pairs},
+            {_place(seed): second.by_seed[other] for seed, other in pairs},
             examples=matrices,
+            test=self._test,
             resamples=self._resamples,
         )
 
@@ -146,6 +158,11 @@ class Scores:
         """Every result of some families, in the order in which they were read."""
         names = {(member.model, member.pretrained) for family in families for member in family.members}
         return (r for r in self.collection.results if (r.model, r.pretrained) in names)
+
+
+def _place(seed: int | None) -> int:
+    """For one order and one kind of key: a lone run's seed may not be known."""
+    return -1 if seed is None else seed
 
 
 def plain_name(dataset: str) -> str:

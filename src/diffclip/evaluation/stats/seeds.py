@@ -1,42 +1,28 @@
-"""Runs repeated with several seeds: means and deviations by model, paired differences and how sure they are.
+"""Runs repeated with several seeds: paired differences, how sure they are, and what cannot be said.
 
 Two things make a difference between two models vary: the seed of training, and which test examples there are. The
-bootstrap here resamples both, but with three to five seeds a percentile interval is too narrow. Student's t is right
-about few seeds, but knows nothing of the examples, which all seeds share. So a verdict rests on the smallest
-interval that holds both. docs/statistics.md has the coverage of each, simulated.
+bootstrap here resamples both, but with three to five seeds a percentile interval is too narrow. A test over the seeds
+is right about few seeds, but knows nothing of the examples, which all seeds share. So an interval is the smallest that
+holds both, and p the larger of the two. docs/statistics.md has the coverage of each, simulated.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 from diffclip.evaluation.results import PerExampleScores
-from diffclip.evaluation.stats import bootstrap
+from diffclip.evaluation.stats import bootstrap, significance
 from diffclip.evaluation.stats.bootstrap import Interval
+from diffclip.evaluation.stats.significance import LEVEL, Test
 
-SEEDS, EXAMPLES = "seeds", "test examples"
-NOTE = (
-    "Differences are paired by seed, in percentage points. Their 95 % interval is the smallest that holds both a "
-    "bootstrap over seeds and test examples and Student's t over the seeds; “not significant” where it contains 0. "
-    "Of twenty intervals one is expected to miss 0 by chance alone."
-)
+TINY = 1e-12
+"""A spread below which numbers are the same but for rounding."""
 
 _SEED = re.compile(r"seed[_=-]?(\d+)(?!\d)")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation of a number over seeds."""
-
-    mean: float
-    sd: float | None
-    """With n − 1 in the denominator; None for one seed."""
-    count: int
 
 
 @dataclass(frozen=True)
@@ -44,49 +30,90 @@ class Difference:
     """candidate − baseline over the seeds that both have."""
 
     mean: float
-    sd: float | None
-    """Of the differences, with n − 1 in the denominator; None for one seed."""
     seeds: tuple[int, ...]
-    bootstrap: Interval | None
-    """Percentile bootstrap that resamples seeds and, where `over_examples`, test examples; None without a seed."""
-    t: Interval | None
-    """mean ± t·sd/√n with n − 1 degrees of freedom; None for one seed."""
+    by_seed: NDArray[np.float64] = field(compare=False)
+    """(seeds,) differences, in their order."""
+    resampled: NDArray[np.float64] = field(compare=False, repr=False)
+    """Means over resampled seeds and, where `over_examples`, test examples."""
     over_examples: bool
     """Whether the values of each test example were known, and the same examples for all seeds and both models."""
+    correlation: float | None = None
+    """Of the two models' scores by seed: whether pairing gains anything. None for fewer than three seeds."""
+    test: Test = "t"
 
     @property
-    def over(self) -> str:
-        """What the interval is over: SEEDS (and test examples, where those are known), EXAMPLES, or nothing."""
-        return SEEDS if self.t else EXAMPLES if self.over_examples else ""
+    def count(self) -> int:
+        """How many seeds both models have; 0 where they have none in common."""
+        return len(self.by_seed)
 
     @property
-    def interval(self) -> Interval | None:
-        """The smallest 95 % interval that holds both, on which the verdict rests.
+    def sd(self) -> float | None:
+        """Of the differences, with n − 1 in the denominator; None for one seed."""
+        return float(self.by_seed.std(ddof=1)) if self.count > 1 else None
 
-        None where nothing can be said: single runs without the values of their test examples.
+    @property
+    def estimable(self) -> bool:
+        """Whether what is there says anything about how sure the difference is: equal numbers do not."""
+        if self.count > 1:
+            return float(np.ptp(self.by_seed)) > TINY
+        return self.over_examples and float(np.ptp(self.resampled)) > TINY
+
+    def interval_at(self, level: float) -> Interval | None:
+        """The interval that misses the truth with probability `level`; None where nothing can be said.
+
+        Of one pair of runs it is over its test examples alone, and says nothing about other seeds.
         """
-        if self.bootstrap is None or self.t is None:
-            return self.bootstrap if self.over_examples else None
-        return Interval(self.mean, min(self.bootstrap.low, self.t.low), max(self.bootstrap.high, self.t.high))
+        if not self.estimable:
+            return None
+        parts = [self.by_bootstrap(level), *([self.by_test(level)] if self.count > 1 else [])]
+        known = [part for part in parts if part]
+        if len(known) < len(parts):
+            return None
+        return Interval(self.mean, min(part.low for part in known), max(part.high for part in known))
+
+    def by_bootstrap(self, level: float = LEVEL) -> Interval | None:
+        """Percentiles over resampled seeds and, where `over_examples`, test examples; None without a common seed."""
+        if not self.count:
+            return None
+        low, high = np.quantile(self.resampled, [level / 2, 1 - level / 2])
+        return Interval(self.mean, float(low), float(high))
+
+    def by_test(self, level: float = LEVEL) -> Interval | None:
+        """What the test over the seeds does not reject; None for one seed, seeds that do not differ, too few flips."""
+        if self.count < 2 or not self.estimable:
+            return None
+        low, high = significance.interval(self.by_seed, level, self.test)
+        return Interval(self.mean, low, high) if np.isfinite(low) else None
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """The 95 % interval."""
+        return self.interval_at(LEVEL)
 
     @property
-    def significant(self) -> bool | None:
-        """Whether the interval leaves out 0; None where there is no interval."""
-        return self.interval.significant if self.interval else None
+    def half_width(self) -> float | None:
+        """How far the interval reaches from the difference, on its longer side."""
+        return max(self.mean - self.interval.low, self.interval.high - self.mean) if self.interval else None
 
-    def verdict(self, higher: str, lower: str) -> str:
-        """What the interval says of the candidate: `higher`, `lower`, "not significant", or nothing without one."""
-        if not self.significant:
-            return "" if self.significant is None else "not significant"
-        return higher if self.mean > 0 else lower
+    @cached_property
+    def p(self) -> float | None:
+        """Of the hypothesis that the models do not differ, two-sided: below 0.05 where the 95 % interval leaves out 0.
 
+        None for one pair of runs, which knows no other seed, and where nothing is estimable.
+        """
+        if self.count < 2 or not self.estimable:
+            return None
+        beyond = int(min((self.resampled <= 0).sum(), (self.resampled >= 0).sum()))
+        resampled = min(1.0, 2 * (1 + beyond) / (1 + len(self.resampled)))
+        return max(significance.p_value(self.by_seed, self.test), resampled)
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of at least one value. Raises ValueError for none or NaN."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
-        raise ValueError(f"a mean over seeds needs one finite number a seed, found shape {array.shape}")
-    return Spread(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, len(array))
+    def p_equivalence(self, margin: float) -> float | None:
+        """Of the hypothesis that the models differ by `margin` or more (TOST: two one-sided tests)."""
+        if self.count < 2 or not self.estimable:
+            return None
+        beyond = max((self.resampled >= margin).sum(), (self.resampled <= -margin).sum())
+        sided = (1 + beyond) / (1 + len(self.resampled))
+        return float(max(sided, significance.p_equivalence(self.by_seed, margin, self.test)))
 
 
 def paired(
@@ -94,6 +121,7 @@ def paired(
     candidate: Mapping[int, float],
     *,
     examples: Sequence[NDArray[np.float64]] = (),
+    test: Test = "t",
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
@@ -107,16 +135,18 @@ def paired(
     common = tuple(sorted(baseline.keys() & candidate.keys()))
     if not common:
         raise ValueError(f"no common seed: {sorted(baseline)} and {sorted(candidate)}")
-    differences = np.array([candidate[s] - baseline[s] for s in common])
-    over_seeds = spread(differences.tolist())
+    first, second = (np.array([scores[s] for s in common]) for scores in (baseline, candidate))
+    differences = second - first
     matrices = examples or [differences[:, None]]
-    low, high = np.quantile(_resampled(matrices, resamples, np.random.default_rng(seed)), [0.025, 0.975])
-    t = None
-    if over_seeds.sd is not None:
-        half = float(scipy.stats.t.ppf(0.975, len(common) - 1)) * over_seeds.sd / math.sqrt(len(common))
-        t = Interval(over_seeds.mean, over_seeds.mean - half, over_seeds.mean + half)
-    interval = Interval(over_seeds.mean, float(low), float(high))
-    return Difference(over_seeds.mean, over_seeds.sd, common, interval, t, bool(examples))
+    resampled = _resampled(matrices, resamples, np.random.default_rng(seed))
+    varied = len(common) > 2 and min(np.ptp(first), np.ptp(second)) > TINY
+    correlation = float(np.corrcoef(first, second)[0, 1]) if varied else None
+    return Difference(float(differences.mean()), common, differences, resampled, bool(examples), correlation, test)
+
+
+def unpaired(mean: float) -> Difference:
+    """A difference of means over seeds of which none is common: nothing is said about how sure it is."""
+    return Difference(mean, (), np.empty(0), np.empty(0), False)
 
 
 def _resampled(

@@ -7,6 +7,7 @@ episodes are drawn and classified in batched operations. They use the same image
 is the images, so these are the examples of a result, not the episodes.
 """
 
+import statistics
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,6 @@ from diffclip.errors import UserError
 from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.encode import check_finite
 from diffclip.evaluation.results import PerExampleScores
-from diffclip.evaluation.stats.seeds import spread
 from diffclip.evaluation.task import Metric, Task
 
 # Feature values of support and queries that are gathered at a time: what a processor's cache holds.
@@ -255,7 +255,8 @@ def _measure(context: EvalContext) -> PerExampleScores:
     repeats = [episode_hits(train_x, train_y, test_x, test_y, seed=seed) for seed in range(first, first + count)]
     drawn = Episodes(*(torch.cat([getattr(e, name) for e, _ in repeats]) for name in ("support", "query")))
     found = evaluate(drawn, torch.cat([hits for _, hits in repeats]), train_y, test_y, indices)
-    if (sd := spread([_accuracies(hits).mean().item() for _, hits in repeats]).sd) is not None:
+    if count > 1:
+        sd = statistics.stdev(_accuracies(hits).mean().item() for _, hits in repeats)
         return replace(found, facts={**found.facts, "acc1_sd": sd})
     return found
 

@@ -227,10 +227,16 @@ TASK = Task(
     passes=2 * 3 + CELLS**2 + 1,
     headline="pointing_game",
     metrics=(
-        Metric("pointing_game", "most relevant patch in the mask", column="Pointing game"),
-        Metric("energy_in_mask", "relevance in the mask", column="Energy in the mask"),
-        Metric("average_precision", "average precision of the mask", column="Average precision"),
-        Metric(OTHER_QUERY, "the same, by another query's map", column="The same, another query's map"),
+        # Relevance is not neutral between the two kinds of attention (docs/analysis.md): occlusion is what is judged.
+        *(
+            Metric(key, title, evidence=False, column=column)
+            for key, title, column in (
+                ("pointing_game", "most relevant patch in the mask", "Pointing game"),
+                ("energy_in_mask", "relevance in the mask", "Energy in the mask"),
+                ("average_precision", "average precision of the mask", "Average precision"),
+                (OTHER_QUERY, "the same, by another query's map", "The same, another query's map"),
+            )
+        ),
         Metric("pointing_game_by_occlusion", "most missed cell in the mask", column="Pointing game, by occlusion"),
         Metric("energy_in_mask_by_occlusion", "what is missed in the mask", column="Energy in the mask, by occlusion"),
         Metric(

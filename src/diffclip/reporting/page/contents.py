@@ -1,76 +1,41 @@
 """What a report holds: the tables and drawings of each group of models, the differences, and what is missing."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 
-from matplotlib.figure import Figure
-
 from diffclip.analysis.curves import Curve, ends, read_curves
 from diffclip.evaluation.task import metric_title
-from diffclip.reporting.compare import Row, compare_families
+from diffclip.reporting.compare import compare_families
 from diffclip.reporting.families import Group, run_warnings
 from diffclip.reporting.figures import bars as paper_figures
 from diffclip.reporting.figures import curves as curve_figures
 from diffclip.reporting.figures import points as figure_points
 from diffclip.reporting.figures.bars import Palette
 from diffclip.reporting.figures.points import lambdas_in_words, panels_in_words
+from diffclip.reporting.page.outcomes import difference_parts, study_parts
+from diffclip.reporting.page.parts import Drawing, Part, Report
 from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import layouts as paper_tables
 from diffclip.reporting.tables.fill import Table, fill
 from diffclip.reporting.tables.formats import gain_text, value_text
-from diffclip.reporting.tables.layouts import Layout, slug
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure that is drawn when it is asked for, in the style that is set then."""
-
-    name: str
-    """Of its files."""
-    title: str
-    caption: str
-    alternative: str
-    """What it shows, for readers who do not see it."""
-    draw: Callable[[], Figure]
-    table: Table | None = None
-    """The numbers that it shows."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One section of the report."""
-
-    title: str
-    introduction: str = ""
-    tables: tuple[Table, ...] = ()
-    drawings: tuple[Drawing, ...] = ()
-    differences: tuple[Row, ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything but how it is written down. notes: which results were kept apart. warnings: of training."""
-
-    parts: tuple[Part, ...]
-    missing: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+from diffclip.reporting.tables.layouts import Layout, grounding_layouts, slug
 
 
 def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Report:
     """Tables and drawings of all results; what the paper has and these do not is listed as missing."""
     palette = Palette.of([family.label for group in groups for family in group.families])
     papers = [group for group in groups if paper_tables.uses_paper_data(scores, group)]
-    parts: list[Part] = []
+    studies = scores.collection.studies
+    judged = not any(study.design for _, study in studies)
+    parts: list[Part] = [part for path, study in studies for part in study_parts(path, study, palette)]
     missing: list[str] = []
     if papers or with_paper:
-        parts.append(_paper_part(scores, papers, palette, missing, with_paper))
+        parts.append(_paper_part(scores, papers, palette, missing, with_paper, judged))
     else:
         missing.append("Tables 1, 2, 4 and 5, Figures 1, 3, 4 and 5: no results on the paper's data sets")
     for group in groups:
-        parts += _group_parts(scores, group, palette, missing)
+        parts += _group_parts(scores, group, palette, missing, judged)
         missing += [
             f"{group.name}: the run {member.run.path} is not finished"
             for family in group.families
@@ -81,29 +46,29 @@ def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) 
 
 
 def _paper_part(
-    scores: Scores, groups: Sequence[Group], palette: Palette, missing: list[str], with_paper: bool
+    scores: Scores, groups: Sequence[Group], palette: Palette, missing: list[str], with_paper: bool, judged: bool
 ) -> Part:
     tables = []
     for layout in paper_tables.paper_layouts():
-        table = _fill(layout, scores, groups, missing, with_paper)
+        table = _fill(layout, scores, groups, missing, with_paper, judged)
         if table is not None:
             tables.append(table)
         if table is None or not any(not row.paper for block in table.rows for row in block):
             why = "no model was trained with several seeds" if layout.seeds else "no results"
             missing.append(f"{layout.title.partition(':')[0]}: {why}")
-    drawings = [drawing for group in groups for drawing in _task_drawings(scores, group, palette, missing, with_paper)]
+    drawings = [d for group in groups for d in _task_drawings(scores, group, palette, missing, judged, with_paper)]
     return Part("The paper's tables and figures", "", tuple(tables), tuple(drawings))
 
 
-def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[str]) -> Iterator[Part]:
+def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[str], judged: bool) -> Iterator[Part]:
     tables = [
         table
-        for layout in (*paper_tables.other_layouts(scores, group), *paper_tables.grounding_layouts(scores, group))
-        if (table := _fill(layout, scores, [group], missing))
+        for layout in paper_tables.other_layouts(scores, group)
+        if (table := _fill(layout, scores, [group], missing, judged=judged))
     ]
     drawings: list[Drawing] = []
     if not paper_tables.uses_paper_data(scores, group):
-        drawings = list(_task_drawings(scores, group, palette, missing))
+        drawings = list(_task_drawings(scores, group, palette, missing, judged))
     if tables or drawings:
         yield Part(f"Results, {group.name}", "", tuple(tables), tuple(drawings))
     sections = (
@@ -114,16 +79,10 @@ def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[s
     for title, section in sections:
         if of_section := tuple(section):
             yield Part(f"{title}, {group.name}", "", (), of_section)
-    if differences := compare_families(scores, group):
-        yield Part(f"Differences, {group.name}", DIFFERENCES, differences=differences)
+    relevance = [_fill(layout, scores, [group], missing, judged=False) for layout in grounding_layouts(scores, group)]
+    yield from difference_parts(compare_families(scores, group), group, relevance, judged)
 
 
-DIFFERENCES = (
-    "Each number of a model minus that of the first model, in points, with a 95 % interval; “not significant” where it "
-    "contains 0. Over several seeds the interval is paired by seed and covers the seeds and, where their values are "
-    "kept, the test examples. Of a single pair of runs it covers the test examples alone: another seed would change "
-    "the difference, which such an interval does not cover. Of twenty intervals one is expected to miss 0 by chance."
-)
 TRAINED = {"loss": "Loss", "logit_scale": "Logit scale, 1 / temperature"}
 EVALUATED = {
     "acc1": paper_tables.ZERO_SHOT,
@@ -134,16 +93,21 @@ EVALUATED = {
 
 
 def _fill(
-    layout: Layout, scores: Scores, groups: Sequence[Group], missing: list[str], with_paper: bool = False
+    layout: Layout,
+    scores: Scores,
+    groups: Sequence[Group],
+    missing: list[str],
+    with_paper: bool = False,
+    judged: bool = True,
 ) -> Table | None:
-    table = fill(layout, scores, groups, with_paper=with_paper)
+    table = fill(layout, scores, groups, with_paper=with_paper, judged=judged)
     if table is not None:
         missing += table.missing
     return table
 
 
 def _task_drawings(
-    scores: Scores, group: Group, palette: Palette, missing: list[str], with_paper: bool = False
+    scores: Scores, group: Group, palette: Palette, missing: list[str], judged: bool, with_paper: bool = False
 ) -> Iterator[Drawing]:
     """Figures 1, 3, 4 and 5 of a group."""
     name = group.name
@@ -156,7 +120,7 @@ def _task_drawings(
         (paper_tables.pattern_layout(scores, group), group, f"Figure 4, {name}"),
     ]
     for layout, of, called in layouts:
-        table = _fill(layout, scores, [of], missing, with_paper) if layout else None
+        table = _fill(layout, scores, [of], missing, with_paper, judged) if layout else None
         if table is None:
             missing.append(f"{called}: no results")
             continue
@@ -185,7 +149,8 @@ def _caption(table: Table, radar: bool) -> str:
     if any(cell.sd is not None for row in measured for cell in row.cells):
         texts.append("Whiskers: one standard deviation over seeds; dots: the seeds.")
     if len(measured) <= 2 and any(cell.difference for row in measured for cell in row.cells):
-        texts.append("Second line: the gain, in points; “ns”: not significant.")
+        marked = any(cell.significant is False for row in measured for cell in row.cells)
+        texts.append("Second line: the gain, in points" + ("; “ns”: not significant." if marked else "."))
     if any(row.paper for row in rows):
         texts.append("Hollow, in italics: the paper's own numbers, not measured here.")
     return " ".join(texts)

@@ -14,12 +14,20 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from diffclip.evaluation.task import metric_title, title_of_task
-from diffclip.reporting.compare import difference_text, interval_text, score_text
 from diffclip.reporting.figures import style as figures
 from diffclip.reporting.figures.contrast import by_variable, variables
-from diffclip.reporting.page.contents import Drawing, Report
+from diffclip.reporting.page.parts import Drawing, Report
 from diffclip.reporting.tables.formats import model_text
 from diffclip.reporting.tables.layouts import slug
+from diffclip.reporting.verdicts import (
+    count_text,
+    decided,
+    difference_text,
+    interval_text,
+    p_text,
+    score_text,
+    verdict_text,
+)
 from diffclip.text import percent, printable_lines
 
 if TYPE_CHECKING:  # panels imports models, which a report without them does not need
@@ -54,7 +62,8 @@ def render(
     layers = {title: _layers(of_group) for title, of_group in zip(looks, panels.values(), strict=True)}
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True, finalize=_plain)
     for function in (
-        difference_text, interval_text, metric_title, model_text, percent, score_text, slug, title_of_task, zip,
+        count_text, decided, difference_text, interval_text, metric_title, model_text, p_text, percent, score_text,
+        slug, title_of_task, verdict_text, zip,
     ):  # fmt: skip
         environment.globals[function.__name__] = function
     environment.globals |= {"runs": _runs, "svg": _svg}

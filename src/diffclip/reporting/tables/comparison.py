@@ -10,49 +10,50 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from diffclip.evaluation.stats import seeds
+from diffclip.evaluation.stats.bootstrap import Interval
 from diffclip.evaluation.task import headline_of_task, is_compared, metric_title, name_of_task, title_of_task
-from diffclip.reporting.compare import Row, difference_text, interval_text, score_text
+from diffclip.reporting.design import Study
+from diffclip.reporting.rows import Row
 from diffclip.reporting.tables.formats import in_csv, plain
+from diffclip.reporting.verdicts import (
+    by_seed,
+    count_text,
+    decided,
+    difference_text,
+    interval_text,
+    note,
+    p_text,
+    score_text,
+    verdict_text,
+)
 from diffclip.text import percent
 
-TWO_MODELS = (
-    "Differences are in percentage points, with the 95 % interval of a paired bootstrap over the test "
-    "examples; “not significant” where the interval contains 0. Each model was trained once, from one seed: "
-    "another seed would change the differences, which the intervals do not cover. And of twenty intervals "
-    "one is expected to miss 0 by chance alone."
-)
 WIDE = 120
-"""Columns of a terminal from which on a table has intervals."""
+"""Columns of a terminal from which on a table says what guessing scores."""
 HEADLINES = {"zeroshot_retrieval": "image_retrieval_recall@1", "robustness": "acc1/pgd"}
 """Of tasks that state none: a metric, or the first whose name begins so."""
 CSV_HEAD = (
-    "pretraining,data set,task,metric,baseline,model,baseline score,baseline sd,model score,model sd,difference,"
-    "low,high,interval over,verdict,chance"
+    "pretraining,data set,task,metric,baseline,model,seeds,baseline score,baseline sd,model score,model sd,difference,"
+    "low,high,p,verdict,chance,left out"
 )
-HEAD = "data set|task|metric|model|baseline|score|difference|95 % interval|verdict|chance"
+HEAD = "data set|task|metric|model|n|baseline|score|difference|95 % interval|p|verdict|chance"
 SWEEP_CSV_HEAD = (
-    "group,variant,seeds,mean,sd,difference,difference_sd,low,high,bootstrap_low,bootstrap_high,t_low,t_high,verdict"
+    "group,role,variant,seeds,mean,sd,difference,difference_sd,low,high,bootstrap_low,bootstrap_high,test_low,test_high,"
+    "correlation,p,verdict,left_out"
 )
 
 
 def two_models(rows: Sequence[Row], *, title: str | None = None, width: int = 80, every: bool = False) -> Table:
     """For a terminal: a head line for each data set, below it a row a task, by the metric that stands for the task.
 
-    width: of the terminal; from 120 columns on there are intervals and what guessing scores. every: all metrics.
+    width: of the terminal; from 120 columns on it has what guessing scores. every: all metrics.
     """
-    table = Table(title=title, title_justify="left", caption=TWO_MODELS, caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", caption=note(rows), caption_justify="left", box=box.SIMPLE_HEAD)
     models = (rows[0].baseline, rows[0].model) if rows else ("", "")
     wide = width >= WIDE
     table.add_column("metric" if every else "task", overflow="fold")
-    for name in (
-        *models,
-        "difference" if wide else "diff.",
-        *(["95 % interval"] if wide else []),
-        "verdict",
-        *(["chance"] if wide else []),
-    ):
-        table.add_column(name, justify="left" if name == "verdict" else "right", overflow="fold")
+    for name in (*models, "difference" if wide else "diff.", "95 % interval", *(["chance"] if wide else [])):
+        table.add_column(name, justify="right", overflow="fold")
     for dataset, of_dataset in groupby(rows, key=lambda row: row.dataset):
         table.add_section()
         if not every:
@@ -63,12 +64,11 @@ def two_models(rows: Sequence[Row], *, title: str | None = None, width: int = 80
                 table.add_row(Text(f"{dataset}\n{_task(task)}", style="bold"))
             for row in block if every else [standing_for(block)]:
                 scores = [percent(score.mean if score else None) for score in (row.baseline_score, row.score)]
-                interval, chance = ([interval_text(row.difference)], [percent(row.chance)]) if wide else ([], [])
-                cells = (*scores, difference_text(row.difference), *interval, row.verdict, *chance)
+                chance = [percent(row.chance)] if wide else []
+                cells = (*scores, difference_text(row.difference), interval_text(row), *chance)
                 metric = metric_title(row.task, row.metric)
-                bold = row.difference is not None and row.difference.significant
                 short = f"{name_of_task(task)}: {metric.partition(',')[0]}"
-                _add_row(table, metric if every else short, cells, bold=bool(bold))
+                _add_row(table, metric if every else short, cells)
     return table
 
 
@@ -85,101 +85,109 @@ def _task(name: str) -> str:
     return name if title == name.replace("_", " ") else title
 
 
-def _add_row(table: Table, name: str, cells: Sequence[str], *, bold: bool) -> None:
+def _add_row(table: Table, name: str, cells: Sequence[str], *, bold: bool = False) -> None:
     table.add_row(Padding(Text(name), (0, 0, 0, 2)), *map(Text, cells), style="bold" if bold else "")
 
 
 def report_csv(rows: Sequence[Row]) -> str:
-    """One line a row, percent to four decimals."""
+    """One line a row, percent to four decimals; scores are over the seeds that both models have."""
     lines = []
     for row in rows:
-        first, second, difference = row.baseline_score, row.score, row.difference
+        (first, second), difference = row.counted, row.difference
         numbers = [number for score in (first, second) for number in ((score.mean, score.sd) if score else (None,) * 2)]
         numbers += [difference.mean if difference else None, *_ends(difference.interval if difference else None)]
-        names = map(in_csv, (row.group, row.dataset, row.task, row.metric, row.baseline, row.model))
-        over = difference.over if difference else ""
-        lines.append([*names, *map(_percent_in_full, numbers), over, row.verdict, _percent_in_full(row.chance)])
+        names = [*map(in_csv, (row.group, row.dataset, row.task, row.metric, row.baseline, row.model)), count_text(row)]
+        outcome = [_in_full(row.p), verdict_text(row), _percent_in_full(row.chance), row.left_out]
+        lines.append([*names, *map(_percent_in_full, numbers), *outcome])
     return _csv(CSV_HEAD, lines)
 
 
-def report_markdown(rows: Sequence[Row]) -> str:
-    """A GitHub table."""
-    lines = [_line(*HEAD.split("|")), "|---|---|---|---|---:|---:|---:|---:|---|---:|"]
+def report_markdown(rows: Sequence[Row], said: str) -> str:
+    """A GitHub table, and what a reader must know, as it is said."""
+    lines = [_line(*HEAD.split("|")), "|---|---|---|---|---:|---:|---:|---:|---:|---:|---|---:|"]
     for row in rows:
-        names = row.dataset, title_of_task(row.task), metric_title(row.task, row.metric), row.model
-        scores = score_text(row.baseline_score), score_text(row.score)
-        outcome = difference_text(row.difference), interval_text(row.difference), row.verdict
+        names = row.dataset, title_of_task(row.task), metric_title(row.task, row.metric), row.model, count_text(row)
+        scores = tuple(map(score_text, row.counted))
+        outcome = difference_text(row.difference), interval_text(row), p_text(row), verdict_text(row)
         lines.append(_line(*names, *scores, *outcome, percent(row.chance)))
-    return "\n".join([*lines, ""])
+    left_out = [f"{row.dataset}, {row.model}: {row.left_out}." for row in rows if row.left_out]
+    return "\n".join([*lines, "", said, *(text for line in left_out for text in ("", line)), ""])
 
 
-def sweep(rows: Sequence[Row]) -> Table:
-    """For a terminal of 80 columns: a head line for each group."""
-    table = Table(caption=f"{_seeds(rows)} {_note(rows)}", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def sweep(rows: Sequence[Row], study: Study) -> Table:
+    """For a terminal of 80 columns: a head line for each outcome, the primary one first."""
+    table = Table(caption=note(rows, study), caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant")
-    for name in ("mean ± sd", "diff.", "95 % interval", "verdict"):
+    for name in ("mean ± sd", "n", "diff.", "95 % interval", "verdict"):
         table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
-    for group, block in groupby(rows, key=lambda row: row.group):
+    for (group, role), block in groupby(_in_order(rows), key=lambda row: (row.group, row.role)):
         table.add_section()
-        table.add_row(Text(group, style="bold"))
+        table.add_row(Text(group, style="bold"), *[""] * 4, Text(role, style="bold"))
         for row in block:
-            mean, _, *others = _sweep_cells(row)
-            _add_row(table, row.model, (mean, *others), bold=others[-1] in ("higher", "lower"))
+            verdict = row.verdict.partition(", ±")[0]  # the interval stands beside
+            _add_row(table, row.model, (*_sweep_cells(row), verdict), bold=decided(row))
     return table
 
 
-def sweep_markdown(rows: Sequence[Row]) -> str:
-    """Two tables, of all variants by group and of the differences, and the note."""
+def sweep_markdown(rows: Sequence[Row], study: Study) -> str:
+    """All variants by outcome, the differences, every seed, and the note."""
     groups, variants = (list(dict.fromkeys(names)) for names in zip(*((r.group, r.model) for r in rows), strict=True))
     scores = {(row.group, row.model): score_text(row.score) for row in rows}
     lines = [_line("", *groups), _line("---", *["---:"] * len(groups))]
     lines += [_line(name, *(scores[group, name] for group in groups)) for name in variants]
     baseline = f"difference from {rows[0].baseline}"
-    lines += ["", _line("group", "variant", "mean ± sd", "seeds", baseline, "95 % interval", "verdict")]
-    lines += [_line("---", "---", *["---:"] * 4, "---")]
-    lines += [_line(row.group, row.model, *_sweep_cells(row)) for row in rows]
-    return "\n".join([*lines, "", _note(rows), ""])
+    lines += ["", _line("outcome", "", "variant", "mean ± sd", "n", baseline, "95 % interval", "p", "verdict")]
+    lines += [_line(*["---"] * 3, *["---:"] * 5, "---")]
+    for row in _in_order(rows):
+        lines.append(_line(row.group, row.role, row.model, *_sweep_cells(row), p_text(row), row.verdict))
+    every = [f"- {line}" for line in by_seed(_in_order(rows))]
+    return "\n".join([*lines, "", note(rows, study), "", "Seed by seed, in percent:", "", *every, ""])
 
 
 def sweep_csv(rows: Sequence[Row]) -> str:
-    """All numbers, as fractions and unrounded; the interval of the verdict and the two that it holds."""
+    """All numbers, as fractions and unrounded; the interval and the two that it holds."""
     lines = []
     for row in rows:
-        score, difference = row.score, row.difference
-        numbers = [score.count, score.mean, score.sd] if score else [None] * 3
+        score, difference = row.counted[1], row.difference
+        numbers: list[float | None] = [score.count, score.mean, score.sd] if score else [None] * 3
         if difference is None:
-            numbers += [None] * 8
+            numbers += [None] * 10
         else:
             numbers += [difference.mean, difference.sd]
-            for interval in (difference.interval or difference.bootstrap, difference.bootstrap, difference.t):
+            for interval in (difference.interval, difference.by_bootstrap(), difference.by_test()):
                 numbers += _ends(interval)
-        lines.append([in_csv(row.group), in_csv(row.model), *map(_in_full, numbers), _sweep_verdict(row)])
+            numbers += [difference.correlation, row.p]
+        names = [in_csv(row.group), row.role, in_csv(row.model)]
+        lines.append([*names, *map(_in_full, numbers), row.verdict, row.left_out])
     return _csv(SWEEP_CSV_HEAD, lines)
 
 
+def seeds_csv(rows: Sequence[Row]) -> str:
+    """Every seed of every variant, as fractions and unrounded."""
+    return _csv(
+        "group,variant,seed,score",
+        [
+            [row.group, row.model, str(seed), str(value)]
+            for row in rows
+            for seed, value in (row.score.by_seed.items() if row.score else ())
+        ],
+    )
+
+
 def _sweep_cells(row: Row) -> tuple[str, ...]:
-    """Mean ± sd, number of seeds, difference, interval and verdict. One seed has no interval: it leaves seeds out."""
-    interval = interval_text(row.difference) if row.difference and row.difference.t else ""
-    seeds = str(row.score.count) if row.score else ""
-    return score_text(row.score), seeds, difference_text(row.difference), interval, _sweep_verdict(row)
+    """Mean ± sd, number of seeds, difference and interval. One pair has no interval: it leaves seeds out."""
+    several = row.difference is not None and row.difference.count > 1
+    return (
+        score_text(row.counted[1] if row.difference else row.score),
+        count_text(row),
+        difference_text(row.difference),
+        interval_text(row) if several else "",
+    )
 
 
-def _sweep_verdict(row: Row) -> str:
-    if row.difference is None:
-        return ""
-    return row.difference.verdict("higher", "lower") if row.difference.t else "one seed"
-
-
-def _seeds(rows: Sequence[Row]) -> str:
-    counts = sorted({row.score.count for row in rows if row.score})
-    if not counts:
-        return "Nothing is measured yet."
-    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{number} seed{'' if number == '1' else 's'}."
-
-
-def _note(rows: Sequence[Row]) -> str:
-    return f"In percent. Differences from {rows[0].baseline}. {seeds.NOTE}"
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    """The primary outcome, the secondary ones, and what is not judged."""
+    return sorted(rows, key=lambda row: ("primary", "secondary", "").index(row.role))
 
 
 def _line(*cells: str) -> str:
@@ -194,7 +202,7 @@ def _csv(head: str, lines: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _ends(interval: seeds.Interval | None) -> list[float | None]:
+def _ends(interval: Interval | None) -> list[float | None]:
     return [interval.low, interval.high] if interval else [None, None]
 
 

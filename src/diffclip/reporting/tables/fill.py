@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from diffclip.evaluation.stats.seeds import SEEDS, Difference
+from diffclip.evaluation.stats.seeds import Difference
+from diffclip.evaluation.stats.significance import LEVEL, holm
 from diffclip.reporting.families import Family, Group
 from diffclip.reporting.scores import Score, Scores
 from diffclip.reporting.tables import paper_numbers
-from diffclip.reporting.tables.layouts import Block, Layout
+from diffclip.reporting.tables.layouts import PER_CLASS, Block, Layout
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,11 @@ class Cell:
     difference: Difference | None = None
     stated: paper_numbers.PaperNumber | None = None
     """The paper's number instead of a measured one."""
+    significant: bool | None = None
+    """Whether the difference is, with all of the table's held together by Holm; None where it is not judged."""
     best: bool = False
+    by_class: bool = False
+    """Whether it is of one data set and the mean over its classes."""
 
     @property
     def mean(self) -> float | None:
@@ -60,16 +65,28 @@ class Table:
     notes: tuple[str, ...]
 
 
-def fill(layout: Layout, scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Table | None:
-    """The table's numbers; None where it has none. A family without any number of a block has no row in it."""
+def fill(
+    layout: Layout, scores: Scores, groups: Sequence[Group], *, with_paper: bool = False, judged: bool = True
+) -> Table | None:
+    """The table's numbers; None where it has none. A family without any number of a block has no row in it.
+
+    judged: whether differences over several seeds may be called significant; not where a sweep declared what is.
+    """
     names = [column.name for column in layout.columns]
     rows: list[tuple[Row, ...]] = []
     missing: list[str] = []
+    measured = {
+        (block.title, group.name): [
+            row for family in group.families if (row := _row(layout, block, scores, group, family)) is not None
+        ]
+        for block in layout.blocks
+        for group in groups
+    }
+    measured = _judge(measured) if judged else measured
     for block in layout.blocks:
         of_block: list[Row] = []
         for group in groups:
-            measured = [_row(layout, block, scores, group, family) for family in group.families]
-            rows_of_group = _mark_best([row for row in measured if row is not None])
+            rows_of_group = _mark_best(measured[block.title, group.name])
             if with_paper and block.paper:
                 rows_of_group += paper_rows(block.paper, group.name, names)
             of_block += rows_of_group
@@ -99,7 +116,11 @@ def _row(layout: Layout, block: Block, scores: Scores, group: Group, family: Fam
         difference = None
         if score is not None and family is not group.baseline and not layout.seeds:
             difference = scores.difference(group.baseline, family, sources)
-        cells.append(Cell(score, difference))
+            first = scores.score(group.baseline, sources)
+            score = score.common(first) if first else score  # what the difference is of
+        found = scores.result(family.members[0], sources[0]) if len(sources) == 1 else None
+        by_class = found is not None and found[1] == PER_CLASS and len(sources[0].metrics) > 1
+        cells.append(Cell(score, difference, by_class=by_class))
     if not any(cell.score for cell in cells):
         return None
     if layout.seeds and not any(cell.sd is not None for cell in cells):
@@ -113,11 +134,28 @@ def _row(layout: Layout, block: Block, scores: Scores, group: Group, family: Fam
     return Row(group.name, family.label, family.kind, tuple(cells), without=without)
 
 
+def _judge(measured: Mapping[tuple[str, str], Sequence[Row]]) -> dict[tuple[str, str], list[Row]]:
+    """Whether each difference is significant, all of them held together."""
+    cells = [cell for rows in measured.values() for row in rows for cell in row.cells if _p(cell) is not None]
+    adjusted = iter(holm([_p(cell) or 0.0 for cell in cells]))
+
+    def judged(cell: Cell) -> Cell:
+        return cell if _p(cell) is None else replace(cell, significant=next(adjusted) < LEVEL)
+
+    return {
+        place: [replace(row, cells=tuple(map(judged, row.cells))) for row in rows] for place, rows in measured.items()
+    }
+
+
+def _p(cell: Cell) -> float | None:
+    return cell.difference.p if cell.difference else None
+
+
 def _mark_best(rows: Sequence[Row]) -> list[Row]:
     """Mark the highest number of each column, to the decimal that is shown.
 
-    Nothing is marked where there is one row, nor where the highest is not significantly above the baseline, or is the
-    baseline and another is not significantly below it.
+    Nothing is marked where there is one row, nor where the highest is not known to be significantly above the baseline,
+    or is the baseline and another is not known to be below it.
     """
     if len(rows) < 2:
         return list(rows)
@@ -128,7 +166,7 @@ def _mark_best(rows: Sequence[Row]) -> list[Row]:
         best = max(known) if len(known) > 1 else None
         top = [cell for cell, value in zip(column, shown, strict=True) if value is not None and value == best]
         judged = column if any(cell.difference is None for cell in top) else top
-        if any(cell.difference is not None and cell.difference.significant is False for cell in judged):
+        if any(cell.difference is not None and not cell.significant for cell in judged):
             best = None
         columns.append(
             [replace(cell, best=value is not None and value == best) for cell, value in zip(column, shown, strict=True)]
@@ -159,17 +197,24 @@ def _notes(layout: Layout, rows: Sequence[Sequence[Row]], groups: Sequence[Group
             if (group.name, family.label) in shown and len(family.members) > 1
         ]
         yield f"Mean ± sd over seeds of the training ({'; '.join(spans)})."
-    differences = [cell.difference for row in measured for cell in row.cells if cell.difference]
+    differences = [cell for row in measured for cell in row.cells if cell.difference]
     if differences:
-        judged = [difference for difference in differences if difference.interval]
         text = "In brackets the gain over the first model of the pretraining, in points"
-        text += ", over the seeds that both have" if any(difference.over == SEEDS for difference in differences) else ""
+        several = any(cell.difference and cell.difference.count > 1 for cell in differences)
+        text += ", over the seeds that both have" if several else ""
+        judged = [cell for cell in differences if cell.significant is not None]
         if judged:
-            kinds = " or ".join(dict.fromkeys(d.over for d in judged))
-            text += f"; “ns”, not significant, where its 95 % interval, paired over {kinds}, contains 0"
-        if len(judged) < len(differences):
-            unknown = len(differences) - len(judged)
-            text += f"; {unknown} of {len(differences)}, of single runs without the values of examples, are not judged"
+            text += (
+                "; “ns”, not significant, where its p, paired over seeds and held together by Holm with the "
+                f"{len(judged)} of this table, is 0.05 or more"
+            )
         yield text + "."
+        if any(cell.difference and cell.difference.count == 1 for cell in differences):
+            yield "Gains of one pair of runs have no mark: another seed can turn them round."
+    by_class = [
+        column.name for place, column in enumerate(layout.columns) if any(row.cells[place].by_class for row in measured)
+    ]
+    if by_class:
+        yield f"{', '.join(by_class)}: mean per class, as the protocol says; the others are plain top-1."
     if any(row.paper for block in rows for row in block):
         yield "Rows marked “paper” are the paper's own numbers (arXiv 2503.06626), not measured here."

@@ -24,8 +24,7 @@ def gain_text(cell: Cell) -> str:
     """ "+3.7", "+0.3 ns" where it is not significant, or nothing."""
     if cell.gain is None:
         return ""
-    unsure = cell.difference is not None and cell.difference.significant is False
-    return percent(cell.gain, signed=True) + (" ns" if unsure else "")
+    return percent(cell.gain, signed=True) + (" ns" if cell.significant is False else "")
 
 
 def model_text(row: Row) -> str:

@@ -11,7 +11,8 @@ from diffclip.reporting.scores import Scores, Source, Sources, plain_name
 PROBE, FEW_SHOT = "linear_probe", "few_shot"
 RETRIEVAL = "zeroshot_retrieval"
 # Caltech-101, Pets, Flowers and Aircraft are scored by the mean over classes in the paper's protocol.
-BY_CLASS = ("mean_per_class_recall", "acc1")
+PER_CLASS = "mean_per_class_recall"
+BY_CLASS = (PER_CLASS, "acc1")
 TOP1 = ("acc1",)
 RECALL = {"image": ("image_retrieval_recall@5",), "text": ("text_retrieval_recall@5",)}
 
