@@ -59,6 +59,7 @@ def run(answers: Sequence[Path], labels: Path, categories: Path | None, name: st
 
 def _table(splits: Sequence[SplitScores]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     from diffclip.evaluation.stats.bootstrap import mean_interval
 
@@ -68,7 +69,7 @@ def _table(splits: Sequence[SplitScores]) -> Table:
         table.add_column(title, justify="right")
     for scores in splits:
         intervals = [mean_interval(scores.examples.values[name]) for name in METRICS]
-        cells = [f"{100 * i.mean:.2f}\n{100 * i.low:.1f} to {100 * i.high:.1f}" for i in intervals]
+        cells = [Text(f"{100 * i.mean:.2f}\n{100 * i.low:.1f} to {100 * i.high:.1f}") for i in intervals]
         table.add_row(scores.split, f"{scores.questions:,}", *cells, str(scores.unparsed))
     if len(splits) > 1:
         means = [sum(scores.examples.metrics[name] for scores in splits) / len(splits) for name in METRICS]
