@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except UserError as error:
         sys.exit(f"diffclip: {error}")
+    except PermissionError as error:  # from a look into a folder that belongs to somebody else
+        sys.exit(printable(f"diffclip: {error.filename}: {error.strerror}: ask whoever owns it"))
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":  # torchrun's other processes stop for the same reason
             print(f"diffclip: {stopped}", file=sys.stderr)

@@ -4,6 +4,7 @@
 tasks that its table has as columns; what is to be evaluated follows from the groups.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -107,12 +108,12 @@ def _read_with_parents(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     table = read_toml(path, "sweep", typed=not above)
     if isinstance(table.get("base"), str):
         folder = path.parent if path.is_file() else Path()  # that of a pipe holds no recipes
-        base = (folder / Path(table["base"]).expanduser()).resolve()
+        base = Path(os.path.realpath(folder / Path(table["base"]).expanduser()))
         table["base"] = str(base if base.exists() else shipped().get(table["base"], base))
     parent = table.pop("extends", None)
     if parent is None:
         return table
-    here = path.resolve()
+    here = Path(os.path.realpath(path))
     if not isinstance(parent, str) or here in above:
         problem = "extends itself" if isinstance(parent, str) else f"extends: expected a file's name, found {parent!r}"
         raise UserError(f"{path}: {problem}")

@@ -312,7 +312,7 @@ CASES = [
         # Files beside the shard.
         ("class names of noise", r"error: .*classnames.txt", beside("classnames.txt", bytes(range(128, 256)))),
         ("too few class names", r"error: .*has the label 1, but only 1 class names", beside("classnames.txt", b"cat")),
-        ("empty class names", r"error: .*only 0 class names", beside("classnames.txt", b"")),
+        ("empty class names", r"error: .*no class names", beside("classnames.txt", b"")),
         ("class name with braces", READ, beside("classnames.txt", b"{c}\n{0.__class__}")),
         *(
             (f"template {text[:24]!r}", r"error: .*template", beside("zeroshot_classification_templates.txt", text))

@@ -12,16 +12,19 @@ import sys
 from pathlib import Path
 
 import hostile_images
+import hostile_places
 import hostile_recipes
 import hostile_tables
 import hostile_tars
+import hostile_texts
 import hostile_weights
 from hostile_case import Case
 
 
 def cases() -> list[Case]:
     """All cases; their names are distinct."""
-    modules = (hostile_tars, hostile_images, hostile_tables, hostile_weights, hostile_recipes)
+    tables = (hostile_tars, hostile_images, hostile_tables, hostile_places, hostile_texts)
+    modules = (*tables, hostile_weights, hostile_recipes)
     return [case for module in modules for case in module.CASES]
 
 

@@ -126,6 +126,8 @@ def attempt(case: Case, folder: Path, seen: list[str]) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if "Traceback" in errors.getvalue():
         outcome = "traceback: " + errors.getvalue()[-300:]
+    elif not all(character.isprintable() or character in "\n\u200c\u200d" for character in errors.getvalue()):
+        outcome = f"prints what commands a terminal: {errors.getvalue()[:300]!r}"
     elif tree(folder / "input") != before:
         outcome = "changed its input"
     elif seen:

@@ -127,8 +127,12 @@ def read(path: Path) -> list[Result]:
     """
     if not path.exists():
         return []
+    try:
+        lines = read_text(path, errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     results = []
-    for number, line in enumerate(read_text(path, errors="replace").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

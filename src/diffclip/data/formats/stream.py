@@ -105,10 +105,6 @@ def open_stream(
         raise UserError(f"{path}: a stream has no split, holdout, part or allow_outside: name the wanted shards")
     if examples <= 0:
         raise UserError(f"{path}: how many examples a stream holds has to be stated: set data.examples")
-    scheme = path.partition(":")[0]
-    tool = _TOOLS.get(scheme)
-    if tool and shutil.which(tool) is None:
-        raise UserError(f"{path} is read by the program {tool}, which is not there")
     options = Options(
         path,
         image_key,
@@ -117,6 +113,7 @@ def open_stream(
         tuple(classnames) if classnames else None,
         tuple(templates) if templates else None,
     )
+    scheme = path.partition(":")[0]
     shards = expand_braces(path)
     for url in shards:
         if not (runs_a_command(url) or (_URL.fullmatch(url) and url.isprintable())):
@@ -124,6 +121,9 @@ def open_stream(
                 f"{url} is no URL of a shard: expected {scheme}://HOST/PATH without spaces, quotes, brackets, "
                 "backslashes and control characters; write them as %20 and so on"
             )
+    tool = _TOOLS.get(scheme)
+    if tool and shutil.which(tool) is None:
+        raise UserError(f"{path} is read by the program {tool}, which is not there")
     return Stream(shards, examples, options)
 
 
