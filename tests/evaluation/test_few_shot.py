@@ -116,20 +116,23 @@ def test_examples_are_images_whose_mean_is_the_accuracy():
     assert set(trained.tolist()) == {-1 - i for i in episodes.support.flatten().tolist()}
 
 
-def test_the_spread_over_images_is_that_of_other_images():
-    """The true deviation over 40 sets of images, of which the mean claim is far off where episodes are examples."""
-    plan = {"num_episodes": 600, "num_ways": 4, "num_shots": 3, "num_queries": 5, "seed": 0}
+@pytest.mark.parametrize("sizes", [(30, 30), (8, 150)])
+def test_the_spread_over_images_is_that_of_other_images(sizes):
+    """Of 40 sets of images, where test images matter, and where training images do; not that of the episodes."""
+    plan = {"num_episodes": 3000, "num_ways": 4, "num_shots": 3, "num_queries": 5, "seed": 0}
     means = 0.9 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     scores, by_image, by_episode = [], [], []
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
-        y = torch.arange(6).repeat_interleave(30)
-        train, test = (means[y] + 1.2 * torch.randn(len(y), 8, generator=generator) for _ in range(2))
-        episodes, hits = few_shot.episode_hits(train, y, test, y, **plan)
-        values = few_shot.evaluate(episodes, hits, y, y).values["acc1"]
+        (x, y), (test_x, test_y) = (
+            (means[y] + 1.2 * torch.randn(len(y), 8, generator=generator), y)
+            for y in (torch.arange(6).repeat_interleave(size) for size in sizes)
+        )
+        episodes, hits = few_shot.episode_hits(x, y, test_x, test_y, **plan)
+        values = few_shot.evaluate(episodes, hits, y, test_y).values["acc1"]
         scores.append(values.mean().item())
         by_image.append(values.std().item() / len(values) ** 0.5)
-        by_episode.append(hits.flatten(1).mean(dim=1).std().item() / 600**0.5)
+        by_episode.append(hits.flatten(1).mean(dim=1).std().item() / 3000**0.5)
     true = np.std(scores, ddof=1)
     assert 0.8 < np.mean(by_image) / true < 1.3
     assert np.mean(by_episode) < 0.5 * true

@@ -210,6 +210,11 @@ def test_a_task_is_one_row_and_every_metric_is_there_on_request(path):
     standing = [comparison.standing_for([row for row in rows if row.task == task]).metric for task in metrics]
     assert standing == ["acc1", "image_retrieval_recall@1", "acc1/pgd/1", "pointing_game"]
     assert len([line for line in every if line.count("50.0") == 2]) == sum(map(len, metrics.values()))
+    for name in (CLIP, DIFFCLIP):
+        looks = {metric: [1, 0] for metric in ("pointing_game", "pointing_game_by_occlusion")}
+        put(path, name, "other", looks, task="grounding")
+    (row,) = [comparison.standing_for(compare_two(path, CLIP, DIFFCLIP, {("other", "grounding")}))]
+    assert row.metric == "pointing_game_by_occlusion"  # relevance is no evidence
     only = compare_two(path, CLIP, DIFFCLIP, {("scenes", "grounding")})
     assert {row.task for row in only} == {"grounding"}
 
@@ -378,7 +383,8 @@ def test_a_collapsed_seed_is_pointed_out_and_counts(path):
     assert "acc1, better: seed 3 (50.0) is far from the others (Grubbs's test, 5 %); it counts as they do" in told
     (line,) = (line for line in told if line.startswith("acc1, better: 71.0 (seed 0)"))
     assert "50.0 (seed 3)" in line
-    assert re.search(r"correlation with base by seed [+−]0\.\d\d$", line)
+    (said,) = (line for line in told if "correlation" in line)
+    assert re.fullmatch(r"acc1, better: correlation with base by seed [+−]0\.\d\d", said)
     assert rows[1].score.mean == pytest.approx(np.mean(collapsed))
 
 

@@ -58,8 +58,8 @@ def sweep(
         allow_pipe: Let the files train on pipe:COMMAND. A path typed after --set needs no leave.
         dry_run: Say what is left to do, how many steps and about how long, and stop.
         power: Say how many seeds which difference of the primary outcome takes, how long they train, and stop.
-        sd: For --power: the standard deviation of the paired difference, in points; by default that of the results in
-            OUT, a pilot.
+        sd: For --power: the standard deviation of the paired difference, in points; by default that of OUT's
+            results, a pilot.
     """
     if not recipes:
         raise UserError("no sweep: give a TOML file, or the name of one that the package has, such as figure5")

@@ -164,25 +164,36 @@ def _sentence(row: Row, title: str, caveat: str = "") -> str:
 
 def by_seed(rows: Sequence[Row]) -> Iterator[str]:
     """Every seed of every row, the correlation of the models by seed, and seeds that are far from the others."""
+    told = set()
     for row in rows:
-        name = f"{row.dataset}, {row.model}"
+        # A sweep's outcome is a row's name; elsewhere a data set has several metrics.
+        what = row.dataset if row.dataset == row.group else f"{row.dataset}, {metric_title(row.task, row.metric)}"
+        name = f"{what}, {row.model}"
         if row.missing:
-            yield f"{name}: no whole result with seed{'s' * (len(row.missing) > 1)} {', '.join(map(str, row.missing))}"
-        if row.score is None:
-            continue
-        values = ", ".join(f"{percent(value)} (seed {seed})" for seed, value in row.score.by_seed.items())
-        correlation = row.difference.correlation if row.difference else None
-        pairing = f"; correlation with {row.baseline} by seed {correlation:+.2f}" if correlation is not None else ""
-        yield f"{name}: {values}{pairing}".replace("+-", "−").replace(" -", " −")
-        far = outlier(list(row.score.by_seed.values()))
-        if far is not None:
-            seed, value = list(row.score.by_seed.items())[far]
-            far_off = "is far from the others (Grubbs's test, 5 %); it counts as they do"
-            yield f"{name}: seed {seed} ({percent(value)}) {far_off}"
+            yield f"{name}: no whole result with {_seeds(row.missing)}"
+        for model, score in ((row.baseline, row.baseline_score), (row.model, row.score)):
+            if score is not None and (what, model) not in told:
+                told.add((what, model))
+                yield from _of_seeds(f"{what}, {model}", score)
+        if row.difference and row.difference.correlation is not None:
+            signed = f"{row.difference.correlation:+.2f}".replace("-", "−")
+            yield f"{name}: correlation with {row.baseline} by seed {signed}"
         if row.left_out:
-            counted = row.counted[0]
-            there = f"where {row.baseline} has {score_text(counted)}; {row.left_out}"
+            there = f"where {row.baseline} has {score_text(row.counted[0])}; {row.left_out}"
             yield f"{name}: the difference is over {count_text(row)} seeds, {there}"
+
+
+def _of_seeds(name: str, score: Score) -> Iterator[str]:
+    seeds = list(score.by_seed.items())
+    yield f"{name}: {', '.join(f'{percent(value)} (seed {seed})' for seed, value in seeds)}"
+    far = outlier([value for _, value in seeds])
+    if far is not None:
+        said = "is far from the others (Grubbs's test, 5 %); it counts as they do"
+        yield f"{name}: seed {seeds[far][0]} ({percent(seeds[far][1])}) {said}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def design_text(study: Study) -> str:

@@ -81,9 +81,11 @@ def evaluate(
 
     Classes are held fixed, and images vary within them. A test image counts by how often it is right, against its
     class. A training image counts by the accuracy of the episodes that it supports, against those that have its
-    class: the first term of a U-statistic's variance. An episode's accuracy has many other causes, so a part of the
-    training images' spread is noise. Its size is known (a sum of squares without the products between episodes, as
-    in Wager, Hastie & Efron 2014), and their values are shrunk by it.
+    class: the first term of a U-statistic's variance, for draws without replacement (Wager & Athey 2018). An episode's
+    accuracy has many other causes, so a part of the training images' spread is noise. Its size is known (a sum of
+    squares without the products between episodes, as in Wager, Hastie & Efron 2014), and their values are shrunk by it.
+    A class that has no more training images than shots always supports itself: of such classes only the test images'
+    part is known.
     """
     accuracies, weights = _accuracies(hits), (~hits.isnan()).double()
     weights = (weights / weights.sum(dim=(1, 2), keepdim=True)).flatten()
@@ -96,6 +98,8 @@ def evaluate(
     classes = int(owner.max()) + 1
     of_class = _total(accuracies[:, None].expand_as(owner).flatten(), owner.flatten(), classes)
     residual = accuracies[:, None] - (of_class / torch.bincount(owner.flatten(), minlength=classes))[owner]
+    size = torch.bincount(train_y.cpu().clamp(min=0))[owner].double()  # (E, W·S) images of the class
+    residual *= (size * (size - 1)).sqrt() / (size - episodes.support.shape[2]).clamp(min=1)
     summed = _total(residual.flatten(), support.flatten(), len(train_y))
     noise = residual.square().sum() / summed.square().sum().clamp(min=1e-300)
     used = torch.bincount(support.flatten(), minlength=len(train_y)) > 0

@@ -11,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from diffclip.evaluation.stats.bootstrap import Interval
-from diffclip.evaluation.task import headline_of_task, is_compared, metric_title, name_of_task, title_of_task
+from diffclip.evaluation.task import (
+    headline_of_task,
+    is_compared,
+    is_evidence,
+    metric_title,
+    name_of_task,
+    title_of_task,
+)
 from diffclip.reporting.design import Study
 from diffclip.reporting.rows import Row
 from diffclip.reporting.tables.formats import in_csv, plain
@@ -73,7 +80,11 @@ def two_models(rows: Sequence[Row], *, title: str | None = None, width: int = 80
 
 
 def standing_for(rows: Sequence[Row]) -> Row:
-    """Of the rows of one task that which stands for it: its headline, or the first that speaks of quality."""
+    """Of the rows of one task that which stands for it: its headline, or the first that speaks of quality.
+
+    What is no evidence stands for it only where nothing else was measured.
+    """
+    rows = [row for row in rows if is_evidence(row.task, row.metric)] or rows
     wanted = HEADLINES.get(rows[0].task) or headline_of_task(rows[0].task)
     first = next((row for row in rows if is_compared(row.task, row.metric)), rows[0])
     return next((row for row in rows if row.metric == wanted or row.metric.startswith(f"{wanted}/")), first)
