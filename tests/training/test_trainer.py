@@ -117,7 +117,7 @@ class Damaged:
 
 
 def test_a_resumed_run_counts_what_was_skipped_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "training_source", lambda recipe, allow_pipe: Damaged(9))
+    monkeypatch.setattr(setup, "training_source", lambda recipe, **_: Damaged(9))
     monkeypatch.setattr(loading, "JUDGED_FROM", 60)  # the seventh of eight batches
     with pytest.raises(UserError, match=r"damaged: .* could not be used, more than 10%: truncated") as whole:
         train(recipe(), tmp_path / "whole")

@@ -66,7 +66,7 @@ class BackgroundCheckpoints:
     The training thread pays for a copy of the tensors, and for waiting where the one before is still being written.
     """
 
-    def __init__(self, run: Path, config: ModelConfig, keep: Keep) -> None:
+    def __init__(self, run: Path, config: ModelConfig | None, keep: Keep) -> None:
         self._run, self._config, self._keep = run, config, keep
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

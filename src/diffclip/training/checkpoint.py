@@ -92,17 +92,21 @@ def load_tensors(
         optimizer.state[parameters[of]][key] = value if value.is_floating_point() or value.ndim else value.item()
 
 
-def save(run: Path, config: ModelConfig, tensors: Tensors, state: Mapping[str, Any], keep: Keep = Keep()) -> Path:
+def save(
+    run: Path, config: ModelConfig | None, tensors: Tensors, state: Mapping[str, Any], keep: Keep = Keep()
+) -> Path:
     """Write the checkpoint of `state["step"]`; once it is on the disk, delete what `keep` does not keep.
 
+    config: of a CLIP, whose `model` is then written for `diffclip.load`; None for tensors of something else.
     state: JSON values; `state["metrics"]`, name → number, is what the best are chosen by. Returns the checkpoint's
     directory. Raises UserError where the disk is full or not writable; the checkpoints that exist stay as they are.
     """
     final = run / "checkpoints" / f"step_{state['step']:08d}"
     try:
         with durable.writing(final) as unfinished:  # one that is there was passed over as damaged on resuming
-            weights.write(tensors["model"], config, unfinished)
-            for name in tensors.keys() - {"model"}:
+            if config is not None:
+                weights.write(tensors["model"], config, unfinished)
+            for name in tensors.keys() - ({"model"} if config is not None else set()):
                 durable.write_tensors(unfinished / f"{name}{SUFFIX}", tensors[name])
             durable.write_text(unfinished / STATE, json.dumps(state))
             sums = "".join(f"{durable.sha256(path)}  {path.name}\n" for path in sorted(unfinished.iterdir()))
@@ -139,7 +143,7 @@ def restore(
     is. Raises UserError when every one is damaged, and where they are of another model.
     """
     world = get_world()
-    state, tensors = _newest(run) if world.is_main else (None, None)
+    state, tensors = newest(run) if world.is_main else (None, None)
     if tensors is not None:
         shapes = {name: tensor.shape for name, tensor in tensors["model"].items()}
         others = [name for name, tensor in model.state_dict().items() if shapes.get(name) != tensor.shape]
@@ -151,7 +155,7 @@ def restore(
     return state
 
 
-def _newest(run: Path) -> tuple[dict[str, Any] | None, Tensors | None]:
+def newest(run: Path) -> tuple[dict[str, Any] | None, Tensors | None]:
     """(state, tensors) of the newest good checkpoint."""
     checkpoints = found(run)
     for folder in reversed(checkpoints):

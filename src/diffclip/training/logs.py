@@ -206,7 +206,7 @@ def describe(record: Record, room: float = math.inf) -> str:
     parts = [
         f"loss {record['loss']:.3f}",
         f"{record['images_per_s']:.0f} img/s",
-        f"τ⁻¹ {record['logit_scale']:.1f}",
+        *([f"τ⁻¹ {record['logit_scale']:.1f}"] if "logit_scale" in record else []),
     ]
     for tower in ("visual", "text"):
         values = record.get(f"lambda_{tower}")

@@ -7,39 +7,93 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
 
 from diffclip import durable
 from diffclip.config import Training
-from diffclip.data.loading.loader import Batch, Loader
+from diffclip.distributed import World
 from diffclip.errors import Stopped, UserError
-from diffclip.models.clip import CLIP
-from diffclip.models.weights import store as weights
+from diffclip.models.presets import ModelConfig
 from diffclip.terminal import Terminal
-from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
-from diffclip.training.checkpoint import Keep
+from diffclip.training.checkpoint import Keep, Tensors
 from diffclip.training.logs import Display, RunLog
 from diffclip.training.monitor import Monitor
-from diffclip.training.parallel import full_tensor
 from diffclip.training.statistics import gradient_norms, not_finite
-from diffclip.training.step import TrainState
+from diffclip.training.step import Schedule
 
 log = logging.getLogger(__name__)
 
-Evaluator = Callable[[CLIP], Mapping[str, float]]
+Evaluator = Callable[[Any], Mapping[str, float]]
+
+
+class Indexed(Protocol):
+    """A batch: this rank's examples by their places in the data."""
+
+    indices: Tensor
+
+
+class Batches(Protocol):
+    """Batches of a rank, epoch by epoch; `skipped` counts by reason what could not be used in the epoch so far."""
+
+    skipped: Counter[str]
+
+    def epoch(self, epoch: int, start: int = 0, skipped: Mapping[str, int] | None = None) -> Iterator[Any]: ...
+
+
+class State(Protocol):
+    """What a loop drives: a model with all that a step changes. `step.TrainState` is a CLIP's."""
+
+    schedule: Schedule
+    world: World
+    device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def config(self) -> ModelConfig | None:
+        """Of a CLIP, whose checkpoints `diffclip.load` takes."""
+
+    def step(self, number: int, batch: Any) -> tuple[float, float]:
+        """One optimizer step, number from 0, on this rank's rows of a batch → (loss of all rows, learning rate)."""
+
+    def figures(self) -> dict[str, Any]:
+        """What each line of metrics.jsonl says of the model beside its loss."""
+
+    def statistics(self, batch: Any) -> dict[str, Any]:
+        """What is measured less often, on a batch."""
+
+    def monitor(self, batch_size: int) -> Monitor:
+        """What watches the lines of the run."""
+
+    def evaluated(self) -> AbstractContextManager[Any]:
+        """Inside the `with`, the model as it is evaluated."""
+
+    def tensors(self) -> Tensors:
+        """All tensors of a checkpoint, the living ones."""
+
+    def restore(self, run: Path) -> dict[str, Any] | None:
+        """Load the newest good checkpoint and return its record; None where there is none."""
+
+    def save(self, run: Path) -> None:
+        """Write the trained model. All ranks call it. Raises OSError."""
 
 
 @dataclass
 class Loop:
     """A run from its newest good checkpoint, or from the first step, to the last."""
 
-    state: TrainState
-    loader: Loader
+    state: State
+    loader: Batches
     run: Path
     options: Training
     evaluators: Mapping[str, Evaluator]
@@ -50,36 +104,30 @@ class Loop:
         Raises UserError and Stopped as `setup.train` does.
         """
         state, world = self.state, self.state.world
-        progress = (checkpoint.restore(self.run, state.model, state.optimizer, state.average) if resume else None) or {
-            "step": 0,
-            "seconds": 0.0,
-        }
+        progress = (state.restore(self.run) if resume else None) or {"step": 0, "seconds": 0.0}
         keep = Keep(self.options.keep_last, self.options.keep_best, self.options.best_by)
         with (
             closing(RunLog(self.run, progress["step"], progress["seconds"]))
             if world.is_main
             else nullcontext() as records,
-            BackgroundCheckpoints(self.run, state.model.config, keep) as self.checkpoints,
+            BackgroundCheckpoints(self.run, state.config, keep) as self.checkpoints,
             Display(
                 self.run.name, state.schedule.steps, None if world.is_main else Terminal(quiet=True)
             ) as self.display,
             _stop_signal() as self.stop,
         ):
             self.records: RunLog | None = records  # of the rank that writes
-            self.monitor = Monitor(batch_size=self.options.batch_size, warmup_steps=state.schedule.warmup_steps)
+            self.monitor = state.monitor(self.options.batch_size)
             for line in records.kept() if records else ():
                 self.monitor.watch(line)
             self._steps(progress)
         self._save_model()
 
     def _save_model(self) -> None:
-        with self.state.evaluation_weights():
-            model = self.state.layout.plain()
-            try:
-                if self.state.world.is_main:
-                    weights.save(model, self.run, step=self.state.schedule.steps)
-            except OSError as error:
-                raise UserError(f"cannot write the model to {self.run}: {error.strerror or error}") from None
+        try:
+            self.state.save(self.run)
+        except OSError as error:
+            raise UserError(f"cannot write the model to {self.run}: {error.strerror or error}") from None
         self.state.world.barrier()
 
     def _steps(self, progress: Mapping[str, Any]) -> None:
@@ -116,9 +164,8 @@ class Loop:
                     self._record({"step": step, "epoch": epoch, "loss": loss, "lr": lr}, measured | metrics)
             if saved:
                 seconds = time.monotonic() - self.began
-                tensors = checkpoint.state_tensors(self.state.model, self.state.optimizer, self.state.average)
                 record = {"step": step, "seconds": seconds, "metrics": metrics, "skipped": self._skipped()}
-                self.checkpoints.save(tensors, record)
+                self.checkpoints.save(self.state.tensors(), record)
             if stopped and not last:
                 self.checkpoints.wait()
                 world.barrier()
@@ -129,13 +176,10 @@ class Loop:
         return bool(self.evaluators) and (step == self.state.schedule.steps or (every > 0 and step % every == 0))
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        with self.state.evaluation_weights():
-            model = self.state.layout.plain()
-            model.eval()
+        with self.state.evaluated() as model:
             metrics = {
                 f"{name}/{key}": value for name, run in self.evaluators.items() for key, value in run(model).items()
             }
-            model.train()
         wanted = self.options.best_by
         if self.options.keep_best and wanted not in metrics:
             raise UserError(f"training.best_by = {wanted!r} is not measured; give one of {', '.join(metrics)}")
@@ -144,14 +188,7 @@ class Loop:
         return metrics
 
     def _record(self, first: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-        model = self.state.model
-        lambdas = {tower: full_tensor(values).tolist() for tower, values in model.lambdas().items()}
-        record: dict[str, Any] = {
-            **first,
-            "logit_scale": model.logit_scale.exp().item(),
-            **{f"lambda_{tower}": values for tower, values in lambdas.items()},
-            **measured,
-        }
+        record: dict[str, Any] = {**first, **self.state.figures(), **measured}
         warnings = self.monitor.watch(record)
         for warning in warnings if self.records else ():
             log.warning(warning)
@@ -163,7 +200,7 @@ class Loop:
         self.display.record(record)
         self.mark.restart()
 
-    def _batches(self, done: int, skipped: Mapping[str, int] | None) -> Iterator[tuple[int, float, Batch]]:
+    def _batches(self, done: int, skipped: Mapping[str, int] | None) -> Iterator[tuple[int, float, Any]]:
         """(step counted from 1, epochs done after it, batch) of the steps that are left.
 
         skipped: images skipped in the epoch of step `done` up to it, by reason, of all processes; None: not known.
@@ -188,7 +225,7 @@ class Loop:
         """Images skipped in this epoch so far, by reason, of all processes."""
         return sum(self.state.world.all_gather_objects(self.loader.skipped), Counter[str]())
 
-    def _give_up(self, step: int, batch: Batch, loss: float) -> NoReturn:
+    def _give_up(self, step: int, batch: Indexed, loss: float) -> NoReturn:
         """Say what is not finite, and where; keep the batch's indices."""
         model = self.state.model
         spoilt = not_finite(model, gradients=math.isfinite(loss))

@@ -33,7 +33,8 @@ SMALL_BATCH = 1024
 class Monitor:
     """Warns once a tower of what it sees in the lines of a run."""
 
-    def __init__(self, *, batch_size: int, warmup_steps: int) -> None:
+    def __init__(self, *, batch_size: int | None, warmup_steps: int) -> None:
+        """batch_size: of a contrastive loss, whose value by guessing is its logarithm; None: of another loss."""
         self._batch_size, self._warmup_steps = batch_size, warmup_steps
         self._warned: set[tuple[str, str]] = set()
         self._first_lambdas: dict[str, list[float]] = {}
@@ -106,7 +107,7 @@ class Monitor:
         )
 
     def _instability(self, record: Mapping[str, Any]) -> list[str]:
-        norm, chance = record.get("grad_norm"), math.log(self._batch_size)
+        norm, chance = record.get("grad_norm"), math.log(self._batch_size) if self._batch_size else math.inf
         usual = statistics.median(self._norms) if len(self._norms) >= FEWEST else math.inf
         if norm is not None:
             self._norms.append(norm)
@@ -123,7 +124,7 @@ class Monitor:
         if what is None:
             return []
         advice = "lower optimizer.lr or lengthen optimizer.warmup_epochs"
-        if self._batch_size < SMALL_BATCH:
+        if self._batch_size and self._batch_size < SMALL_BATCH:
             advice += (
                 f", or raise training.batch_size, {self._batch_size}: differential attention asks for {SMALL_BATCH}"
             )

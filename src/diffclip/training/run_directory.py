@@ -1,7 +1,7 @@
 """The directory of a run: claim_directory by one process at a time, for one recipe."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,32 @@ from typing import Any
 from diffclip import durable
 from diffclip.config import Recipe, load_recipe, parse_recipe, same_run
 from diffclip.errors import UserError
+from diffclip.reading import read_text
 from diffclip.training import data_record
 from diffclip.training.data_record import Facts
 
 RECIPE, LOCK = "recipe.toml", ".lock"
 
 
+def same_recipe(before: str, now: str, where: str) -> bool:
+    """Whether two recipes of a CLIP compute the same. Raises UserError where the first is none."""
+    return same_run(parse_recipe(before, where), parse_recipe(now, where))
+
+
 @contextmanager
 def claim_directory(
-    run: Path, recipe: str, resume: bool, data: Facts | None = None, *, accept_changed_data: bool = False
+    run: Path,
+    recipe: str,
+    resume: bool,
+    data: Facts | None = None,
+    *,
+    accept_changed_data: bool = False,
+    same: Callable[[str, str, str], bool] = same_recipe,
 ) -> Iterator[bool]:
     """Make the run directory and keep other processes out of it; yields whether to go on from its checkpoints.
 
-    recipe: as TOML. data: what it reads from outside. The directory keeps both.
+    recipe: as TOML. data: what it reads from outside. The directory keeps both. same: whether two recipes, as TOML,
+    compute the same; the third text names where the first lies.
 
     A run is gone on with on `resume`, and where torchrun has restarted this process after it, or one beside it, died.
     Raises UserError where the directory cannot be written, another process trains in it, it holds another run,
@@ -36,7 +49,7 @@ def claim_directory(
         if launch is not None:
             restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
             resume = resume or (restarted and os.pread(lock, 200, 0) == launch)
-        held = _holds_this_run(run, recipe, resume)
+        held = _holds_this_run(run, recipe, resume, same)
         record: dict[str, Any] = {"data": data, "changed": []}
         if held and data is not None:
             record = data_record.check(run, data, accept=accept_changed_data)
@@ -72,14 +85,14 @@ def _launch() -> bytes | None:
     return f"torchrun {os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}".encode()
 
 
-def _holds_this_run(run: Path, recipe: str, resume: bool) -> bool:
+def _holds_this_run(run: Path, recipe: str, resume: bool, same: Callable[[str, str, str], bool]) -> bool:
     """Whether the directory holds the run already. Raises UserError where it may not go on."""
     path = run / RECIPE
     if not path.exists():
         return False
     if not resume:
         raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
-    if not holds(run, parse_recipe(recipe, str(path))):
+    if not same(read_text(path), recipe, str(path)):
         raise UserError(
             f"{run} holds a run of another recipe: resume with the settings of {path}, or put that file back, or "
             "delete it, where somebody has edited it"

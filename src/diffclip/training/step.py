@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +21,15 @@ from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
+from diffclip.models.presets import ModelConfig
+from diffclip.models.weights import store as weights
+from diffclip.training import checkpoint
 from diffclip.training.ema import WeightAverage
 from diffclip.training.gradients import cached_backward
 from diffclip.training.loss import LOSSES, Pairing, backward_by_rows, gather, scatter_gradients
+from diffclip.training.monitor import Monitor
 from diffclip.training.optimizer import adamw, learning_rate
-from diffclip.training.parallel import parallelize
+from diffclip.training.parallel import full_tensor, parallelize
 from diffclip.training.statistics import layer_statistics
 
 # Statistics by layer are of this many images and captions of the current batch.
@@ -138,9 +144,43 @@ class TrainState:
         """Matrix products in the run's precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    def figures(self) -> dict[str, Any]:
+        """The inverse temperature, and λ of each layer by tower."""
+        lambdas = {f"lambda_{tower}": full_tensor(values).tolist() for tower, values in self.model.lambdas().items()}
+        return {"logit_scale": self.model.logit_scale.exp().item(), **lambdas}
+
+    def monitor(self, batch_size: int) -> Monitor:
+        return Monitor(batch_size=batch_size, warmup_steps=self.schedule.warmup_steps)
+
     def evaluation_weights(self) -> AbstractContextManager[None]:
         """Inside the `with` the model has the weights that are evaluated and kept: their average where there is one."""
         return nullcontext() if self.average is None else self.average.in_place(self.model)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[CLIP]:
+        """Inside the `with`, the whole model in evaluation mode, with `evaluation_weights`."""
+        with self.evaluation_weights():
+            model = self.layout.plain()
+            model.eval()
+            yield model
+            model.train()
+
+    def tensors(self) -> checkpoint.Tensors:
+        return checkpoint.state_tensors(self.model, self.optimizer, self.average)
+
+    def restore(self, run: Path) -> dict[str, Any] | None:
+        return checkpoint.restore(run, self.model, self.optimizer, self.average)
+
+    def save(self, run: Path) -> None:
+        """Write the model for `diffclip.load`."""
+        with self.evaluation_weights():
+            model = self.layout.plain()
+            if self.world.is_main:
+                weights.save(model, run, step=self.schedule.steps)
 
     def statistics(self, batch: Batch) -> dict[str, list[float]]:
         """layer_statistics of a few images and different captions of the batch."""
