@@ -21,10 +21,11 @@ from diffclip.config import load_recipe, read_toml, to_toml
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.stats import seeds
+from diffclip.recipe_files import merge_tables, parse_settings
 from diffclip.reporting.design import Design, Outcome, read_study
 from diffclip.reporting.tables import comparison
 from diffclip.sweep import write_table
-from diffclip.sweep_config import Sweep, Variant, load_sweep, merge_tables, parse_settings, recipe_of
+from diffclip.sweep_config import Sweep, Variant, load_sweep, recipe_of
 from diffclip.sweep_sizes import fit_sizes, held_out
 from diffclip.training import checkpoint, step
 from diffclip.training import setup as trainer

@@ -2,10 +2,10 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli
 
@@ -15,7 +15,9 @@ from diffclip.text import closest, listed
 
 log = logging.getLogger(__name__)
 
-SWEEPS = "sweeps"
+Kind = Literal["recipe", "sweep", "vision-language recipe"]
+FOLDERS: Mapping[Kind, str] = {"sweep": "sweeps/", "vision-language recipe": "vlm/"}
+"""Where in the package's recipes those of a kind lie."""
 LONGEST = 1 << 24
 """Bytes of a recipe, which needs some thousands."""
 FLAGS = frozenset({"--resume", "--no-resume", "--dry-run", "--no-dry-run", "--help", "-h"}) | {
@@ -28,23 +30,23 @@ LISTS = frozenset({"classnames", "templates", "tasks", "overrides", "image_sizes
 """Settings of a recipe that take two values, and any number; every other one takes one."""
 
 
-def shipped(*, sweeps: bool = False) -> dict[str, Path]:
-    """Name → file of the recipes, or of the sweeps, that the package has."""
+def shipped(kind: Kind = "recipe") -> dict[str, Path]:
+    """Name → file of what the package has of a kind: of a CLIP's recipes all that are in no folder of another kind."""
     folder = Path(str(files("diffclip") / "recipes"))
     every = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.toml"))}
-    if not sweeps:
-        return {name: file for name, file in every.items() if not name.startswith(f"{SWEEPS}/")}
-    return {name.removeprefix(f"{SWEEPS}/"): file for name, file in every.items() if name.startswith(f"{SWEEPS}/")}
+    own = FOLDERS.get(kind)
+    if own is not None:
+        return {name.removeprefix(own): file for name, file in every.items() if name.startswith(own)}
+    return {name: file for name, file in every.items() if not name.startswith(tuple(FOLDERS.values()))}
 
 
-def find_recipe(given: str | Path, *, sweep: bool = False) -> Path:
+def find_recipe(given: str | Path, kind: Kind = "recipe") -> Path:
     """The file that a command names: what lies there, whatever its name, or else a shipped recipe of this name.
 
     A shipped one may also be named as it lies here, recipes/NAME.toml. Raises UserError where there is neither.
     """
-    path, what = Path(given).expanduser(), "sweep" if sweep else "recipe"
-    known = shipped(sweeps=sweep)
-    short = Path(given).as_posix().removeprefix("recipes/").removeprefix(f"{SWEEPS}/" if sweep else "")
+    path, known = Path(given).expanduser(), shipped(kind)
+    short = Path(given).as_posix().removeprefix("recipes/").removeprefix(FOLDERS.get(kind, ""))
     if short.endswith(".toml") and Path(given).parts[0] == "recipes":
         short = short.removesuffix(".toml")
     try:
@@ -52,12 +54,12 @@ def find_recipe(given: str | Path, *, sweep: bool = False) -> Path:
             return path
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot read the {what} {str(given)[:200]}: {reason}") from None
+        raise UserError(f"cannot read the {kind} {str(given)[:200]}: {reason}") from None
     if short in known:
         return known[short]
     near = closest(short.removesuffix(".toml"), known) or f"; it has {listed(known)}"
     raise UserError(
-        f"cannot read the {what} {str(given)[:200]}: No such file or directory, nor has the package a {what} of this "
+        f"cannot read the {kind} {str(given)[:200]}: No such file or directory, nor has the package a {kind} of this "
         f"name{near}"
     )
 
@@ -140,3 +142,29 @@ def recipe_argument(arguments: Sequence[str]) -> int | None:
         while field in LISTS and place < len(arguments) and not arguments[place].startswith("-"):
             place += 1
     return None
+
+
+def merge_tables(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`table` with `changes` in it, table by table; anything but a table is replaced."""
+    result = dict(table)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merge_tables(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """`section.key=value` as nested tables; the value in TOML, or a plain word. Raises UserError for another form."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise UserError(f"--set {text}: expected SECTION.KEY=VALUE, such as training.epochs=1")
+        try:
+            parsed = tomli.loads(f"value = {value}")["value"]
+        except (ValueError, RecursionError):
+            parsed = value
+        for part in reversed(key.split(".")):
+            parsed = {part: parsed}
+        found = merge_tables(found, parsed)
+    return found

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import tomli
 from pydantic import Field, TypeAdapter, ValidationError
 
 from diffclip.config import STRICT, Count, Recipe, validate
@@ -20,7 +19,7 @@ from diffclip.evaluation.results import NOT_SCORES
 from diffclip.evaluation.run.hooks import check_evaluations
 from diffclip.evaluation.stats.significance import FEWEST_FLIPS, LEVEL, MOST_FLIPS
 from diffclip.evaluation.task import get_task, is_evidence, metric_of
-from diffclip.recipe_files import find_recipe, read_toml, shipped
+from diffclip.recipe_files import find_recipe, merge_tables, read_toml, shipped
 from diffclip.reporting.design import Design, Name, Outcome
 from diffclip.text import did_you_mean, listed
 
@@ -89,7 +88,7 @@ def load_sweep(*paths: str | Path, base: Path | None = None, settings: Mapping[s
     """
     table: dict[str, Any] = {}
     for path in paths:
-        table = merge_tables(table, _read_with_parents(find_recipe(path, sweep=True), ()))
+        table = merge_tables(table, _read_with_parents(find_recipe(path, "sweep"), ()))
     if base is not None:
         table["base"] = str(_base_file(base))
     where = " with ".join(map(str, paths))
@@ -193,29 +192,3 @@ def recipe_of(sweep: Sweep, variant: Variant, seed: int) -> Recipe:
     recipe = validate(table, where)
     check_evaluations(recipe, where)
     return recipe
-
-
-def merge_tables(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`table` with `changes` in it, table by table; anything but a table is replaced."""
-    result = dict(table)
-    for key, value in changes.items():
-        old = result.get(key)
-        result[key] = merge_tables(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
-def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """`section.key=value` as nested tables; the value in TOML, or a plain word. Raises UserError for another form."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-            raise UserError(f"--set {text}: expected SECTION.KEY=VALUE, such as training.epochs=1")
-        try:
-            parsed = tomli.loads(f"value = {value}")["value"]
-        except (ValueError, RecursionError):
-            parsed = value
-        for part in reversed(key.split(".")):
-            parsed = {part: parsed}
-        found = merge_tables(found, parsed)
-    return found

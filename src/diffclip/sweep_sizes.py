@@ -7,7 +7,8 @@ from typing import Any
 from diffclip.config import SourceConfig
 from diffclip.data.sources import Source, open_source
 from diffclip.errors import UserError
-from diffclip.sweep_config import Sweep, merge_tables, recipe_of
+from diffclip.recipe_files import merge_tables
+from diffclip.sweep_config import Sweep, recipe_of
 
 HOLDOUT = "holdout"
 """As the path of a data set of a sweep: what the training data leave out."""
