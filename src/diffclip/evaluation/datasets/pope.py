@@ -18,6 +18,7 @@ class Question:
     id: str
     image: str
     yes: bool
+    text: str = ""
 
 
 def read_questions(path: Path) -> tuple[Question, ...]:
@@ -29,7 +30,9 @@ def read_questions(path: Path) -> tuple[Question, ...]:
             raise UserError(
                 f"{path} entry {number}: expected question_id, image, text and a label yes or no, found {keys_of(row)}"
             )
-        questions.append(Question(str(row.get("question_id", number)), str(row["image"]), label == "yes"))
+        questions.append(
+            Question(str(row.get("question_id", number)), str(row["image"]), label == "yes", str(row.get("text", "")))
+        )
     return tuple(questions)
 
 
