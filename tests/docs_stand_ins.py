@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffclip import cli
 from diffclip.data.scenes import SceneSource
+from small_language import save_language
 from small_models import PICTURES
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,10 @@ def stand_ins(folder):
     scenes = "scenes=scenes:test?size=16&length=16"
     cli.main(["eval", "runs/clip", "runs/diffclip", "--data", scenes, "--tasks", "zero_shot", "--out", "eval"])
     shutil.copytree("data/openclipart", "openclipart")
+    save_language(folder / "language")
+    sizes = [f"stage.{stage}.{key}=8" for stage in ("align", "answer") for key in ("length", "batch_size")]
+    paths = ["encoder.path=runs/quickstart/diffclip", "language.path=language"]
+    cli.main(["vlm", "train", "scenes", "--set", *paths, *sizes, "--out", "runs/vlm/diffclip"])
 
 
 def recipes(folder):
@@ -57,6 +62,8 @@ def recipes(folder):
             path.write_text(
                 path.read_text().replace("size=64", "size=16").replace('00"', '"').replace("length=10", "length=24")
             )
+            continue
+        if path.parent.name == "vlm":
             continue
         recipe = tomli.loads(path.read_text())
         overrides = {key: value for key, value in recipe["model"].get("overrides", {}).items() if key not in PICTURES}

@@ -47,6 +47,7 @@ NOT_RUN = {
     r"^quickstart": "test_quickstart.py runs it",
     r"hf:hammh0a/": "a released model, to be downloaded",
     r"(https|s3|pipe):": "streams: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
+    r"^vlm (fetch|train|pope)": "a language model to be fetched; tests/vlm has one that is made on the spot",
     r"^report paper": "of the results of such a model",
     r"sugarcrepe winoground --root": "benchmarks to be downloaded; their tests have stand-ins, drawn scenes run here",
     r"imagenet1k=": "ImageNet in several processes: tests/training/test_distributed_runs.py, with other data",

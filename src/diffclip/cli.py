@@ -19,6 +19,9 @@ from diffclip.commands.repeated import GivenTwice, join
 from diffclip.commands.report import report
 from diffclip.commands.sweep import sweep
 from diffclip.commands.train import train_command
+from diffclip.commands.vlm import answer, fetch, vlm
+from diffclip.commands.vlm import pope as vlm_pope
+from diffclip.commands.vlm import train as vlm_train
 from diffclip.config import Recipe, load_recipe
 from diffclip.errors import Stopped, UserError
 from diffclip.recipe_files import recipe_argument
@@ -36,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data,
     "pope": pope,
     "plan": plan,
+    "vlm": vlm,
 }
 DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "list": data_list,
@@ -43,6 +47,14 @@ DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "pack": pack,
     "show": show,
 }
+VLM_COMMANDS: dict[str, Callable[..., None]] = {
+    "fetch": fetch,
+    "train": vlm_train,
+    "answer": answer,
+    "pope": vlm_pope,
+}
+GROUPS = {"data": DATA_COMMANDS, "vlm": VLM_COMMANDS}
+"""Commands that have commands of their own."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to_stderr(logging.WARNING)
     try:
         program, available = "diffclip", dict(COMMANDS)
-        if arguments[:1] == ["data"]:
-            program, available, arguments = "diffclip data", dict(DATA_COMMANDS), arguments[1:]
+        if arguments and arguments[0] in GROUPS:
+            group, *arguments = arguments
+            program, available = f"diffclip {group}", dict(GROUPS[group])
         elif arguments[:1] == ["train"]:
             arguments = [{"true": "True", "false": "False"}.get(a, a) for a in arguments]  # recipes write them so
             # The recipe gives the defaults of the options, so it is read before they are parsed.

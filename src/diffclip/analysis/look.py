@@ -17,6 +17,7 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.clip import CLIP, check_finite
+from diffclip.models.presets import ModelConfig
 
 SHOWN = 448
 """Pixels a side of an image in figures, at most; a smaller image keeps its own."""
@@ -57,9 +58,9 @@ def inputs(model: CLIP, picture: NDArray[np.uint8], texts: Sequence[str]) -> tup
     return normalise(pixels[None], config.image_mean, config.image_std), tokens
 
 
-def visible(model: CLIP, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The part of a picture (H, W, 3) that the model sees, at most `size` pixels a side: (h, w, 3) uint8."""
-    part = EvalTransform(min(size, *picture.shape[:2]), model.config.resize)(picture)  # (3, h, w)
+def visible(config: ModelConfig, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The part of a picture (H, W, 3) that a model sees, at most `size` pixels a side: (h, w, 3) uint8."""
+    part = EvalTransform(min(size, *picture.shape[:2]), config.resize)(picture)  # (3, h, w)
     return np.ascontiguousarray(part.permute(1, 2, 0).numpy())
 
 
@@ -72,7 +73,7 @@ def look(model: CLIP, picture: NDArray[np.uint8], texts: Sequence[str]) -> Look:
     check_finite("text features", output["text_features"])
     layers = image_attention(model, pixels)
     return Look(
-        visible(model, picture, SHOWN),
+        visible(model.config, picture, SHOWN),
         tuple(relevance(model, pixels.expand(len(texts), -1, -1, -1), tokens).cpu().numpy()),
         tuple((output["image_features"] @ output["text_features"].T)[0].tolist()),
         tuple(_class_token(model, layer) for layer in layers),

