@@ -27,6 +27,7 @@ def tables_of(path, **options):
         of_group = [
             *paper_tables.other_layouts(scores, one),
             *paper_tables.grounding_layouts(scores, one),
+            *paper_tables.pope_layouts(scores, one),
             paper_tables.shift_layout(scores, one),
             paper_tables.pattern_layout(scores, one),
             paper_tables.task_layout(scores, one, 5),
@@ -108,6 +109,18 @@ def test_other_data_sets_get_the_same_tables(tmp_path):
     assert shifts["Avg. of shifts"].mean == pytest.approx(0.52 - 0.15)
     assert cells(tables["figure5-scenes"], "DiffCLIP†")["Zero-shot OOD"].mean == pytest.approx(0.53 - 0.15)
     assert list(cells(tables["grounding-scenes-scenes-test"], "CLIP")) == ["Pointing game", "Energy in the mask"]
+
+
+def test_table_3_is_of_language_models(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for model, accuracy in (("clip_vlm", 0.6), ("diffclip_vlm", 0.7)):
+        for split in ("random", "near"):
+            counted = {"accuracy": accuracy, "precision": 0.5, "recall": 0.4, "above_blind": accuracy - 0.5}
+            put(path, f"pope_scenes_{split}", model, f"vlm/{model}", "pope", **counted)
+    found = cells(tables_of(path)["table3-vlm"], "DiffCLIP")
+    assert list(found)[:4] == [f"pope_scenes_random {name}" for name in ("acc.", "prec.", "recall", "above blind")]
+    assert found["pope_scenes_near acc."].mean == pytest.approx(0.7)
+    assert found["pope_scenes_near above blind"].gain == pytest.approx(0.1)
 
 
 def test_tables_4_and_5_are_of_models_with_several_seeds(tmp_path):

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffclip import durable
 from diffclip.errors import UserError
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 
 IMAGE = "<image>"
 """The token that stands for a patch of the image. It is added to a vocabulary without it."""

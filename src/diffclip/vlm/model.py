@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessor,
@@ -26,8 +25,6 @@ from diffclip.vlm.conversation import UNLEARNED, prepare_tokenizer
 from diffclip.vlm.language import image_token, load_language
 from diffclip.vlm.recipe import Part, VlmRecipe
 from diffclip.vlm.tower import DiffCLIPVisionConfig, tower_of
-
-transformers.utils.logging.disable_progress_bar()
 
 
 def build(recipe: VlmRecipe) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:

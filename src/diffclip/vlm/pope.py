@@ -96,12 +96,12 @@ class Scored:
         """By the authors' rule, an image a row; the same of the blind answers as `blind_…`."""
         seeing, blind = (pope.evaluate(self.asked.questions, given) for given in (self.answers, self.blind))
         values = {**seeing.values, **{f"blind_{name}": value for name, value in blind.values.items()}}
+        values["above_blind"] = seeing.values["accuracy"] - blind.values["accuracy"]
         return PerExampleScores(seeing.indices, values, seeing.chance)
 
     def above_blind(self) -> Interval:
         """Accuracy minus the blind one, with a 95 % bootstrap interval over images."""
-        values = self.examples().values
-        return mean_interval((values["accuracy"] - values["blind_accuracy"]).numpy())
+        return mean_interval(self.examples().values["above_blind"].numpy())
 
     def fingerprint(self) -> str:
         return hashlib.sha256("\0".join((*self.asked.texts, *self.answers, *self.blind)).encode()).hexdigest()

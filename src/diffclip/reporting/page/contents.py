@@ -63,7 +63,7 @@ def _paper_part(
 def _group_parts(scores: Scores, group: Group, palette: Palette, missing: list[str], judged: bool) -> Iterator[Part]:
     tables = [
         table
-        for layout in paper_tables.other_layouts(scores, group)
+        for layout in (*paper_tables.other_layouts(scores, group), *paper_tables.pope_layouts(scores, group))
         if (table := _fill(layout, scores, [group], missing, judged=judged))
     ]
     drawings: list[Drawing] = []

@@ -41,7 +41,9 @@ SHIFTS = {
 }
 MMVP = ("mmvpvlm", "mmvp")
 FINE_GRAINED, PAIRS = "fine_grained", "pair_accuracy"
-GROUNDING = "grounding"
+GROUNDING, POPE = "grounding", "pope"
+ASKED = {"accuracy": "acc.", "precision": "prec.", "recall": "recall", "above_blind": "above blind"}
+"""POPE's metrics in a table; the last is accuracy minus that of a run that sees nothing."""
 SIX = ("Linear probing", "Few-shot", "Image retrieval", "Text retrieval", "Zero-shot", "Zero-shot OOD")
 # Data sets that small models are tried on as well: alone they do not make a comparison with the paper.
 SMALL = {"cifar10"}
@@ -84,7 +86,7 @@ class Layout:
 
 
 def paper_layouts() -> list[Layout]:
-    """Tables 1, 2, 4 and 5. (Table 3 is of a language model: see `diffclip pope`.)"""
+    """Tables 1, 2, 4 and 5; Table 3, which is of language models, is `pope_layouts`."""
     nine = (*(Column(label) for label in NINE), Column("Avg."))
     probe, few_shot = (
         _with_average([Source(names, task, metrics) for names, metrics in NINE.values()]) for task in (PROBE, FEW_SHOT)
@@ -213,6 +215,19 @@ def grounding_layouts(scores: Scores, group: Group) -> list[Layout]:
         title = f"Relevance and masks on {dataset} (%)"
         layouts.append(Layout(f"grounding-{slug(group.name)}-{slug(dataset)}", title, columns, (Block("", sources),)))
     return layouts
+
+
+def pope_layouts(scores: Scores, group: Group) -> list[Layout]:
+    """Table 3: POPE by split, on COCO or on drawn scenes, and how far a model is above a run that sees nothing."""
+    names = data_sets(scores, group, POPE)
+    if not names:
+        return []
+    known = {metric for result in scores.of(group.families) if result.task == POPE for metric in result.metrics}
+    metrics = {metric: label for metric, label in ASKED.items() if metric in known}
+    columns = tuple(Column(label, name) for name in names for label in metrics.values())
+    sources = tuple((Source.of(name, POPE, metric),) for name in names for metric in metrics)
+    title = f"POPE on {group.name} (%), as Table 3 of the DiffCLIP paper"
+    return [Layout(f"table3-{slug(group.name)}", title, columns, (Block("", sources),))]
 
 
 def data_sets(scores: Scores, group: Group, task: str) -> list[str]:
