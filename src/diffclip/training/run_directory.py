@@ -92,7 +92,11 @@ def _holds_this_run(run: Path, recipe: str, resume: bool, same: Callable[[str, s
         return False
     if not resume:
         raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
-    if not same(read_text(path), recipe, str(path)):
+    try:
+        before = read_text(path, errors="surrogateescape")  # a path may be any bytes
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not same(before, recipe, str(path)):
         raise UserError(
             f"{run} holds a run of another recipe: resume with the settings of {path}, or put that file back, or "
             "delete it, where somebody has edited it"

