@@ -164,7 +164,7 @@ def run(
 def power_table(sweep: Sweep, out: Path, runs: Sequence[Run], sd: float | None) -> Group:
     """Seeds and hours by effect, and the smallest effect by seeds, for each deviation that is known."""
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from diffclip.sweep_power import deviations, hours_a_seed, needed, outcome_of
@@ -185,7 +185,7 @@ def power_table(sweep: Sweep, out: Path, runs: Sequence[Run], sd: float | None) 
         f"comparison{'s' * (comparisons > 1)} together. sd is that of the difference paired by seed, in points; "
         f"{times}. The seeds of a pilot are not to be counted among the sweep's."
     )
-    heads = (Text(f"sd {one.deviation.sd:.2f}\n{one.deviation.said}") for one in found)
+    heads = (Column(Text(f"sd {one.deviation.sd:.2f}\n{one.deviation.said}")) for one in found)
     table = Table("to show, in points", *heads, box=None, padding=(0, 2, 0, 0))
     for effect in found[0].seeds:
         table.add_row(effect, *(cost(one.seeds[effect]) for one in found))
