@@ -154,7 +154,7 @@ def test_the_command_line_and_sweeps_offer_what_the_list_has():
         "from diffclip.evaluation.task import TASKS; TASKS['brightness'] = 'toy_task'; import sys\n"
         "from diffclip.commands.eval import TaskName\n"
         "print(TaskName.__args__[-1], 'torch' in sys.modules)\n"
-        "from diffclip.sweep_config import TaskName\n"
+        "from diffclip.reporting.design import TaskName\n"
         "print(TaskName.__args__[-1])"
     )
     assert run_python(program).split() == ["brightness", "False", "brightness"]
