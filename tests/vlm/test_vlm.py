@@ -289,3 +289,15 @@ def test_the_command_says_what_a_recipe_would_do(parts_of_a_model, capsys):
     assert "stage align" in said
     assert "trains connector, language" in said
     assert "tokens an image" in said
+
+
+def test_a_language_model_from_scratch(parts_of_a_model, tmp_path):
+    stage = {"name": "ask", "data": "scenes:questions", "length": 12, "train": ["connector", "language"]}
+    made = with_settings(recipe(parts_of_a_model, stages=[stage]), ["language.path=scratch"])
+    first, words = models.build(made)
+    again, _ = models.build(made)
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+    asked = conversation.conversation(words, TURNS, image_tokens=16)
+    assert len(asked.ids) < 16 + 40, "a short vocabulary for short texts"
+    run = training.train(made, tmp_path / "run")
+    assert answer(load(run), [np.zeros((32, 32, 3), np.uint8)], ["Is there a red star?"], max_new_tokens=3)

@@ -21,6 +21,7 @@ from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights.store import load as load_clip
+from diffclip.vlm import scratch
 from diffclip.vlm.conversation import UNLEARNED, prepare_tokenizer
 from diffclip.vlm.language import image_token, load_language
 from diffclip.vlm.recipe import Part, VlmRecipe
@@ -42,7 +43,8 @@ def build(recipe: VlmRecipe) -> tuple[LlavaForConditionalGeneration, PreTrainedT
     depth = encoder.config.vision_depth
     if not -depth - 1 <= recipe.encoder.layer <= depth:
         raise UserError(f"encoder.layer = {recipe.encoder.layer}: this encoder has {depth} blocks")
-    language, tokenizer = load_language(recipe.language.path)
+    scratched = recipe.language.path == scratch.NAME
+    language, tokenizer = scratch.build(recipe.seed) if scratched else load_language(recipe.language.path)
     prepare_tokenizer(tokenizer, recipe.language.template)
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):  # the row of the image token, which is never read

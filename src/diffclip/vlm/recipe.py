@@ -39,7 +39,8 @@ class Language:
     __pydantic_config__ = STRICT
 
     path: str = "smollm2"
-    """`hf:OWNER/NAME` of the hub, a folder, a .gguf file, or a name that `diffclip vlm fetch` gets."""
+    """`hf:OWNER/NAME` of the hub, a folder, a .gguf file, or a name that `diffclip vlm fetch` gets. `scratch`: four
+    layers with random weights and the vocabulary of scenes, a control."""
     template: Literal["chat", "vicuna"] = "chat"
     """How conversations are written: by the tokenizer's own template, or as LLaVA 1.5 and TinyLLaVA write them."""
 
