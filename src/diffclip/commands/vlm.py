@@ -45,7 +45,7 @@ def train(
     """Train a connector, and a language model, on what one of our encoders sees.
 
     Args:
-        recipe: A TOML file, or the name of one that the package has, such as vlm/scenes.
+        recipe: A TOML file, or the name of one that the package has, such as scenes.
         out: The run's folder, by default runs/ and the recipe's name.
         settings: KEY=VALUE, such as encoder.path=runs/clip; of a stage by its name: stage.align.epochs=0.5.
         resume: Go on in the stage and from the newest good checkpoint where the run was stopped.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from diffclip.distributed import default_device
-from diffclip.training.dry_run import GIB
 from diffclip.training.step import autocast_dtype
 from diffclip.vlm import model as models
 from diffclip.vlm.loading import check_samples
 from diffclip.vlm.recipe import VlmRecipe
 from diffclip.vlm.training import reader_of, schedule_of
+
+MIB = 2**20
 
 
 def describe(recipe: VlmRecipe) -> list[tuple[str, str]]:
@@ -48,7 +49,7 @@ def describe(recipe: VlmRecipe) -> list[tuple[str, str]]:
             ("  precision", "bfloat16 products" if bf16 else "float32"),
             (
                 "  memory",
-                f"{weights / GIB:.1f} GiB of weights, {12 * trained / GIB:.1f} GiB of gradients and moments; "
+                f"{weights / MIB:,.0f} MiB of weights, {12 * trained / MIB:,.0f} MiB of gradients and moments; "
                 "activations come on top",
             ),
         ]
