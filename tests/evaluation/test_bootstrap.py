@@ -55,3 +55,16 @@ def test_nothing_and_nan_are_refused():
     for values in ([], [0.1, float("nan")], [[0.1]]):
         with pytest.raises(ValueError, match="one finite number an example"):
             mean_interval(values)
+
+
+@pytest.mark.parametrize("count", [9000, 9001])
+def test_many_examples_that_all_differ_are_resampled_in_groups(count, monkeypatch):
+    """The same mean to rounding, and the interval of the examples themselves to the noise of a bootstrap."""
+    values = np.random.default_rng(0).normal(0.7, 1, count)
+    grouped = mean_interval(values)
+    assert bootstrap.distinct_columns(values[None])[0].shape == (1, bootstrap.GROUPS)
+    monkeypatch.setattr(bootstrap, "GROUPS", count)
+    one_by_one = mean_interval(values, resamples=1000)
+    assert grouped.mean == one_by_one.mean == values.mean()
+    width = one_by_one.high - one_by_one.low
+    assert (grouped.low, grouped.high) == pytest.approx((one_by_one.low, one_by_one.high), abs=0.05 * width)

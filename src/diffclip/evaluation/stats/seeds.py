@@ -157,9 +157,8 @@ def _resampled(
     rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds  # (R, S)
     total = np.zeros(resamples)
     for matrix in matrices:
-        # As in mean_interval: how often each distinct column is drawn, which for right and wrong answers are few.
-        distinct, counts = np.unique(matrix, axis=1, return_counts=True)  # (S, U), (U,)
-        number, share = matrix.shape[1], counts / matrix.shape[1]
+        distinct, counts = bootstrap.distinct_columns(matrix)  # (S, U), (U,)
+        number, share = counts.sum(), counts / counts.sum()
         block = max(1, bootstrap.BLOCK // len(share))
         for start in range(0, resamples, block):
             part = slice(start, min(start + block, resamples))
