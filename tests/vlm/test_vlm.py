@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import diffclip
 from diffclip import cli
 from diffclip.errors import Stopped, UserError
 from diffclip.training import loop
-from diffclip.vlm import answer, conversation, load, loading, training
+from diffclip.vlm import answer, conversation, load, loading, state, training
 from diffclip.vlm import model as models
 from diffclip.vlm.answering import first_token_map
 from diffclip.vlm.conversation import Turn
@@ -170,7 +170,7 @@ def tensors_of(run):
 def test_a_stopped_run_goes_on_to_the_same_bits(parts_of_a_model, tmp_path, monkeypatch, stopped_at):
     made = recipe(parts_of_a_model)
     whole = training.train(made, tmp_path / "whole")
-    steps, real = [], training.VlmState.step
+    steps, real = [], state.VlmState.step
 
     def step(self, number, batch):
         steps.append(number)
@@ -180,7 +180,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(parts_of_a_model, tmp_path, monk
 
     stop = loop.StopSignal()
     with monkeypatch.context() as patch:
-        patch.setattr(training.VlmState, "step", step)
+        patch.setattr(state.VlmState, "step", step)
         patch.setattr(loop, "StopSignal", lambda: stop)
         with pytest.raises(Stopped):
             training.train(made, tmp_path / "halves")
@@ -213,10 +213,8 @@ def test_neither_micro_batches_nor_padding_change_the_gradient(parts_of_a_model)
     for micro_batch in (0, 1, 4):
         model, words = models.build(made)
         settings = with_settings(made, [f"stage.ask.micro_batch={micro_batch}", 'stage.ask.precision="float32"'])
-        state = training.VlmState(
-            model, words, settings, settings.stage[1], training.schedule_of(stage, reader.samples)
-        )
-        loss, _ = state.step(0, batch)
+        run = state.VlmState(model, words, settings, settings.stage[1], training.schedule_of(stage, reader.samples))
+        loss, _ = run.step(0, batch)
         weight = model.model.multi_modal_projector.linear_1.weight
         found.append((loss, weight.grad.clone()))
     reference = torch.nn.functional.cross_entropy  # the mean over all learned tokens, one conversation at a time
@@ -301,3 +299,24 @@ def test_a_language_model_from_scratch(parts_of_a_model, tmp_path):
     assert len(asked.ids) < 16 + 40, "a short vocabulary for short texts"
     run = training.train(made, tmp_path / "run")
     assert answer(load(run), [np.zeros((32, 32, 3), np.uint8)], ["Is there a red star?"], max_new_tokens=3)
+
+
+def test_a_frozen_language_model_stays_in_its_precision(parts_of_a_model, tmp_path):
+    """bfloat16 where the processor multiplies it; what is written has the same values either way."""
+    shutil.copytree(parts_of_a_model / "encoder", tmp_path / "encoder")
+    save_language(tmp_path / "language")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "language").bfloat16()
+    model.save_pretrained(tmp_path / "language")
+    made = recipe(tmp_path)
+    built, words = models.build(made)
+    first, second = made.stage
+    schedule = training.schedule_of(first, [0] * 24)
+    weight = built.model.language_model.layers[0].mlp.up_proj.weight
+    with_bf16 = state.VlmState(built, words, made, first, schedule).dtype is not None
+    assert weight.dtype == (torch.bfloat16 if with_bf16 else torch.float32)
+    assert built.model.vision_tower.visual.norm.weight.dtype == torch.float32
+    state.VlmState(built, words, made, second, schedule)
+    assert weight.dtype == torch.float32
+    run = training.train(recipe(tmp_path, stages=[vars(first)]), tmp_path / "run")
+    written = models.load_folder(run)[0].model.language_model.layers[0].mlp.up_proj.weight
+    assert torch.equal(written, model.model.layers[0].mlp.up_proj.weight.float())

@@ -77,8 +77,8 @@ def fetch(name: str) -> Path:
     return place
 
 
-def load_language(path: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer: a name of `KNOWN`, a folder, a .gguf file, or "hf:owner/name" of the hub.
+def load_language(path: str, dtype: torch.dtype | str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in its file's precision, and its tokenizer: of `KNOWN`, a folder, a .gguf file, or "hf:owner/name".
 
     Raises UserError where it is not there, is no causal language model, or has no tokenizer.
     """
