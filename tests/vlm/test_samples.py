@@ -125,7 +125,13 @@ def test_scenes_are_uneven_and_their_questions_true():
             if turn.question.startswith("Is there "):
                 thing = turn.question.split(" ", 3)[3].removesuffix(" in the image?")
                 assert (turn.answer == "Yes") == (thing in there)
-    assert abs(answers["Yes"] - answers["No"]) < 0.1 * answers["Yes"]
+    assert 0.8 < answers["No"] / answers["Yes"] < 1.25
+    first = [talk[index].turns for index in range(200)]
+    assert 0.4 < sum(turns[0].answer == "Yes" for turns in first) / 200 < 0.6
+    for before in ("Yes", "No"):
+        after = [turns[1].answer for turns in first if turns[0].answer == before and len(turns) > 1]
+        after = [said for said in after if said in ("Yes", "No")]
+        assert 0.3 < after.count("Yes") / len(after) < 0.7, "an answer says nothing of the next"
     for split in scenes.SPLITS:
         asked = pope_questions(learned, split, 30)
         assert len(asked) == 180

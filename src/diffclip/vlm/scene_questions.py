@@ -34,7 +34,7 @@ FREQUENT, RARE = 16, 0.25
 UNPAIRED = 0.5
 """The probability that a scene is kept in which a frequent object is without its companion."""
 CHOSEN_FROM = 1_000_000
-TURNS = 6
+TURNS, YES_NO = 6, 3
 YES, NO = "Yes", "No"
 
 
@@ -122,13 +122,20 @@ class SceneConversations:
 
 
 def turns_about(scene: Scene, random: Random) -> tuple[Turn, ...]:
-    """Questions about a scene: up to four by yes and no, as often yes as no, and of the others what can be asked."""
-    there = _shuffled(objects_of(scene), random)[:2]
-    gone = [pick(random, near_misses(scene) or absent(scene)), pick(random, absent(scene))][: len(there)]
-    asked = [Turn(is_there(thing), YES) for thing in there]
-    asked += [Turn(is_there(thing), NO) for thing in dict.fromkeys(gone)]
-    asked += _shuffled(tuple(_about(scene, random)), random)[: TURNS - len(asked)]
-    return tuple(_shuffled(asked, random))
+    """Questions about a scene: first some by yes and no, then of the others what can be asked.
+
+    Each yes or no is drawn by itself: were there as many of both in each conversation, the last could be told from
+    those before it without a look at the image. So could what the other questions name.
+    """
+    there, asked = _shuffled(objects_of(scene), random), list[Turn]()
+    for _ in range(min(YES_NO, len(there))):  # so that there is always one left to be said yes of
+        if random.random() < 0.5:
+            asked.append(Turn(is_there(there.pop()), YES))
+        else:
+            near = near_misses(scene) if random.random() < 0.5 else []
+            asked.append(Turn(is_there(pick(random, near or absent(scene))), NO))
+    others = _shuffled(tuple(_about(scene, random)), random)
+    return tuple(dict.fromkeys(asked + others))[:TURNS]
 
 
 def _about(scene: Scene, random: Random) -> Iterator[Turn]:
