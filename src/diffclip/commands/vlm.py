@@ -189,17 +189,17 @@ def _progress(done: int, total: int) -> None:
 
 def _table(scored: list[Scored]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("split")
-    table.add_column("rule")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("rule", no_wrap=True)
     for title in ("accuracy", "precision", "recall", "F1", "yes ratio", "unparsed"):
         table.add_column(title, justify="right")
     for one in scored:
+        table.add_row(Text(one.asked.dataset, style="bold"))
         rows = [*one.rules().items(), ("blind", one.rules(blind=True)["authors"]), ("always yes", one.always_yes())]
-        for number, (rule, counted) in enumerate(rows):
-            cells = [f"{100 * value:.1f}" for value in vars(counted).values()]
-            table.add_row(one.asked.dataset if number == 0 else "", rule, *cells)
+        for rule, counted in rows:
+            table.add_row(f"  {rule}", *(f"{100 * value:.1f}" for value in vars(counted).values()))
     return table
 
 
