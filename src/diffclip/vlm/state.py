@@ -161,7 +161,7 @@ class VlmState:
         files = self.world.broadcast(tensors)
         assert files is not None
         self._check_frozen(files["frozen"]["sha256"], run)
-        self._load(files["trained"])
+        self._load(files["trained"], run)
         for name, parameter in models.trainable(self.model):
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = files["optimizer"][f"{key}.{name}"]
@@ -176,8 +176,10 @@ class VlmState:
             )
 
     @torch.no_grad()
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+    def _load(self, tensors: Mapping[str, Tensor], run: Path) -> None:
         for name, parameter in models.trainable(self.model):
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise UserError(f"what {run} holds is of another model ({name}): resume with its recipe")
             parameter.copy_(tensors[name])
 
     def save(self, run: Path) -> None:
@@ -190,7 +192,7 @@ class VlmState:
         """Take what the finished stage in `run` has trained."""
         tensors = load_file(run / TRAINED)
         self._check_frozen(tensors["frozen.sha256"], run)
-        self._load(tensors)
+        self._load(tensors, run)
 
     def end(self) -> None:
         """Leave the stage: adapters become part of the weights that they adapt."""
