@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_encoder_is_refused(parts_of_a_model, tmp_path, 
 def test_checkpoints_of_another_recipe_are_refused_though_theirs_is_gone(parts_of_a_model, tmp_path):
     run = training.train(recipe(parts_of_a_model), tmp_path / "run")
     (run / "recipe.toml").unlink()
-    with pytest.raises(UserError, match="is of another model .*: resume with its recipe"):
+    with pytest.raises(UserError, match=r"is of another model .*: resume with its recipe"):
         training.train(recipe(parts_of_a_model, shuffle=2), run, resume=True)
 
 
