@@ -196,7 +196,7 @@ def _table(scored: list[Scored]) -> Table:
     for title in ("accuracy", "precision", "recall", "F1", "yes ratio", "unparsed"):
         table.add_column(title, justify="right")
     for one in scored:
-        table.add_row(Text(one.asked.dataset, style="bold"))
+        table.add_row(Text(one.asked.dataset.removeprefix("pope_"), style="bold"))
         rows = [*one.rules().items(), ("blind", one.rules(blind=True)["authors"]), ("always yes", one.always_yes())]
         for rule, counted in rows:
             table.add_row(f"  {rule}", *(f"{100 * value:.1f}" for value in vars(counted).values()))
