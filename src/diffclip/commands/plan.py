@@ -60,17 +60,12 @@ def plan(
     )
     given, where = load_recipe(recipe), machines(on)
     planned = estimate.plan(given, where, assumptions)
-    differential = "diffclip" if "differential" in _attention(given) else "clip"
+    differential = "diffclip" if given.model.resolve().is_differential else "clip"
     table = estimate.scales(f"{differential}_vit_", where, assumptions) if scale else []
     if json:
         print(_json(planned, table))
     else:
         _print(given, planned, table, assumptions)
-
-
-def _attention(recipe: Recipe) -> set[str]:
-    config = recipe.model.resolve()
-    return {config.vision_attention, config.text_attention}
 
 
 def _json(planned: Plan, table: list[Scale]) -> str:

@@ -18,7 +18,9 @@ from diffclip.reporting.collect import Collection, RunDirectory
 
 BASELINE = "CLIP"
 # The paper's order, and its names.
-KINDS = (BASELINE, "DiffCLIP", "DiffCLIP*", "DiffCLIP†", "DiffCLIP text")
+# Those of other forms of differential attention come last.
+OTHER_FORMS = {"differential_v2": "DiffCLIP v2", "differential_gated": "DiffCLIP gated"}
+KINDS = (BASELINE, "DiffCLIP", "DiffCLIP*", "DiffCLIP†", "DiffCLIP text", *OTHER_FORMS.values())
 PRETRAINING = re.compile(r"(cc\d+m|yfcc\d+m|laion\d+[mb]|redcaps)", re.IGNORECASE)
 SEED_PLACE = re.compile(r"[-_./]?seed[-_=]?\*")
 SIZE = re.compile(r"vit[_-]?([a-z]+[_-]?\d*)", re.IGNORECASE)
@@ -133,8 +135,11 @@ def kind_of(model: str, run: RunDirectory | None = None) -> str:
     if run is not None:
         fields = run.config or run.recipe.get("model", {}).get("overrides", {})
         for tower in differential:
-            if f"{tower}_attention" in fields:
-                differential[tower] = fields[f"{tower}_attention"] == "differential"
+            attention = fields.get(f"{tower}_attention")
+            if attention in OTHER_FORMS:
+                return OTHER_FORMS[attention]
+            if attention is not None:
+                differential[tower] = attention == "differential"
         if "lambda_schedule" in fields:
             dynamic = fields["lambda_schedule"] == "depth"
     towers = differential["vision"], differential["text"]

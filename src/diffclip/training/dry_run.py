@@ -123,8 +123,9 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
         ("parameters", f"{parameters:,}"),
     ]
     if counts["lambda"]:
-        share = (counts["lambda"] + counts["head_norm"]) / parameters
-        rows.append(("of them λ, head norms", f"{counts['lambda']:,} + {counts['head_norm']:,} ({share:.4%} of all)"))
+        added = [counts["lambda"], counts["head_norm"], counts["second_query"]]
+        numbers = " + ".join(f"{count:,}" for count in added)
+        rows.append(("of them λ, head norms, second queries", f"{numbers} ({sum(added) / parameters:.4%} of all)"))
     rows += [
         ("examples", f"{examples:,} {where}"),
         ("steps", f"{schedule.steps:,} = {recipe.training.epochs:g} epochs × {schedule.steps_per_epoch:,}"),

@@ -1,7 +1,7 @@
 """The two kinds of attention layer. Both are `attn_layer` classes for timm's Block and VisionTransformer.
 
-This file holds all that differs between CLIP and DiffCLIP. Shapes: B batch, N tokens, C = dim channels, H
-heads counted as in standard attention, D = C / H head width.
+This file holds all that differs between CLIP and DiffCLIP; version2.py has other forms. Shapes: B batch, N tokens,
+C = dim channels, H heads counted as in standard attention, D = C / H head width.
 """
 
 import timm.layers
@@ -145,6 +145,3 @@ class StandardAttention(timm.layers.Attention):  # type: ignore[misc]  # timm is
             self.recorded.append(AttentionMaps(attention, attention))
         out: Tensor = self.proj_drop(self.proj((attention @ v).transpose(1, 2).reshape(batch, length, dim)))
         return out
-
-
-ATTENTION: dict[str, type[nn.Module]] = {"standard": StandardAttention, "differential": DifferentialAttention}
