@@ -62,6 +62,12 @@ def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | P
     durable.write_text(directory / CONFIG_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_free(directory: Path) -> None:
+    """Raise UserError where a directory holds a model, which would be overwritten."""
+    if (directory / WEIGHTS_NAME).exists() or (directory / CONFIG_NAME).exists():
+        raise UserError(f"{directory} holds a model already: give another --out")
+
+
 def load(
     source: str | Path,
     device: torch.device | str = "cpu",
