@@ -17,7 +17,7 @@ def convert(
     lambda_init: float | None = None,
     inexact: bool = False,
 ) -> None:
-    """Put differential attention into a model that exists; it gives what it gave, and learns from there.
+    """Put differential attention into a model that exists.
 
     Args:
         model: What diffclip.load takes: a run, a folder, a file, hf:owner/name.

@@ -98,7 +98,7 @@ def _summary(recipe: Recipe, planned: Plan, assumptions: Assumptions) -> Table:
 
     rows = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     where, memory = planned.machines, planned.memory
-    rows.add_row("model", f"{recipe.model.preset}, {planned.parameters:,} parameters")
+    rows.add_row("model", f"{recipe.model.name}, {planned.parameters:,} parameters")
     rows.add_row("run", f"{planned.steps:,} steps of {planned.batch_size:,} pairs, {planned.examples:,} examples")
     rows.add_row("on", f"{where.count} × {where.kind.title}")
     again = f", and {planned.again:.3g} again" if planned.again else ""

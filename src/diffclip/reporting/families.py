@@ -120,7 +120,8 @@ def _members(collection: Collection) -> list[Member]:
         members.append(Member(model, pretrained, kind_of(model, run), _seed(pretrained, run), run))
     for run in collection.runs:
         if run.path not in taken:
-            model = str(run.recipe.get("model", {}).get("preset", run.path.name))
+            stated = run.recipe.get("model", {})
+            model = str(stated.get("start") or stated.get("preset", run.path.name))
             seed = _seed(str(run.path), run)
             members.append(Member(model, str(run.path), kind_of(model, run), seed, run))
     return members
@@ -215,7 +216,7 @@ def _size(member: Member) -> str:
     recipe = member.run.recipe.get("model", {}) if member.run else {}
     changed = {name: value for name, value in recipe.get("overrides", {}).items() if name in SIZES}
     if changed:
-        preset = SIZE.search(str(recipe.get("preset", "")))
+        preset = SIZE.search(str(recipe.get("start") or recipe.get("preset", "")))
         settings = ", ".join(f"{name} {value}" for name, value in sorted(changed.items()))
         return f"ViT-{preset.group(1)} with {settings}" if preset else settings
     match = SIZE.search(member.model) or SIZE.search(member.pretrained)

@@ -116,7 +116,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     parameters = counts["total"]
     parts = "" if at_a_time == batch else f", {at_a_time} at a time"
     rows = [
-        ("model", recipe.model.preset + "".join(f" {k}={v}" for k, v in recipe.model.overrides.items())),
+        ("model", recipe.model.name),
         ("images", f"({batch}, 3, {config.image_size}, {config.image_size}), patches of {config.patch_size}{parts}"),
         ("captions", f"({batch}, at most {config.context_length})"),
         ("features", f"({batch}, {config.embed_dim}) each; logits ({batch}, {batch})"),

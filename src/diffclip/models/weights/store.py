@@ -1,5 +1,6 @@
 """Models on disk: `save` writes safetensors and JSON; `load` reads them, and three others' weights."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -152,3 +153,12 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, where: str) -> No
     found = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
     if found:
         raise UserError(f"{where} does not fit its configuration: {found}")
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model's weights and of its config, where it has one."""
+    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
