@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffclip.models.attention.layer import DifferentialAttention
     from diffclip.models.attention.ops import differential_attention
     from diffclip.models.clip import CLIP, create_model
+    from diffclip.models.convert import convert
     from diffclip.models.presets import ModelConfig, list_models
     from diffclip.models.weights.store import load, save
 
@@ -23,6 +24,7 @@ _HOME = {
     "DifferentialAttention": "diffclip.models.attention.layer",
     "ModelConfig": "diffclip.models.presets",
     "UserError": "diffclip.errors",
+    "convert": "diffclip.models.convert",
     "create_model": "diffclip.models.clip",
     "differential_attention": "diffclip.models.attention.ops",
     "get_tokenizer": "diffclip.data.tokenizer",
@@ -38,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "UserError",
     "analysis",
+    "convert",
     "create_model",
     "data",
     "differential_attention",

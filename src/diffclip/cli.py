@@ -9,6 +9,7 @@ from importlib.metadata import version
 import tyro
 
 from diffclip.commands.attend import attend
+from diffclip.commands.convert import convert
 from diffclip.commands.data import data, data_list, pack, show, verify
 from diffclip.commands.eval import evaluate
 from diffclip.commands.models import models
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "attend": attend,
     "models": models,
+    "convert": convert,
     "data": data,
     "pope": pope,
     "plan": plan,

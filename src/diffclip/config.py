@@ -7,6 +7,7 @@ differs. `docs/recipes.md` is the reference; `diffclip train RECIPE.toml --help`
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,17 +35,44 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model: a preset, and what differs from it."""
+    """Which model: a preset, or one that exists, and what differs from it."""
 
     __pydantic_config__ = STRICT
 
     preset: str = "diffclip_vit_b16"
     """A name that `diffclip models` lists."""
+    start: str = ""
+    """Weights to start from, in place of fresh ones: what `diffclip.load` takes. It says which model it is, and the
+    preset is left out."""
     overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Fields of ModelConfig that differ from the preset, such as `lambda_init = 0.5`."""
+    """Fields of ModelConfig that differ from the preset, such as `lambda_init = 0.5`, or from the start's, such as
+    `patch_dropout = 0.5`."""
 
     def resolve(self) -> ModelConfig:
-        return model_config(self.preset, **self.overrides)
+        """Raises UserError for a preset beside a start, and where the start cannot be loaded."""
+        if not self.start:
+            return model_config(self.preset, **self.overrides)
+        if self.preset != Model.preset:
+            raise UserError(
+                f'model.preset = "{self.preset}" beside model.start = "{self.start}": the start says which model it '
+                "is; leave the preset out"
+            )
+        return _config_of(self.start, tuple(self.overrides.items()))
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the start or the preset, and the overrides."""
+        return (self.start or self.preset) + "".join(f" {key}={value}" for key, value in self.overrides.items())
+
+
+@cache  # a recipe is resolved again and again
+def _config_of(start: str, overrides: tuple[tuple[str, Any], ...]) -> ModelConfig:
+    from diffclip.models.weights.store import load  # it needs torch, which a recipe without a start does not
+
+    try:
+        return load(start, **dict(overrides))[0].config
+    except UserError as error:
+        raise UserError(f"model.start: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,10 @@ from diffclip.data.scenes import SPLITS, FineGrainedSource, SceneSource
 from diffclip.distributed import default_device
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation.datasets.pairs import PairImages
-from diffclip.evaluation.results import fingerprint
 from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, record
 from diffclip.evaluation.tasks import grounding
-from diffclip.models.weights.store import load
+from diffclip.models.weights.store import fingerprint, load
 from diffclip.reporting.compare import ModelName, compare_two
 from diffclip.reporting.report import Options, report
 from diffclip.reporting.rows import Row

@@ -88,3 +88,42 @@ def test_without_gradients_is_the_plain_one():
     x = torch.randn(2, 5, 6)
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
+
+
+def hooked(mlp, seen):
+    mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
+    mlp.fc2.register_full_backward_hook(lambda *_: seen.append("fc2"))
+    mlp.act.register_forward_pre_hook(lambda *_: seen.append("act"))
+
+
+def test_hooks_fire_while_gradients_are_on():
+    mlp, theirs = pair(nn.GELU)
+    seen, expected = [], []
+    hooked(mlp, seen)
+    hooked(theirs, expected)
+    for one in (mlp, theirs):
+        one(torch.randn(2, 5, 6)).sum().backward()
+    assert seen == expected == ["fc1", "act", "fc2"]
+
+
+@pytest.mark.parametrize("name", ["fc1", "fc2"])
+def test_what_stands_in_for_a_matrix_is_called(name):
+    mlp, theirs = pair(nn.GELU)
+    for one in (mlp, theirs):  # a parametrisation: its weight is computed from another
+        torch.nn.utils.parametrizations.weight_norm(getattr(one, name))
+    x = torch.randn(2, 5, 6)
+    assert torch.equal(mlp(x), theirs(x))
+    layer = getattr(mlp, name)
+    layer.forward = lambda given: nn.functional.linear(given, 0 * layer.weight, layer.bias)  # as accelerate does
+    assert not torch.equal(mlp(x), theirs(x))
+
+
+def test_a_hook_of_all_modules_fires():
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        mlp, _ = pair(nn.GELU)
+        mlp(torch.randn(2, 5, 6))
+    finally:
+        hook.remove()
+    assert mlp.fc1 in seen

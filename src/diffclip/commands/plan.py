@@ -60,17 +60,12 @@ def plan(
     )
     given, where = load_recipe(recipe), machines(on)
     planned = estimate.plan(given, where, assumptions)
-    differential = "diffclip" if "differential" in _attention(given) else "clip"
+    differential = "diffclip" if given.model.resolve().is_differential else "clip"
     table = estimate.scales(f"{differential}_vit_", where, assumptions) if scale else []
     if json:
         print(_json(planned, table))
     else:
         _print(given, planned, table, assumptions)
-
-
-def _attention(recipe: Recipe) -> set[str]:
-    config = recipe.model.resolve()
-    return {config.vision_attention, config.text_attention}
 
 
 def _json(planned: Plan, table: list[Scale]) -> str:
@@ -103,7 +98,7 @@ def _summary(recipe: Recipe, planned: Plan, assumptions: Assumptions) -> Table:
 
     rows = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     where, memory = planned.machines, planned.memory
-    rows.add_row("model", f"{recipe.model.preset}, {planned.parameters:,} parameters")
+    rows.add_row("model", f"{recipe.model.name}, {planned.parameters:,} parameters")
     rows.add_row("run", f"{planned.steps:,} steps of {planned.batch_size:,} pairs, {planned.examples:,} examples")
     rows.add_row("on", f"{where.count} × {where.kind.title}")
     again = f", and {planned.again:.3g} again" if planned.again else ""

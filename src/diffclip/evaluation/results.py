@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -262,12 +261,3 @@ def examples_path(results: Path, key: Key) -> Path:
     readable = re.sub(r"[^\w.-]+", "_", "-".join((key[0], key[3], key[1])))[:80]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
     return results.parent / "examples" / f"{readable}-{digest}.safetensors"
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a model's weights and of its config, where it has one."""
-    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffclip.errors import UserError
-from diffclip.models.attention.layer import DifferentialAttention
+from diffclip.models.attention.kinds import DIFFERENTIAL
 from diffclip.models.initialise import initialise
 from diffclip.models.presets import ModelConfig, model_config
 from diffclip.models.towers import TextTower, VisionTower
@@ -122,13 +122,17 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def lambdas(self) -> dict[str, Tensor]:
-        """λ of each layer from the input on: {"visual": (depth,), "text": (depth,)}, differential towers only."""
-        towers: dict[str, nn.Module] = {"visual": self.visual, "text": self.text}
-        lambdas = {
-            name: [layer.lam() for layer in tower.modules() if isinstance(layer, DifferentialAttention)]
-            for name, tower in towers.items()
-        }
-        return {name: torch.stack(values) for name, values in lambdas.items() if values}
+        """λ of each layer from the input on: {"visual": (depth,), "text": (depth,)}, differential towers only.
+
+        0 for a standard layer among them. Where λ differs by token and head: `DifferentialAttentionV2.lam`.
+        """
+        found = {}
+        for name, tower in (("visual", self.visual), ("text", self.text)):
+            layers = [block.attn.lam() if isinstance(block.attn, DIFFERENTIAL) else None for block in tower.blocks]
+            if any(lam is not None for lam in layers):
+                zero = torch.zeros_like(next(lam for lam in layers if lam is not None))
+                found[name] = torch.stack([zero if lam is None else lam for lam in layers])
+        return found
 
 
 def _normalized(features: Tensor) -> Tensor:
@@ -144,11 +148,12 @@ def create_model(name: str, **overrides: Any) -> CLIP:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """{"total", "visual", "text", "lambda", "head_norm"}; the last two are what differential attention adds.
+    """{"total", "visual", "text", "lambda", "head_norm", "second_query"}: the last three are what differential
+    attention adds.
 
     The towers are counted with their projections; logit_scale is in the total only.
     """
-    counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm"), 0)
+    counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm", "second_query"), 0)
     for name, parameter in model.named_parameters():
         size = parameter.numel()
         counts["total"] += size
@@ -160,6 +165,8 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
             counts["lambda"] += size
         elif ".attn.norm." in name:
             counts["head_norm"] += size
+        elif ".attn.q2." in name:
+            counts["second_query"] += size
     return counts
 
 

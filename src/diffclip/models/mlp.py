@@ -7,18 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffclip.models.plain import is_plain
+
 
 class Mlp(timm.layers.Mlp):  # type: ignore[misc]  # timm is untyped
     """timm's Mlp: fc2(act(fc1(x))), with its parameters and numbers, no dropout.
 
     Autograd would keep the hidden layer twice: before the activation for the activation's gradient, and after it for
     the second matrix's. Under autocast it would also keep each matrix in low precision. Here the backward pass computes
-    the activation and casts the matrices again, which costs far less than a product.
+    the activation and casts the matrices again, which costs far less than a product. Where a module in it was replaced
+    or has hooks (adapters, quantisation, parametrisations), all are called one after the other, as timm does.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # torch.compile chooses by itself what to keep
+        # torch.compile chooses by itself what to keep
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._is_plain():
             plain: Tensor = super().forward(x)
             return plain
         device = x.device.type
@@ -26,6 +30,11 @@ class Mlp(timm.layers.Mlp):  # type: ignore[misc]  # timm is untyped
             x = x.to(torch.get_autocast_dtype(device))
         out: Tensor = _Mlp.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.act)
         return out
+
+    def _is_plain(self) -> bool:
+        linear = is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear)
+        others = (self.act, self.drop1, self.norm, self.drop2)
+        return linear and all(is_plain(module, type(module)) for module in others)
 
 
 class _Mlp(torch.autograd.Function):

@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
-Attention = Literal["standard", "differential"]
+Attention = Literal["standard", "differential", "differential_v2", "differential_gated"]
 Activation = Literal["gelu", "quick_gelu"]
 
 SIZES = (
@@ -44,6 +44,8 @@ Size = Annotated[int, Field(strict=True, ge=1, le=MAX_SIZE)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=MAX_DEPTH)]
 Ratio = Annotated[float, Field(strict=True, gt=0, le=MAX_RATIO)]
 Number = Annotated[float, Field(strict=True)]
+Layers = tuple[Annotated[int, Field(strict=True, ge=0)], ...]
+"""Counted from 0 at the input."""
 Colours = tuple[Number, Number, Number]
 """Of red, green and blue."""
 
@@ -66,6 +68,10 @@ class ModelConfig:
     vision_depth: Depth = 12
     vision_heads: Size = 12
     vision_attention: Attention = "standard"
+    """differential: that of the paper. differential_v2 and differential_gated: a second query a head, and a λ for each
+    token and head (docs/convert.md)."""
+    vision_attention_layers: Layers | None = None
+    """Which layers have it, while the others are standard; None: all."""
     vision_activation: Activation = "gelu"
     vision_stem: Literal["patches", "convolutions"] = "patches"
     """How pixels become tokens: one linear map of each patch, or 3×3 convolutions of stride 2, which learn from far
@@ -78,6 +84,7 @@ class ModelConfig:
     text_depth: Depth = 12
     text_heads: Size = 8
     text_attention: Attention = "standard"
+    text_attention_layers: Layers | None = None
     text_activation: Activation = "quick_gelu"
     text_norm_eps: Ratio = 1e-5
     context_length: Size = 77
@@ -85,7 +92,7 @@ class ModelConfig:
     """The last id is the end of a text: the text feature is read there."""
     mlp_ratio: Ratio = 4.0
     lambda_init: Number = 0.8
-    """λ_init of every differential layer, in [0, 1); not used with lambda_schedule = "depth"."""
+    """λ_init of every layer of attention "differential", in [0, 1); not used with lambda_schedule = "depth"."""
     lambda_schedule: Literal["constant", "depth"] = "constant"
     """depth: limit − drop·exp(−rate·l) for layer l, counted from 0 at the input: published as 0.8 − 0.6·exp(−0.3·l)."""
     lambda_depth_limit: Number = 0.8
@@ -124,12 +131,26 @@ class ModelConfig:
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             check_heads(width, heads, getattr(self, f"{tower}_attention") == "differential", tower)
+            self._check_layers(tower)
         if not 0 <= self.lambda_init < 1:
             raise UserError(f"lambda_init = {self.lambda_init}: give a number in [0, 1); 1 would multiply heads by 0")
         if self.lambda_schedule == "depth":
             self._check_depth_schedule()
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout = {self.patch_dropout}: give a number in [0, 1)")
+
+    def _check_layers(self, tower: str) -> None:
+        name, depth = f"{tower}_attention_layers", getattr(self, f"{tower}_depth")
+        layers = getattr(self, name)
+        if layers is None:
+            return
+        object.__setattr__(self, name, tuple(layers))
+        attention = getattr(self, f"{tower}_attention")
+        if attention == "standard" or not layers or sorted({*layers}) != [*layers] or layers[-1] >= depth:
+            raise UserError(
+                f"{name} = {list(layers)}: expected ascending numbers from 0 to {depth - 1}, of the layers with an "
+                f"attention other than standard, and {tower}_attention is {attention!r}"
+            )
 
     def _check_depth_schedule(self) -> None:
         if not self.lambda_depth_rate >= 0:
@@ -142,6 +163,11 @@ class ModelConfig:
                     f"exp(−{self.lambda_depth_rate:g}·l) gives λ_init = {value:g} in layer {layer}: "
                     "it must stay in [0, 1)"
                 )
+
+    @property
+    def is_differential(self) -> bool:
+        """Whether a tower has differential attention, of any form."""
+        return (self.vision_attention, self.text_attention) != ("standard", "standard")
 
     @property
     def resolved_vision_norm_eps(self) -> float:

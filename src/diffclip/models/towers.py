@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffclip.errors import UserError
-from diffclip.models.attention.layer import ATTENTION, DifferentialAttention
+from diffclip.models.attention.kinds import ATTENTION
+from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 from diffclip.models.mlp import Mlp
 from diffclip.models.patch_dropout import PatchDropout
 from diffclip.models.presets import ModelConfig
@@ -76,7 +77,7 @@ class VisionTower(VisionTransformer):  # type: ignore[misc]  # timm is untyped
         self.patch_embed.strict_img_size = False  # encode_image says which sizes there are
         if config.patch_dropout:
             self.patch_drop = PatchDropout(config.patch_dropout, self.num_prefix_tokens)
-        _set_lambda_init(self.blocks, config)
+        _set_by_layer(self.blocks, config, "vision")
 
     def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """timm's, with pixels of any float dtype: a model in bfloat16 takes what its preprocess makes."""
@@ -118,7 +119,7 @@ class TextTower(nn.Module):
         )
         self.norm = norm(config.text_width)
         self.grad_checkpointing = False
-        _set_lambda_init(self.blocks, config)
+        _set_by_layer(self.blocks, config, "text")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's vision tower has it: keep only the input of each block, and run the block again for gradients."""
@@ -165,9 +166,13 @@ class TextTower(nn.Module):
         return is_end.int().argmax(1)
 
 
-def _set_lambda_init(blocks: nn.Module, config: ModelConfig) -> None:
+def _set_by_layer(blocks: nn.Module, config: ModelConfig, tower: str) -> None:
+    """Where some layers alone have the tower's attention, the others are standard; and λ_init is set."""
+    width, heads, layers = (getattr(config, f"{tower}_{name}") for name in ("width", "heads", "attention_layers"))
     # timm tells a layer its depth only if it derives from timm's own DiffAttention; λ_init is a plain number,
     # set here.
     for layer, block in enumerate(blocks.children()):
-        if isinstance(block.attn, DifferentialAttention):
+        if layers is not None and layer not in layers:
+            block.attn = StandardAttention(width, heads, qkv_bias=True)
+        elif isinstance(block.attn, DifferentialAttention):
             block.attn.lambda_init = config.lambda_init_at(layer)

@@ -26,9 +26,11 @@ def forward(config: ModelConfig, text_tokens: int | None = None, training: bool 
     length = config.context_length if text_tokens is None else text_tokens
     return {
         "image: patches": sum(_stem(config)),
-        **_blocks("image", tokens, config.vision_width, config.vision_depth, config.mlp_ratio),
+        **_blocks(
+            "image", tokens, config.vision_width, config.vision_depth, config.mlp_ratio, _doubled(config, "vision")
+        ),
         "image: joint projection": 2 * config.vision_width * config.embed_dim,
-        **_blocks("text", length, config.text_width, config.text_depth, config.mlp_ratio),
+        **_blocks("text", length, config.text_width, config.text_depth, config.mlp_ratio, _doubled(config, "text")),
         "text: joint projection": 2 * config.text_width * config.embed_dim,
     }
 
@@ -44,11 +46,22 @@ def training(
     return parts
 
 
-def _blocks(tower: str, tokens: int, width: int, depth: int, mlp_ratio: float) -> dict[str, float]:
-    """(A1 − λA2)V has the products of standard attention: H maps of N² from heads of D, then H/2 times values of 2D."""
+def _doubled(config: ModelConfig, tower: str) -> int:
+    """How many layers have a second query for each head, and so twice the maps."""
+    if getattr(config, f"{tower}_attention") not in ("differential_v2", "differential_gated"):
+        return 0
+    layers = getattr(config, f"{tower}_attention_layers")
+    return int(getattr(config, f"{tower}_depth")) if layers is None else len(layers)
+
+
+def _blocks(tower: str, tokens: int, width: int, depth: int, mlp_ratio: float, doubled: int) -> dict[str, float]:
+    """(A1 − λA2)V has the products of standard attention: H maps of N² from heads of D, then H/2 times values of 2D.
+
+    doubled: of the layers, those with a second query. λ's own product, to H channels, is left out.
+    """
     return {
-        f"{tower}: attention, q k v and output": depth * tokens * 2 * 4 * width**2,
-        f"{tower}: attention, maps and values": depth * 2 * 2 * tokens**2 * width,
+        f"{tower}: attention, q k v and output": (4 * depth + doubled) * tokens * 2 * width**2,
+        f"{tower}: attention, maps and values": (depth + doubled) * 2 * 2 * tokens**2 * width,
         f"{tower}: MLP": depth * tokens * 2 * 2 * width * int(width * mlp_ratio),
     }
 

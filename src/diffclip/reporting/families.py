@@ -18,7 +18,9 @@ from diffclip.reporting.collect import Collection, RunDirectory
 
 BASELINE = "CLIP"
 # The paper's order, and its names.
-KINDS = (BASELINE, "DiffCLIP", "DiffCLIP*", "DiffCLIP†", "DiffCLIP text")
+# Those of other forms of differential attention come last.
+OTHER_FORMS = {"differential_v2": "DiffCLIP v2", "differential_gated": "DiffCLIP gated"}
+KINDS = (BASELINE, "DiffCLIP", "DiffCLIP*", "DiffCLIP†", "DiffCLIP text", *OTHER_FORMS.values())
 PRETRAINING = re.compile(r"(cc\d+m|yfcc\d+m|laion\d+[mb]|redcaps)", re.IGNORECASE)
 SEED_PLACE = re.compile(r"[-_./]?seed[-_=]?\*")
 SIZE = re.compile(r"vit[_-]?([a-z]+[_-]?\d*)", re.IGNORECASE)
@@ -118,7 +120,8 @@ def _members(collection: Collection) -> list[Member]:
         members.append(Member(model, pretrained, kind_of(model, run), _seed(pretrained, run), run))
     for run in collection.runs:
         if run.path not in taken:
-            model = str(run.recipe.get("model", {}).get("preset", run.path.name))
+            stated = run.recipe.get("model", {})
+            model = str(stated.get("start") or stated.get("preset", run.path.name))
             seed = _seed(str(run.path), run)
             members.append(Member(model, str(run.path), kind_of(model, run), seed, run))
     return members
@@ -133,8 +136,11 @@ def kind_of(model: str, run: RunDirectory | None = None) -> str:
     if run is not None:
         fields = run.config or run.recipe.get("model", {}).get("overrides", {})
         for tower in differential:
-            if f"{tower}_attention" in fields:
-                differential[tower] = fields[f"{tower}_attention"] == "differential"
+            attention = fields.get(f"{tower}_attention")
+            if attention in OTHER_FORMS:
+                return OTHER_FORMS[attention]
+            if attention is not None:
+                differential[tower] = attention == "differential"
         if "lambda_schedule" in fields:
             dynamic = fields["lambda_schedule"] == "depth"
     towers = differential["vision"], differential["text"]
@@ -210,7 +216,7 @@ def _size(member: Member) -> str:
     recipe = member.run.recipe.get("model", {}) if member.run else {}
     changed = {name: value for name, value in recipe.get("overrides", {}).items() if name in SIZES}
     if changed:
-        preset = SIZE.search(str(recipe.get("preset", "")))
+        preset = SIZE.search(str(recipe.get("start") or recipe.get("preset", "")))
         settings = ", ".join(f"{name} {value}" for name, value in sorted(changed.items()))
         return f"ViT-{preset.group(1)} with {settings}" if preset else settings
     match = SIZE.search(member.model) or SIZE.search(member.pretrained)

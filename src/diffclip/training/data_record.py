@@ -14,19 +14,23 @@ from diffclip.data.formats.stamp import Stamped
 from diffclip.data.formats.stream import is_stream
 from diffclip.data.sources import Source, open_source
 from diffclip.errors import UserError
+from diffclip.models.weights.store import fingerprint, load
 
 log = logging.getLogger(__name__)
 
 DATA = "data.json"
 ACCEPT = "--accept-changed-data"
+START = "model.start"
 
 Facts = dict[str, dict[str, Any]]
-"""Data set ("data.train", "evaluation NAME") → what tells whether it is still the same."""
+"""Data set ("data.train", "evaluation NAME"), or "model.start" → what tells whether it is still the same."""
 
 
 def facts_of(recipe: Recipe, train: Source) -> Facts:
     """What a recipe reads from outside, as it is now. An evaluation that cannot be opened is left to say so itself."""
     facts = {"data.train": _facts(train)}
+    if recipe.model.start:
+        facts[START] = {"stamp": fingerprint(load(recipe.model.start)[0])}
     for evaluation in recipe.evaluation:
         config = evaluation.source(recipe.data.train)
         if config.path and not is_stream(config.path):
@@ -57,12 +61,13 @@ def differences(before: Facts, now: Facts) -> list[str]:
             continue
         found = []
         for key, unit in (("examples", "examples"), ("classes", "class names")):
-            if old.get(key) != new[key]:
+            if old.get(key) != new.get(key):
                 found.append(f"{old.get(key):,} {unit} before, {new[key]:,} now")
-        if not found and old.get("texts") != new["texts"]:
+        if not found and old.get("texts") != new.get("texts"):
             found.append("other class names or templates")
         if not found and old.get("stamp") != new["stamp"]:
-            found.append("as many examples, in files of other places, sizes or times of change")
+            same_count = "as many examples, in files of other places, sizes or times of change"
+            found.append("other weights" if name == START else same_count)
         texts += [f"{name}: {', '.join(found)}"] if found else []
     return texts
 

@@ -116,15 +116,16 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     parameters = counts["total"]
     parts = "" if at_a_time == batch else f", {at_a_time} at a time"
     rows = [
-        ("model", recipe.model.preset + "".join(f" {k}={v}" for k, v in recipe.model.overrides.items())),
+        ("model", recipe.model.name),
         ("images", f"({batch}, 3, {config.image_size}, {config.image_size}), patches of {config.patch_size}{parts}"),
         ("captions", f"({batch}, at most {config.context_length})"),
         ("features", f"({batch}, {config.embed_dim}) each; logits ({batch}, {batch})"),
         ("parameters", f"{parameters:,}"),
     ]
     if counts["lambda"]:
-        share = (counts["lambda"] + counts["head_norm"]) / parameters
-        rows.append(("of them λ, head norms", f"{counts['lambda']:,} + {counts['head_norm']:,} ({share:.4%} of all)"))
+        added = [counts["lambda"], counts["head_norm"], counts["second_query"]]
+        numbers = " + ".join(f"{count:,}" for count in added)
+        rows.append(("of them λ, head norms, second queries", f"{numbers} ({sum(added) / parameters:.4%} of all)"))
     rows += [
         ("examples", f"{examples:,} {where}"),
         ("steps", f"{schedule.steps:,} = {recipe.training.epochs:g} epochs × {schedule.steps_per_epoch:,}"),

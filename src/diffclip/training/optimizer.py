@@ -22,8 +22,11 @@ def adamw(model: CLIP, config: Optimizer) -> torch.optim.Optimizer:
     of 256 with a scale; those of small tensors and of the token embedding, whose rows have gradients of very different
     sizes, stay in 32. Raises UserError where bitsandbytes is not installed.
     """
-    decaying = [p for p in model.parameters() if p.ndim >= 2]
-    others = {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}
+    named = dict(model.named_parameters())
+    # λ's weights are a matrix in some forms of attention: decay would pull λ to one value.
+    decaying = [p for name, p in named.items() if p.ndim >= 2 and ".attn.lambda_" not in name]
+    undecayed = [p for name, p in named.items() if p.ndim < 2 or ".attn.lambda_" in name]
+    others = {"params": undecayed, "weight_decay": 0.0}
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.kind == "adamw":
         return torch.optim.AdamW(

@@ -21,6 +21,7 @@ from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
+from diffclip.models.weights.store import load
 from diffclip.training import data_record
 from diffclip.training.loop import Evaluator, Loop
 from diffclip.training.run_directory import claim_directory
@@ -131,19 +132,26 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
     )
 
 
-def new_model(settings: ModelConfig, seed: int) -> CLIP:
-    """A model as it is before the first step."""
+def new_model(settings: ModelConfig, seed: int, start: str = "") -> CLIP:
+    """A model as it is before the first step: with fresh weights, or those of the model `start`.
+
+    A bias of the logits that the start lacks is fresh.
+    """
     torch.manual_seed(seed)
-    return CLIP(settings)
+    model = CLIP(settings)
+    if start:
+        weights = load(start)[0].state_dict()
+        model.load_state_dict(model.state_dict() | weights if "logit_bias" not in weights else weights)
+    return model
 
 
 def new_state(recipe: Recipe, schedule: Schedule) -> TrainState:
-    """What training starts from: the model with fresh weights, and its optimizer."""
+    """What training starts from: the model, and its optimizer."""
     settings = recipe.model.resolve()
     if recipe.loss.kind == "sigmoid" and settings.logit_bias is None:
         settings = replace(settings, logit_bias=SIGMOID_BIAS)
     return TrainState(
-        new_model(settings, recipe.seed),
+        new_model(settings, recipe.seed, recipe.model.start),
         schedule,
         optimizer=recipe.optimizer,
         loss=recipe.loss,

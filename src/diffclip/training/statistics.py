@@ -27,7 +27,7 @@ def layer_statistics(model: CLIP, pixels: Tensor, tokens: Tensor) -> dict[str, l
 
     entropy_*: attention_entropy of A1 (of A for standard attention).
     left_*: ‖A1 − λA2‖ / ‖A1‖ (Frobenius, over examples, heads and queries), what the subtraction leaves: 1 − λ where
-        A1 = A2. Differential towers only.
+        A1 = A2, 1 in a standard layer. Differential towers only.
     negative_*: share of A1 − λA2 below zero, among the keys that a query sees. Differential towers only.
     rms_*: root mean square of the residual stream after the block, over examples, tokens and channels.
     cosine_*: mean_cosine after the block of the token that becomes the feature: class token, end of text.
@@ -41,7 +41,7 @@ def layer_statistics(model: CLIP, pixels: Tensor, tokens: Tensor) -> dict[str, l
             _, maps = forward_with_maps(tower, inputs)
         causal = name == "text"
         found[f"entropy_{name}"] = [attention_entropy(one.a1, causal=causal) for one in maps]
-        if maps[0].a2 is not None:
+        if any(one.a2 is not None for one in maps):
             found[f"left_{name}"] = [float(one.combined.norm() / one.a1.norm()) for one in maps]
             found[f"negative_{name}"] = [_negative_share(one, causal) for one in maps]
         rows = torch.arange(len(inputs), device=inputs.device)

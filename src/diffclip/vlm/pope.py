@@ -211,7 +211,7 @@ def learned_scenes(vlm: VisionLanguageModel) -> UnevenScenes:
 
 def name_of(vlm: VisionLanguageModel) -> str:
     """What results call a model: by the attention of its encoder."""
-    differential = models.image_settings(vlm.model).vision_attention == "differential"
+    differential = models.image_settings(vlm.model).vision_attention != "standard"
     return "diffclip_vlm" if differential else "clip_vlm"
 
 

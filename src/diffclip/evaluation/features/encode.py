@@ -15,8 +15,8 @@ from diffclip.distributed import World, get_world
 from diffclip.errors import UserError
 from diffclip.evaluation.features.cache import FeatureCache, Part, spans_of
 from diffclip.evaluation.features.decode import Decoded, DecodedImages, Items, split_readable
-from diffclip.evaluation.results import fingerprint
 from diffclip.models.clip import CLIP, check_finite, evaluation_mode
+from diffclip.models.weights.store import fingerprint
 
 # Features that are projected at a time.
 BLOCK = 2**14
@@ -67,7 +67,7 @@ def image_features(
     """Encode every image of a source, in evaluation mode, without gradients, on the model's device.
 
     Images are resized as the model's config says. With a cache, what it has is read and what it lacks is added to
-    it, part by part; weights is then the model's `results.fingerprint`, where it is known already. on_progress is
+    it, part by part; weights is then the model's `fingerprint`, where it is known already. on_progress is
     given the number of images done so far, first of those that the cache has. Processes that train together share the
     work, all call this, and all have the result. Raises UserError where no image can be
     read or the model gives features that are not finite.

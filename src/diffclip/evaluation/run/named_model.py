@@ -28,5 +28,5 @@ def _preset_of(model: CLIP) -> str:
     for name in list_models():
         if model_config(name) == model.config:
             return name
-    kind = "diffclip" if "differential" in (model.config.vision_attention, model.config.text_attention) else "clip"
+    kind = "diffclip" if model.config.is_differential else "clip"
     return f"{kind}_{model.config.vision_width}x{model.config.vision_depth}_patch{model.config.patch_size}"

@@ -20,6 +20,7 @@ from diffclip.evaluation.results import Failure, Result
 from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.task import Task, by_default, get_task, missing
 from diffclip.models.clip import CLIP
+from diffclip.models.weights.store import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def list_jobs(
     """What `evaluate` will do. Opens every data set that is needed, and reads no image but the first."""
     plan = JobList()
     known = {result.key: result for result in results.read(path)}
-    weights = [results.fingerprint(model.model) for model in models]
+    weights = [fingerprint(model.model) for model in models]
     for dataset in data:
         try:
             survey = _survey(dataset, settings, plan)

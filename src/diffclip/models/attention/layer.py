@@ -1,7 +1,7 @@
 """The two kinds of attention layer. Both are `attn_layer` classes for timm's Block and VisionTransformer.
 
-This file holds all that differs between CLIP and DiffCLIP. Shapes: B batch, N tokens, C = dim channels, H
-heads counted as in standard attention, D = C / H head width.
+This file holds all that differs between CLIP and DiffCLIP; version2.py has other forms. Shapes: B batch, N tokens,
+C = dim channels, H heads counted as in standard attention, D = C / H head width.
 """
 
 import timm.layers
@@ -12,6 +12,7 @@ from diffclip.errors import UserError
 from diffclip.models.attention.choice import fastest
 from diffclip.models.attention.head_norm import head_norm
 from diffclip.models.attention.ops import AttentionMaps, attention_map, differential_attention, differential_maps
+from diffclip.models.plain import is_plain
 from diffclip.models.presets import check_heads
 
 HEAD_NORM_EPS = 1e-5
@@ -112,9 +113,12 @@ class DifferentialAttention(nn.Module):
             maps = differential_maps(q, k, lam, is_causal=is_causal, attn_mask=attn_mask, dropout_p=dropout)
             self.recorded.append(maps)
             heads = maps.combined @ v
-        weight = self.norm.weight * (1 - self.lambda_init)
         # (B, N, H/2, 2D): as the fused operation lays them in memory, and as the projection reads them
-        heads = head_norm(heads.transpose(1, 2), weight, HEAD_NORM_EPS)
+        heads = heads.transpose(1, 2)
+        if is_plain(self.norm, nn.RMSNorm):
+            heads = head_norm(heads, self.norm.weight * (1 - self.lambda_init), HEAD_NORM_EPS)
+        else:
+            heads = (1 - self.lambda_init) * self.norm(heads)
         out: Tensor = self.proj_drop(self.proj(heads.reshape(batch, length, dim)))
         return out
 
@@ -145,6 +149,3 @@ class StandardAttention(timm.layers.Attention):  # type: ignore[misc]  # timm is
             self.recorded.append(AttentionMaps(attention, attention))
         out: Tensor = self.proj_drop(self.proj((attention @ v).transpose(1, 2).reshape(batch, length, dim)))
         return out
-
-
-ATTENTION: dict[str, type[nn.Module]] = {"standard": StandardAttention, "differential": DifferentialAttention}

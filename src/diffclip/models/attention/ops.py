@@ -36,7 +36,7 @@ class AttentionMaps:
     combined: what multiplied V: A1 − λA2 for differential attention, one map a differential head, which can
         be negative and whose rows sum to 1 − λ; A for standard attention.
     a1, a2: the softmax maps; standard attention has a1 only, equal to combined.
-    lam: λ, a scalar; None for standard attention.
+    lam: λ, a scalar, the mean where it differs by token and head; None for standard attention.
     """
 
     combined: Tensor

@@ -1,5 +1,6 @@
 """Models on disk: `save` writes safetensors and JSON; `load` reads them, and three others' weights."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -60,6 +61,12 @@ def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | P
     content = {"library": "diffclip", "version": version("diffclip"), **metadata, "model": fields}
     durable.write_tensors(directory / WEIGHTS_NAME, tensors, {"format": "pt", "config": json.dumps(fields)})
     durable.write_text(directory / CONFIG_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_free(directory: Path) -> None:
+    """Raise UserError where a directory holds a model, which would be overwritten."""
+    if (directory / WEIGHTS_NAME).exists() or (directory / CONFIG_NAME).exists():
+        raise UserError(f"{directory} holds a model already: give another --out")
 
 
 def load(
@@ -146,3 +153,12 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, where: str) -> No
     found = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
     if found:
         raise UserError(f"{where} does not fit its configuration: {found}")
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model's weights and of its config, where it has one."""
+    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

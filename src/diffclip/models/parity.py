@@ -1,0 +1,66 @@
+"""How far the features of one model are from those of another, on drawn scenes and their captions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from diffclip.data.images import decode
+from diffclip.data.scenes import SceneSource
+from diffclip.data.tokenizer import get_tokenizer
+from diffclip.models.clip import CLIP, evaluation_mode
+from diffclip.models.presets import ModelConfig
+from diffclip.models.weights.store import Preprocess
+
+EXAMPLES = 16
+Encode = Callable[[Tensor], Tensor]
+"""Pixels (B, 3, S, S) or tokens (B, L) → features (B, embed_dim)."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Of normalised features of images and of texts: the largest difference of a number, and the lowest cosine."""
+
+    image: float
+    text: float
+    image_cosine: float
+    text_cosine: float
+
+    def __str__(self) -> str:
+        return (
+            f"on {EXAMPLES} drawn scenes and their captions the features of images differ by at most {self.image:.1e} "
+            f"(lowest cosine {self.image_cosine:.4f}), of texts by {self.text:.1e} ({self.text_cosine:.4f})"
+        )
+
+
+def examples() -> tuple[list[Image.Image], list[str]]:
+    """The drawn scenes, 64 pixels on an edge, and a caption of each."""
+    scenes = SceneSource("test", 64, EXAMPLES)
+    drawn = [scenes[i] for i in range(EXAMPLES)]
+    return [Image.fromarray(decode(one.image)) for one in drawn], [one.captions[0] for one in drawn]
+
+
+def inputs(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """The examples as a model takes them: pixels (16, 3, S, S), tokens (16, context_length).
+
+    Of a vocabulary that is not CLIP's no id is beyond the last, the end of a text.
+    """
+    images, texts = examples()
+    tokens = get_tokenizer(config.context_length)(texts)
+    return torch.stack([Preprocess(config)(image) for image in images]), tokens.clamp(max=config.vocab_size - 1)
+
+
+@torch.no_grad()
+def compare(model: CLIP, encode_image: Encode, encode_text: Encode) -> Parity:
+    """A model's features beside those of its double, which `encode_image` and `encode_text` give."""
+    given = [x.to(model.logit_scale.device) for x in inputs(model.config)]
+    with evaluation_mode(model):
+        wanted = [encode(x) for encode, x in zip((model.encode_image, model.encode_text), given, strict=True)]
+    found = [encode(x) for encode, x in zip((encode_image, encode_text), given, strict=True)]
+    pairs = [[F.normalize(y.double(), dim=-1) for y in pair] for pair in zip(wanted, found, strict=True)]
+    distances = [float((a - b).abs().max()) for a, b in pairs]
+    cosines = [float((a * b).sum(-1).min()) for a, b in pairs]
+    return Parity(*distances, *cosines)
