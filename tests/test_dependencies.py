@@ -1,5 +1,7 @@
 """What is installed is pinned, hashed and listed, and asks nothing of the network."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -43,17 +45,32 @@ def test_nothing_is_asked_of_the_network(tmp_path):
     assert (tmp_path / "report" / "report.html").exists()
 
 
-@pytest.mark.parametrize("stated", [None, "0"])
-def test_telemetry_is_off_unless_it_is_asked_for(monkeypatch, stated):
-    for name in __main__.QUIET:
-        monkeypatch.delenv(name, raising=False)
-        if stated is not None:
-            monkeypatch.setenv(name, stated)
-    monkeypatch.setattr(sys, "argv", ["diffclip", "--version"])
-    __main__.main()
-    assert {__main__.os.environ[name] for name in __main__.QUIET} == {stated or "1"}
-    for name in __main__.QUIET:
-        monkeypatch.setenv(name, "")  # so that it is put back
+# The environment in which a process of the command, or of torchrun, begins to load torch.
+FRESH = """
+import json, os, sys
+from diffclip import __main__
+
+class Torch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(json.dumps({name: os.environ.get(name) for name in __main__.SETTINGS}), flush=True)
+            os._exit(0)
+
+assert "torch" not in sys.modules
+sys.meta_path.insert(0, Torch())
+sys.argv = ["diffclip", "models"]
+__main__._member(0) if "RANK" in os.environ else __main__.main()
+"""
+
+
+@pytest.mark.parametrize("ranks", [{}, {"RANK": "0", "WORLD_SIZE": "1"}])
+@pytest.mark.parametrize("stated", [None, "active"])
+def test_the_environment_is_set_unless_the_user_has_set_it(stated, ranks):
+    """Telemetry is off, and threads sleep while they wait."""
+    environment = {name: value for name, value in os.environ.items() if name not in __main__.SETTINGS}
+    environment |= {name: stated for name in __main__.SETTINGS if stated}
+    done = subprocess.run([sys.executable, "-c", FRESH], env=environment | ranks, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {name: stated or value for name, value in __main__.SETTINGS.items()}, done.stderr
 
 
 def test_every_dependency_is_pinned_as_in_the_constraints_and_hashed():

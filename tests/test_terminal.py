@@ -16,7 +16,7 @@ from diffclip.errors import Stopped, UserError
 from diffclip.reporting.figures import style
 from diffclip.reporting.page.render import _plain as in_page
 from diffclip.reporting.tables.formats import escape, in_csv, plain
-from diffclip.terminal import Terminal
+from diffclip.terminal import Pace, Terminal
 from diffclip.text import printable, printable_lines
 
 COMMANDS = [
@@ -140,3 +140,27 @@ def test_names_in_tables_and_pages_are_plain():
     written = io.StringIO()
     csv.writer(written).writerow([in_csv('=HYPERLINK("x")'), in_csv("DiffCLIP*")])
     assert next(csv.reader([written.getvalue()])) == ['\'=HYPERLINK("x")', "DiffCLIP*"]
+
+
+def test_the_pace_is_that_of_the_last_minute_of_work(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    pace = Pace()
+    pace.start(0.0)
+    assert pace.remaining(100.0) is None
+    clock[0] = 6.0
+    pace.at(30.0)
+    assert pace.remaining(100.0) == pytest.approx(70 * 6 / 30)
+    clock[0] = 1000.0  # other work, which is not counted
+    pace.start(60.0)  # and a step that was not needed after all
+    clock[0] = 1002.0
+    pace.at(70.0)
+    assert pace.seconds == pytest.approx(8)
+    assert pace.remaining(100.0) == pytest.approx(30 * 8 / 40)
+    for done in range(71, 81):  # the machine gets busy: ten times as long as before, and longer than a minute
+        clock[0] += 20.0
+        pace.at(float(done))
+    assert pace.remaining(100.0) == pytest.approx(20 * 20)
+    clock[0] += 90.0
+    pace.at(81.0)  # one step takes more than the minute
+    assert pace.remaining(100.0) == pytest.approx(19 * 90)

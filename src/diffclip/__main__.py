@@ -14,12 +14,17 @@ SHARED = ("train", "eval")
 # Seconds that a process which is not the first takes to end badly. Where all have the same error, or where this one
 # only lost its company, torchrun ends it meanwhile, and the one that knows the reason has said it.
 PATIENCE = 3.0
-# What dependencies would send home: the hub's client tells which libraries call it.
-QUIET = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+# What the environment is unless the user says otherwise, before any library is loaded that reads it.
+SETTINGS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # the hub would be told which libraries call it
+    "DO_NOT_TRACK": "1",
+    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take the core of whatever else runs
+}
 
 
 def main() -> None:
     """Entry point: `diffclip.cli.main`, with an end by Ctrl-C that is quiet while its modules are still read."""
+    set_environment()
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
     if usual:
         signal.signal(signal.SIGINT, _end)
@@ -30,8 +35,6 @@ def main() -> None:
         os.getcwd()
     except OSError:
         sys.exit("diffclip: the folder in which it is started does not exist any more: cd to one that does")
-    for name in QUIET:
-        os.environ.setdefault(name, "1")
     from diffclip.cli import main as command
 
     if usual:
@@ -53,6 +56,12 @@ def main() -> None:
         sys.exit(f"diffclip: what it prints cannot be written: {error.strerror}")
 
 
+def set_environment() -> None:
+    """`SETTINGS`, where the user has none."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 def _has_temporary_folder() -> bool:
     try:
         return bool(tempfile.gettempdir())
@@ -72,6 +81,7 @@ def _end(*_: Any) -> None:
 
 def _member(rank: int) -> None:
     """The command in one of torchrun's processes: the first speaks for all, others of what is theirs alone."""
+    set_environment()
     import logging
 
     from torch.distributed.elastic.multiprocessing.errors import record

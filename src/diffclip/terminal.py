@@ -1,6 +1,8 @@
-"""What a terminal and a log show: names and captions from anywhere, none of which commands it or ends a line."""
+"""What a terminal and a log show: names and captions from anywhere, none of which commands it; the time left."""
 
 import logging
+import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,3 +43,33 @@ def log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=level)
+
+
+class Pace:
+    """How fast work is done: in the last minute of doing it. Pauses do not count."""
+
+    WINDOW = 60.0
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # of work so far
+        self._done, self._last = 0.0, time.monotonic()
+        self._marks = deque([(0.0, 0.0)])  # seconds of work, and what was done in them: those of the window
+
+    def start(self, done: float) -> None:
+        """Work goes on, after so much is done in all; what was not needed has taken no time."""
+        self._done, self._last = done, time.monotonic()
+
+    def at(self, done: float) -> None:
+        """So much is done in all."""
+        now = time.monotonic()
+        if done > self._done:
+            self.seconds += now - self._last
+            self._marks.append((self.seconds, self._marks[-1][1] + done - self._done))
+            while self._marks[1][0] <= self.seconds - self.WINDOW:
+                self._marks.popleft()
+        self._done, self._last = done, now
+
+    def remaining(self, total: float) -> float | None:
+        """Seconds for what is left of `total`; None before anything is done."""
+        (began, before), (now, work) = self._marks[0], self._marks[-1]
+        return (total - self._done) * (now - began) / (work - before) if work > before else None

@@ -192,24 +192,6 @@ def test_a_terminal_gets_a_bar_and_the_same_results(tmp_path, models):
     assert "runs/a  mine  zeroshot_classification:  acc1" in plain
 
 
-def test_the_time_left_is_weighted_with_what_is_left(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    rate = progress.Rate()
-    rate.start(0.0)
-    assert rate.remaining(100.0) is None
-    clock[0] = 6.0
-    rate.at(30.0)
-    assert rate.due()
-    assert not rate.due()
-    assert rate.remaining(100.0) == pytest.approx(70 * 6 / 30)
-    clock[0] = 1000.0  # other work, which is not counted
-    rate.start(60.0)  # and a step that was not needed after all
-    clock[0] = 1002.0
-    rate.at(70.0)
-    assert rate.remaining(100.0) == pytest.approx(30 * 8 / 40)
-
-
 def test_durations():
     assert [progress.duration(s) for s in (0.2, 40, 120, 3600, 12_000)] == [
         "1 s",

@@ -66,13 +66,32 @@ def test_without_a_terminal_records_are_plain_lines():
         "lambda_visual": [0.7, 0.9],
     }
     with Display("run", 10, Console(file=out, width=200)) as display:
-        display.advance(0)
+        display.start(0)
+        display.advance(5)
         display.record(record)
         display.note("a note")
     first, second = out.getvalue().splitlines()
     assert first.startswith("run step 5/10  loss 1.250  320 img/s  τ⁻¹ 14.3  λ visual 0.80")
     assert first.endswith("left")
     assert second == "a note"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_is_that_of_the_last_minute_of_steps(monkeypatch, terminal):
+    clock, out = [0.0], io.StringIO()
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with Display("run", 1000, Console(file=out, width=200, force_terminal=terminal)) as display:
+        display.start(100)  # a run that goes on
+        for step in range(101, 201):  # 100 s
+            clock[0] += 1.0
+            display.advance(step)
+        clock[0] += 500.0  # an evaluation
+        display.start(200)
+        for step in range(201, 301):  # 200 s: the machine is busy
+            clock[0] += 2.0
+            display.advance(step)
+        display.record({"step": 300, "loss": 1.25, "images_per_s": 320.4})
+    assert "23:20" in out.getvalue()  # 700 steps of 2 s
 
 
 def test_on_a_terminal_there_is_a_bar():

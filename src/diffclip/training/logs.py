@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -21,7 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.reading import opened, parse_json
-from diffclip.terminal import Terminal
+from diffclip.terminal import Pace, Terminal
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,10 @@ class Events:
 
 
 class Display:
-    """A progress bar on a terminal, plain lines elsewhere. Use as a context manager."""
+    """A progress bar on a terminal, plain lines elsewhere. Use as a context manager.
+
+    The time left is that of the steps that are left, at the speed of the last minute of steps.
+    """
 
     def __init__(self, name: str, total: int, console: Console | None = None) -> None:
         self.console = console or Terminal(file=sys.stderr)
@@ -160,13 +163,12 @@ class Display:
                 TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=BAR),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[left]}", style="progress.remaining"),
                 TextColumn("{task.fields[state]}", markup=False),
                 console=self.console,
             )
-            self._task = self._progress.add_task(shown, total=total, state="")
-        self._began = time.monotonic()
-        self._first: int | None = None
+            self._task = self._progress.add_task(shown, total=total, left="--:--", state="")
+        self._pace = Pace()
 
     def __enter__(self) -> "Display":
         if self._progress:
@@ -177,24 +179,28 @@ class Display:
         if self._progress:
             self._progress.stop()
 
-    def advance(self, step: int) -> None:
-        """`step` steps are done."""
-        if self._first is None:
-            self._first, self._began = step, time.monotonic()
+    def start(self, step: int) -> None:
+        """Steps begin, or go on after something else, when `step` are done."""
+        self._pace.start(step)
         if self._progress:
             self._progress.update(self._task, completed=step)
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+        self._pace.at(step)
+        if self._progress:
+            self._progress.update(self._task, completed=step, left=self._left())
 
     def record(self, record: Record) -> None:
         """Show the latest numbers of the run."""
         if self._progress:
             self._progress.update(self._task, state=describe(record, self._room))
         else:
-            state = describe(record)
-            step = record["step"]
-            done = step - (self._first or 0)
-            left = (time.monotonic() - self._began) / done * (self._total - step) if done else 0.0
-            ending = f"  {_clock(left)} left" if done else ""
-            self.note(f"{self._name} step {step}/{self._total}  {state}{ending}")
+            self.note(f"{self._name} step {record['step']}/{self._total}  {describe(record)}  {self._left()} left")
+
+    def _left(self) -> str:
+        seconds = self._pace.remaining(self._total)
+        return "--:--" if seconds is None else _clock(seconds)
 
     def note(self, text: str) -> None:
         """One line above the bar."""

@@ -135,7 +135,7 @@ class Loop:
         options, steps = self.options, self.state.schedule.steps
         world, self.mark = self.state.world, _Stretch()
         self.began = time.monotonic() - progress["seconds"]
-        self.display.advance(progress["step"])
+        self.display.start(progress["step"])
         for step, epoch, batch in self._batches(progress["step"], progress.get("skipped")):
             self.checkpoints.check()
             loss, lr = self.state.step(step - 1, batch)
@@ -184,6 +184,7 @@ class Loop:
         if self.options.keep_best and wanted not in metrics:
             raise UserError(f"training.best_by = {wanted!r} is not measured; give one of {', '.join(metrics)}")
         shown = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
+        self.display.start(step)  # the time left is that of steps
         self.display.note(f"step {step}, {(time.monotonic() - self.began) / 60:.1f} min: {shown}")
         return metrics
 

@@ -1,11 +1,10 @@
 """What a person reads while an evaluation runs: a plan, a bar or lines with the time left, each result."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
@@ -16,6 +15,7 @@ from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.run.plan import Job, JobList
 from diffclip.evaluation.run.suite import Outcome, ValidationHook, evaluate
 from diffclip.evaluation.task import Task
+from diffclip.terminal import Pace
 from diffclip.text import duration
 
 FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
@@ -25,8 +25,8 @@ FIRST_ESTIMATE, BETWEEN_ESTIMATES = 5.0, 60.0
 class Reporter(ValidationHook):
     """Prints how an evaluation goes on: under a moving bar on a terminal, in plain lines elsewhere.
 
-    The time left is that of encoding the images and texts that are left, at the speed so far. Images and texts weigh
-    by the size of their tower. What tasks do with features comes on top.
+    The time left is that of encoding the images and texts that are left, at the speed of the last minute. Images and
+    texts weigh by the size of their tower. What tasks do with features comes on top.
     """
 
     def __init__(self, console: Console) -> None:
@@ -36,14 +36,12 @@ class Reporter(ValidationHook):
             BarColumn(bar_width=20),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", style="progress.remaining"),
         )
-        self._progress = Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=120
-        )
-        self._bar = self._progress.add_task("", total=None)
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = self._progress.add_task("", total=None, left="")
         self._total = self._before = self._step = 0.0  # work: of all, of the steps before this one, of this one
-        self._rate = Rate()
+        self._pace, self._next = Pace(), FIRST_ESTIMATE
         self._skipped: set[tuple[str, str, str]] = set()
 
     def __enter__(self) -> "Reporter":
@@ -92,18 +90,19 @@ class Reporter(ValidationHook):
         """A step of so much work comes; the one before counts as done, however far it came."""
         self._before += self._step
         self._step = work
-        self._rate.start(self._before)
+        self._pace.start(self._before)
         self._progress.update(self._bar, completed=self._before)
 
     def _advance(self, share: float, count: int, of: int, what: str = "images") -> None:
         """A share of the step's work is done: `count` of its images or texts."""
         done = self._before + min(share, 1.0) * self._step
-        self._rate.at(done)
-        self._progress.update(self._bar, completed=done)
-        if not self._console.is_terminal and count < of and self._rate.due():
-            remaining = self._rate.remaining(self._total)
-            if remaining is not None:
-                self._line(f"  {count:,} of {of:,} {what}; about {duration(remaining)} left in all")
+        self._pace.at(done)
+        seconds = self._pace.remaining(self._total)
+        left = "" if seconds is None else duration(seconds)
+        self._progress.update(self._bar, completed=done, left=left)
+        if left and not self._console.is_terminal and count < of and self._pace.seconds >= self._next:
+            self._next = self._pace.seconds + BETWEEN_ESTIMATES
+            self._line(f"  {count:,} of {of:,} {what}; about {left} left in all")
 
     def print_result(self, outcome: Outcome) -> None:
         """A line for a result, in percent, and once for each model and split what could not be read."""
@@ -127,38 +126,6 @@ class Reporter(ValidationHook):
 
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
-
-
-class Rate:
-    """How fast work is done, counted only while it is being done."""
-
-    def __init__(self) -> None:
-        self._done = self._work = self._seconds = 0.0
-        self._last = time.monotonic()
-        self._next = FIRST_ESTIMATE
-
-    def start(self, done: float) -> None:
-        """Work goes on, after so much is done in all; what was not needed has taken no time."""
-        self._done, self._last = done, time.monotonic()
-
-    def at(self, done: float) -> None:
-        """So much is done in all."""
-        now = time.monotonic()
-        if done > self._done:
-            self._work += done - self._done
-            self._seconds += now - self._last
-        self._done, self._last = done, now
-
-    def due(self) -> bool:
-        """Whether it is time to tell the estimate."""
-        if self._seconds < self._next:
-            return False
-        self._next = self._seconds + BETWEEN_ESTIMATES
-        return True
-
-    def remaining(self, total: float) -> float | None:
-        """Seconds for what is left of `total`; None before anything is done."""
-        return (total - self._done) * self._seconds / self._work if self._work else None
 
 
 def describe(plan: JobList) -> list[str]:
