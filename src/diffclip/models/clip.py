@@ -1,7 +1,7 @@
 """CLIP: a vision tower, a text tower, one projection each into the joint space, and a temperature."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffclip.errors import UserError
 from diffclip.models.attention.kinds import DIFFERENTIAL
 from diffclip.models.initialise import initialise
+from diffclip.models.precision import full_precision
 from diffclip.models.presets import ModelConfig, model_config
 from diffclip.models.towers import TextTower, VisionTower
 
@@ -79,11 +80,9 @@ class CLIP(nn.Module):
     def encode_full_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """As encode_text, at the length given and without a look at the values: one graph, for export.
 
-        A row without end-of-text token is read at its first token, unnoticed.
+        A row without end-of-text token is read at its first token, unnoticed. Raises UserError for rows of no token.
         """
-        ends = (tokens == self.text.end_of_text).int().argmax(1)
-        features = self.text.token_features(tokens)[torch.arange(len(tokens), device=tokens.device), ends]
-        features = features @ self.text_projection
+        features = self.text.full(tokens) @ self.text_projection
         return _normalized(features) if normalize else features
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor | None]:
@@ -98,6 +97,13 @@ class CLIP(nn.Module):
             "text_features": None if text is None else self.encode_text(text, normalize=True),
             "logit_scale": self.logit_scale.exp(),
         }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CLIP":
+        """`.half()`, `.to(torch.bfloat16)` and the like, which leave temperature and bias as exact as they are."""
+        scalars = [self.logit_scale] if self.config.logit_bias is None else [self.logit_scale, self.logit_bias]
+        with full_precision(*scalars):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def compile(self, **options: Any) -> None:
         """Compile every block of both towers in place, so that encode_image, encode_text and forward run compiled.

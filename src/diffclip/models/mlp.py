@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffclip.models.attention.choice import autocast_dtype, is_tracing
 from diffclip.models.plain import is_plain
 
 
@@ -21,13 +22,13 @@ class Mlp(timm.layers.Mlp):  # type: ignore[misc]  # timm is untyped
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        # torch.compile chooses by itself what to keep
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._is_plain():
+        # torch.compile chooses by itself what to keep, and a trace knows PyTorch's own operators alone.
+        by_itself = torch.compiler.is_compiling() or is_tracing()
+        if not torch.is_grad_enabled() or by_itself or not self._is_plain():
             plain: Tensor = super().forward(x)
             return plain
         device = x.device.type
-        if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
+        x = x.to(autocast_dtype(device) or x.dtype)
         out: Tensor = _Mlp.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.act)
         return out
 
@@ -43,19 +44,23 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, act: nn.Module) -> Tensor:
         hidden = F.linear(x, w1.to(x.dtype), b1.to(x.dtype))  # (…, 4C)
-        ctx.save_for_backward(x, hidden, w1, w2)
+        ctx.save_for_backward(x, hidden, w1, b1, w2)
         ctx.act = act
         return F.linear(act(hidden), w2.to(x.dtype), b2.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, w1, w2 = ctx.saved_tensors
+        x, hidden, w1, b1, w2 = ctx.saved_tensors
         (grad,) = grads  # (…, C)
+        twice = torch.is_grad_enabled()  # of the gradients, gradients will be asked: the hidden layer in the graph of x
+        if twice:
+            hidden = F.linear(x, w1.to(x.dtype), b1.to(x.dtype))
         with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
+            hidden = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
             activated = ctx.act(hidden)
-        dw2, db2 = _of_parameters(grad, activated.detach(), w2) if any(ctx.needs_input_grad[3:5]) else (None, None)
-        (dhidden,) = torch.autograd.grad(activated, hidden, grad @ w2.to(x.dtype))
+        value = activated if twice else activated.detach()
+        dw2, db2 = _of_parameters(grad, value, w2) if any(ctx.needs_input_grad[3:5]) else (None, None)
+        (dhidden,) = torch.autograd.grad(activated, hidden, grad @ w2.to(x.dtype), create_graph=twice)
         dw1, db1 = _of_parameters(dhidden, x, w1) if any(ctx.needs_input_grad[1:3]) else (None, None)
         dx = dhidden @ w1.to(x.dtype) if ctx.needs_input_grad[0] else None
         return dx, dw1, db1, dw2, db2, None

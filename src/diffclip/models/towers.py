@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffclip.errors import UserError
+from diffclip.models.attention.choice import is_tracing
 from diffclip.models.attention.kinds import ATTENTION
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 from diffclip.models.mlp import Mlp
@@ -35,6 +36,7 @@ class ConvolutionStem(nn.Module):
         super().__init__()
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.patch_size = (patch_size, patch_size)
         stages = patch_size.bit_length() - 1
         widths = [in_chans] + [max(8, embed_dim >> (stages - 1 - i)) for i in range(stages)]
         self.stages = nn.Sequential(
@@ -44,6 +46,10 @@ class ConvolutionStem(nn.Module):
             )
         )
         self.proj = nn.Conv2d(widths[-1], embed_dim, 1, bias=bias)
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens of an image: timm's forward_intermediates asks for them."""
+        return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) → (B, patches, embed_dim)."""
@@ -131,11 +137,25 @@ class TextTower(nn.Module):
         Tokens on the CPU for a model on a GPU are sent there once their ends are known: looking for the ends on the GPU
         would wait for all that it has to do. Raises UserError, with the row, if a row has no end-of-text token.
         """
+        if is_tracing() or (isinstance(tokens, Tensor) and tokens.is_meta):
+            return self.full(tokens)
         device = self.positional_embedding.device
         ends = self.find_ends(tokens)
-        tokens = tokens[:, : int(ends.max()) + 1].to(device, non_blocking=True)
+        tokens = tokens[:, : int(ends.max()) + 1 if len(ends) else 0].to(device, non_blocking=True)
         features = self.token_features(tokens)  # (B, longest, width)
         return features[torch.arange(len(tokens), device=device), ends.to(device, non_blocking=True)]
+
+    def full(self, tokens: Tensor) -> Tensor:
+        """`forward` at the length given, without a look at the values: a row without an end is read at its first token.
+
+        Raises UserError for rows of no token.
+        """
+        if not tokens.shape[1]:
+            raise UserError(f"tokens {tuple(tokens.shape)}: a text has at least its end")
+        ends = (tokens == self.end_of_text).int().argmax(1)
+        features = self.token_features(tokens)  # (B, L, width)
+        at_end = ends.view(-1, 1, 1).expand(-1, 1, features.shape[-1])  # not by numbers of rows, which would freeze B
+        return features.gather(1, at_end).squeeze(1)
 
     def token_features(self, tokens: Tensor) -> Tensor:
         """(B, L) int64 → (B, L, width), the features of every token, each seeing itself and those before."""
@@ -153,9 +173,15 @@ class TextTower(nn.Module):
         return out
 
     def find_ends(self, tokens: Tensor) -> Tensor:
-        """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one."""
-        if tokens.ndim != 2:
-            raise UserError(f"tokens must be (batch, tokens), as the tokenizer makes, not {tuple(tokens.shape)}")
+        """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one, or no ids."""
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
+            given = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise UserError(f"tokens must be integers (batch, tokens), as the tokenizer makes them, not {given}")
+        if not len(tokens):
+            return tokens.new_empty(0)
+        low, high = tokens.aminmax() if tokens.numel() else (0, 0)
+        if low < 0 or high > self.end_of_text:
+            raise UserError(f"tokens go from {int(low)} to {int(high)}: this model knows 0 to {self.end_of_text}")
         is_end = tokens == self.end_of_text
         endless = (~is_end.any(1)).nonzero()
         if len(endless):

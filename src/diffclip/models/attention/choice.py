@@ -24,6 +24,8 @@ def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
 
     Measured at some numbers of tokens; the nearest one, as a ratio, decides.
     """
+    if is_tracing():
+        return "sdpa"
     spans: tuple[tuple[int, str], ...]
     beyond: str
     spans, beyond = _spans(kind, device, dtype)
@@ -31,6 +33,18 @@ def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
         if tokens <= most:
             return name
     return beyond
+
+
+def is_tracing() -> bool:
+    """Whether torch.jit.trace is at work, which knows PyTorch's own operators alone, and no look at values."""
+    return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call]
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts to on a device; None where it is off, or where there is none, as on "meta"."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

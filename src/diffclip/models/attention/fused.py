@@ -12,9 +12,9 @@ output and Y = dO·Vᵀ (the gradient of A1 − λA2) is
 
 That is 10 N²D a pair, as much as two heads of a fused standard attention, which computes its map again too.
 
-Both passes are one operator each for torch.compile and torch.export. The operator has no second derivative. On x86 with
-AVX-512 it is a compiled kernel (native.py), elsewhere the loops over PyTorch's operators below, which also
-take other dtypes.
+Both passes are one operator each for torch.compile and torch.export. Second derivatives go by `plain`. On x86 with
+AVX-512 it is a compiled kernel (native.py), elsewhere the loops over PyTorch's operators below, which also take other
+dtypes.
 """
 
 import math
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from diffclip.models.attention import native as native_attention
-from diffclip.models.attention.gpu import empty_by_token
+from diffclip.models.attention.gpu import empty_by_token, plain
+from diffclip.models.attention.second import register_second
 
 MAP_BYTES = 2**21
 """Size of a block of maps in the loops over PyTorch's operators; smaller ones cost calls, larger ones cache."""
@@ -92,6 +93,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, is_causal: boo
     The result lies in memory as (B, N, P, 2D), so that joining the heads afterwards copies nothing.
     """
     out = empty_by_token(v)
+    if not out.numel():  # neither the kernel nor the loops know how to share no work
+        return out
     if _native(q):
         native_attention.attention([*map(_addressable, (q, k, v)), out], float(lam), is_causal)
     else:
@@ -105,6 +108,8 @@ def _fused_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and λ."""
     dq, dk, dv = (empty_by_token(x) for x in (q, k, v))
+    if not dq.numel():
+        return dq, dk, dv, torch.zeros_like(lam)
     if _native(q):
         read = [_addressable(x) for x in (grad, q, k, v)]
         dlam = torch.tensor(native_attention.attention([*read, dq, dk, dv], float(lam), is_causal))
@@ -207,3 +212,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, N
 
 
 fused_attention.register_autograd(_backward, setup_context=_setup_context)
+register_second(_fused_attention_backward, plain)

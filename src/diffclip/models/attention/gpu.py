@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffclip.models.attention.second import register_second
+
 DTYPES = (torch.float16, torch.bfloat16)
 WIDTHS = (16, 32, 64)
 """Of a head. Kernels of wider heads would not fit into the registers."""
@@ -50,6 +52,8 @@ def gpu_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, is_causal: bool)
     batch, heads, length, width = q.shape
     out = empty_by_token(v)
     lse = torch.empty(batch, heads, length, device=q.device, dtype=torch.float32)
+    if not out.numel():  # no kernel is launched on nothing
+        return out, lse
     q, k, v = map(_readable, (q, k, v))
     blocks = -(-length // FORWARD.queries)
     triton_kernels.forward[(blocks * batch * heads // 2,)](
@@ -69,6 +73,8 @@ def _gpu_attention_backward(
     batch, heads, length, width = q.shape
     pairs, scales = heads // 2, (_scale2(width), 1 / math.sqrt(width))
     dq, dk, dv = (empty_by_token(x) for x in (q, k, v))
+    if not dq.numel():
+        return dq, dk, dv, torch.zeros_like(lam)
     grad, q, k, v = map(_readable, (grad, q, k, v))
     delta, blocks = torch.empty_like(lse), -(-length // BACKWARD_Q.queries)
     dlam = lse.new_empty(batch * pairs * blocks)
@@ -133,3 +139,16 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 gpu_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, is_causal: bool) -> Tensor:
+    """(A1 − λA2)V by PyTorch's operators, both maps kept."""
+    logits = q @ k.mT / math.sqrt(q.shape[-1])  # (B, H, N, N)
+    if is_causal:
+        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(later, float("-inf"))
+    maps = logits.softmax(-1)
+    return (maps[:, ::2] - lam * maps[:, 1::2]).to(v.dtype) @ v
+
+
+register_second(_gpu_attention_backward, lambda q, k, v, lam, _lse, is_causal: plain(q, k, v, lam, is_causal))

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffclip.models.attention import native as native_attention
+from diffclip.models.attention.choice import is_tracing
+from diffclip.models.attention.second import register_second
 
 
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: (…, width) of any floating dtype; weight: (width,), not rounded to the dtype of x where the kernel runs."""
-    if x.device.type == "cpu" and weight.dtype is torch.float32 and native_attention.available(x.dtype):
+    plain = x.device.type != "cpu" or weight.dtype is not torch.float32 or is_tracing()
+    if not plain and native_attention.available(x.dtype):
         out: Tensor = _head_norm(x.contiguous(), weight.contiguous(), eps)
         return out
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
@@ -26,13 +29,16 @@ def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @torch.library.custom_op("diffclip::head_norm", mutates_args=(), device_types="cpu")
 def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = torch.empty_like(x)
-    native_attention.head_norm((x, y), weight, eps)
+    if x.numel():
+        native_attention.head_norm((x, y), weight, eps)
     return y
 
 
 @torch.library.custom_op("diffclip::head_norm_backward", mutates_args=(), device_types="cpu")
 def _head_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     dx = torch.empty_like(x)
+    if not x.numel():
+        return dx, torch.zeros_like(weight)
     dw = native_attention.head_norm((grad.contiguous(), x, dx), weight, eps)
     return dx, dw
 
@@ -57,3 +63,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 _head_norm.register_autograd(_backward, setup_context=_setup_context)
+register_second(_head_norm_backward, lambda x, weight, eps: F.rms_norm(x, weight.shape, weight.to(x.dtype), eps))

@@ -4,15 +4,18 @@ This file holds all that differs between CLIP and DiffCLIP; version2.py has othe
 C = dim channels, H heads counted as in standard attention, D = C / H head width.
 """
 
+from collections.abc import Callable
+
 import timm.layers
 import torch
 from torch import Tensor, nn
 
 from diffclip.errors import UserError
-from diffclip.models.attention.choice import fastest
+from diffclip.models.attention.choice import autocast_dtype, fastest
 from diffclip.models.attention.head_norm import head_norm
 from diffclip.models.attention.ops import AttentionMaps, attention_map, differential_attention, differential_maps
 from diffclip.models.plain import is_plain
+from diffclip.models.precision import full_precision
 from diffclip.models.presets import check_heads
 
 HEAD_NORM_EPS = 1e-5
@@ -122,6 +125,12 @@ class DifferentialAttention(nn.Module):
         out: Tensor = self.proj_drop(self.proj(heads.reshape(batch, length, dim)))
         return out
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DifferentialAttention":
+        """`.half()`, `.to(torch.bfloat16)` and the like, which leave the λ vectors as exact as they are."""
+        with full_precision(self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, lambda_init={self.lambda_init:.4g}"
 
@@ -137,7 +146,7 @@ class StandardAttention(timm.layers.Attention):  # type: ignore[misc]  # timm is
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype = autocast_dtype(device) or x.dtype
         if self.recorded is None and fastest("standard", device, dtype, x.shape[1]) == "sdpa":
             fused: Tensor = super().forward(x, attn_mask, is_causal)
             return fused

@@ -12,6 +12,7 @@ DiffCLIP.
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from diffclip.errors import UserError
 from diffclip.models.attention import gpu
-from diffclip.models.attention.choice import fastest
+from diffclip.models.attention.choice import autocast_dtype, fastest
 from diffclip.models.attention.fused import fused_attention
 from diffclip.models.attention.gpu import gpu_attention
 
@@ -96,8 +97,9 @@ def differential_attention(
     """
     _check(q, k, v, is_causal, attn_mask)
     device = q.device.type
-    if torch.is_autocast_enabled(device) and q.dtype is not torch.float64:
-        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    cast_to = autocast_dtype(device)
+    if cast_to is not None and q.dtype is not torch.float64:
+        q, k, v = (x.to(cast_to) for x in (q, k, v))
     name: str = backend
     if name == "auto":
         name = fastest("differential", device, q.dtype, q.shape[2])
@@ -110,7 +112,7 @@ def differential_attention(
     elif not _serves(name, attn_mask, dropout_p):
         _say_once(f"backend {name} has no {'dropout' if dropout_p else 'attn_mask'}: eager is taken instead")
         name = "eager"
-    with torch.autocast(device, enabled=False):
+    with nullcontext() if cast_to is None else torch.autocast(device, enabled=False):
         return BACKENDS[name](AttentionCall(q, k, v, lam, is_causal, attn_mask, dropout_p))
 
 
@@ -136,7 +138,7 @@ def differential_maps(
 def attention_map(q: Tensor, k: Tensor, is_causal: bool, attn_mask: Tensor | None) -> Tensor:
     """softmax(QKᵀ/√D + mask): (B, H, N, D) twice → (B, H, N, N). A query without any key gets zeros."""
     batch, heads, length, width = q.shape
-    q, k = q.reshape(-1, length, width), k.reshape(-1, length, width)  # (B·H, N, D)
+    q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B·H, N, D)
     bias, blind = _additive_mask(q, batch, heads, is_causal, attn_mask)
     if bias is None:
         logits = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=width**-0.5)
