@@ -25,7 +25,7 @@ from diffclip.data.loading.loader import Batch
 from diffclip.data.sources import captions_of, open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import normalise
-from diffclip.models.presets import OPENAI_MEAN, OPENAI_STD
+from diffclip.models.image_settings import OPENAI_MEAN, OPENAI_STD
 from diffclip.training.optimizer import adamw
 from diffclip.training.setup import new_state
 from diffclip.training.step import Schedule, TrainState, autocast_dtype

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli
 import tomli_w
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffclip import cli
 from diffclip.data.scenes import SceneSource
@@ -49,9 +51,21 @@ def stand_ins(folder):
     cli.main(["eval", "runs/clip", "runs/diffclip", "--data", scenes, "--tasks", "zero_shot", "--out", "eval"])
     shutil.copytree("data/openclipart", "openclipart")
     save_language(folder / "language")
+    open_clip_model(folder / "models/laion")
     sizes = [f"stage.{stage}.{key}=8" for stage in ("align", "answer") for key in ("length", "batch_size")]
     paths = ["encoder.path=runs/quickstart/diffclip", "language.path=language"]
     cli.main(["vlm", "train", "scenes", "--set", *paths, *sizes, "--out", "runs/vlm/diffclip"])
+
+
+def open_clip_model(folder):
+    """A folder as open_clip writes it, of a model that no CLIP of ours can be."""
+    size = {"layers": 1, "width": 32}
+    vision = size | {"image_size": 16, "patch_size": 8, "head_width": 16, "ls_init_value": 0.1}
+    config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": size | {"heads": 2}}
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
 
 
 def recipes(folder):

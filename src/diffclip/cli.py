@@ -12,6 +12,7 @@ from diffclip.commands.attend import attend
 from diffclip.commands.convert import convert
 from diffclip.commands.data import data, data_list, pack, show, verify
 from diffclip.commands.eval import evaluate
+from diffclip.commands.info import info
 from diffclip.commands.models import models
 from diffclip.commands.plan import plan
 from diffclip.commands.pope import pope
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "report": report,
     "attend": attend,
+    "info": info,
     "models": models,
     "convert": convert,
     "data": data,

@@ -67,10 +67,10 @@ class Model:
 
 @cache  # a recipe is resolved again and again
 def _config_of(start: str, overrides: tuple[tuple[str, Any], ...]) -> ModelConfig:
-    from diffclip.models.weights.store import load  # it needs torch, which a recipe without a start does not
+    from diffclip.models.weights.store import load_clip  # it needs torch, which a recipe without a start does not
 
     try:
-        return load(start, **dict(overrides))[0].config
+        return load_clip(start, what="training", **dict(overrides)).config
     except UserError as error:
         raise UserError(f"model.start: {error}") from None
 

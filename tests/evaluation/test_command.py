@@ -11,7 +11,7 @@ from rich.console import Console
 from diffclip import cli
 from diffclip.evaluation import results
 from diffclip.evaluation.datasets.named import by_name, data_set, papers
-from diffclip.evaluation.run import plan, progress
+from diffclip.evaluation.run import progress
 from diffclip.evaluation.run.plan import Job, JobList, NamedModel
 from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import DataSet
@@ -211,7 +211,8 @@ def test_a_log_is_told_the_time_left(monkeypatch):
     tasks = (get_task("zero_shot"), get_task("robustness"))
     job = Job(model, data, "", {}, {}, tasks, {"test": 800}, {"test": 1000}, 2, texts)
     passes = tasks[1].passes
-    prompts = 400 * plan.text_work(model.model) / plan.image_work(model.model)
+    image, text = model.model.work()
+    prompts = 400 * text / image
     reporter = progress.Reporter(Console(file=screen, width=100))
     reporter.on_plan(JobList([job]))
     reporter.on_split(job, "test")

@@ -9,14 +9,21 @@ from diffclip.models.attention.ops import differential_attention
 from diffclip.models.mlp import Mlp
 from small_models import PICTURES, TRAINED, small_model
 
-pytestmark = pytest.mark.parametrize("kind", ["clip", "diffclip"])
+V2 = {"vision_attention": "differential_v2", "text_attention": "differential_v2"}
+KINDS = {"clip": ("clip", {}), "diffclip": ("diffclip", {}), "v2": ("clip", V2)}
+pytestmark = pytest.mark.parametrize("kind", KINDS)
 PIXELS = (3, PICTURES["image_size"], PICTURES["image_size"])
+
+
+def made(kind, **changes):
+    preset, attention = KINDS[kind]
+    return small_model(preset, **attention, **changes)
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_empty_batch_has_empty_features_and_no_gradient(kind, dtype, training):
-    model = small_model(kind).train(training).to(dtype)
+    model = made(kind).train(training).to(dtype)
     for normalize in (False, True):
         image = model.encode_image(torch.zeros(0, *PIXELS), normalize)
         texts = [model.encode_text(torch.zeros(0, length, dtype=torch.long), normalize) for length in (77, 3, 0)]
@@ -49,18 +56,20 @@ def test_attention_of_nothing_is_nothing(kind, shape, backend):
 )
 def test_tokens_that_are_none_are_refused(kind, tokens, message):
     with pytest.raises(diffclip.UserError, match=message):
-        small_model(kind).encode_text(tokens)
+        made(kind).encode_text(tokens)
 
 
 def test_a_text_of_no_token_cannot_be_exported(kind):
     with pytest.raises(diffclip.UserError, match="at least its end"):
-        small_model(kind).encode_full_text(torch.zeros(2, 0, dtype=torch.long))
+        made(kind).encode_full_text(torch.zeros(2, 0, dtype=torch.long))
 
 
 @pytest.mark.parametrize("stem", ["patches", "convolutions"])
 def test_intermediate_layers_are_those_of_the_blocks(kind, stem):
     size = TRAINED | {"patch_dropout": 0.0}
-    tower = diffclip.create_model(f"{kind}_vit_quickstart", **size, vision_stem=stem).eval().visual
+    preset, attention = KINDS[kind]
+    model = diffclip.create_model(f"{preset}_vit_quickstart", **size, **attention, vision_stem=stem)
+    tower = model.eval().visual
     pixels, seen = torch.randn(2, 3, 32, 32), []
     tower.blocks[0].register_forward_hook(lambda _m, _i, out: seen.append(out))
     (found, _), last = tower.forward_intermediates(pixels)[1], tower.forward_features(pixels)
@@ -70,7 +79,7 @@ def test_intermediate_layers_are_those_of_the_blocks(kind, stem):
 
 def test_without_values_it_computes_shapes(kind):
     with torch.device("meta"):
-        model = small_model(kind)
+        model = made(kind)
         image, text = model.encode_image(torch.empty(2, *PIXELS)), model.encode_text(torch.empty(3, 77).long())
     assert image.is_meta
     assert text.is_meta
@@ -78,7 +87,7 @@ def test_without_values_it_computes_shapes(kind):
 
 
 def test_second_derivatives_are_those_of_plain_operators(kind, monkeypatch):
-    model = small_model(kind).eval()
+    model = made(kind).eval()
     pixels = torch.randn(2, *PIXELS, requires_grad=True)
     weights = [p for n, p in model.named_parameters() if n.startswith(("visual.", "image_"))]
 
@@ -103,7 +112,7 @@ def plain_norm(x, weight, eps):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_a_trace_gives_the_same_features_for_other_batches(kind):
-    model, tokenizer = small_model(kind).eval(), diffclip.get_tokenizer()
+    model, tokenizer = made(kind).eval(), diffclip.get_tokenizer()
     texts = tokenizer(["a dog", "two red cubes left of a ball", "", "dogs", "a"])
     pixels = torch.randn(5, *PIXELS)
     with torch.no_grad():
@@ -116,7 +125,7 @@ def test_a_trace_gives_the_same_features_for_other_batches(kind):
 
 @pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to(torch.float16)])
 def test_half_precision_rounds_neither_lambda_nor_the_temperature(kind, cast):
-    whole, half = small_model(kind, logit_bias=-10.0), cast(small_model(kind, logit_bias=-10.0))
+    whole, half = made(kind, logit_bias=-10.0), cast(made(kind, logit_bias=-10.0))
     for name, lam in whole.lambdas().items():
         assert torch.equal(lam, half.lambdas()[name])
     assert torch.equal(whole.logit_scale, half.logit_scale)
@@ -126,4 +135,4 @@ def test_half_precision_rounds_neither_lambda_nor_the_temperature(kind, cast):
         features = half(torch.randn(2, *PIXELS), diffclip.get_tokenizer()(["a", "b"]))
     assert features["text_features"].isfinite().all()
     assert half.double().logit_scale.dtype is torch.float64
-    assert small_model(kind).to("meta").logit_scale.is_meta
+    assert made(kind).to("meta").logit_scale.is_meta

@@ -1,6 +1,7 @@
 """Weights of the released DiffCLIP, of SLIP's CLIP and of open_clip, against those models' own forward passes."""
 
 import argparse
+import json
 import logging
 
 import open_clip
@@ -9,11 +10,14 @@ import released_models as released
 import torch
 
 import diffclip
-from diffclip.models.presets import OPENAI_MEAN, PRESETS
+from diffclip.models.image_settings import OPENAI_MEAN
+from diffclip.models.presets import PRESETS
 from diffclip.models.weights.convert import convert
 
 SMALL = {"width": 64, "depth": 2, "heads": 4, "text_width": 48, "text_depth": 2, "text_heads": 4, "embed_dim": 24}
 HEADS = {"vision_heads": 4, "text_heads": 4}  # of standard attention weights do not tell
+VISION = {"image_size": 48, "layers": 2, "width": 128, "patch_size": 16, "head_width": 64}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}
 TEXTS = ["a photo of a dog", "two red cubes left of a small green ball", ""]
 
 
@@ -125,8 +129,8 @@ def open_clip_model(quick_gelu=False):
     torch.manual_seed(0)
     model = open_clip.model.CLIP(
         embed_dim=32,
-        vision_cfg={"image_size": 48, "layers": 2, "width": 128, "patch_size": 16, "head_width": 64},
-        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3},
+        vision_cfg=VISION,
+        text_cfg=TEXT,
         quick_gelu=quick_gelu,
     ).eval()
     with torch.no_grad():
@@ -166,10 +170,9 @@ def test_open_clip_embeddings(quick_gelu, suffix, tmp_path):
 def test_open_clips_configuration_beside_the_weights_is_used(tmp_path, caplog):
     theirs = open_clip_model(quick_gelu=True)
     torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-    (tmp_path / "open_clip_config.json").write_text(
-        '{"model_cfg": {"embed_dim": 32, "quick_gelu": true}, '
-        '"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}}'
-    )
+    config = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT}
+    statistics = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": statistics}))
     model, preprocess, _ = diffclip.load(tmp_path)
     assert model.config.vision_activation == model.config.text_activation == "quick_gelu"
     assert preprocess.config.image_mean == (0.5, 0.5, 0.5)

@@ -1,7 +1,7 @@
 """What a model makes of one image and some texts: scores, relevance, and the attention maps behind them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor
 from diffclip import durable
 from diffclip.analysis.attention_maps import class_token_rows, image_attention, text_attention
 from diffclip.analysis.relevance import relevance
-from diffclip.data.tokenizer import get_tokenizer
-from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.data.transforms import normalise
 from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.clip import CLIP, check_finite
 from diffclip.models.presets import ModelConfig
@@ -53,14 +52,16 @@ class Look:
 def inputs(model: CLIP, picture: NDArray[np.uint8], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Pixels (1, 3, S, S) of a picture (H, W, 3) uint8 and tokens (T, L) of texts, on the model's device."""
     config, device = model.config, next(model.parameters()).device
-    pixels = EvalTransform(config.image_size, config.resize)(picture).to(device)  # (3, S, S) uint8
-    tokens = get_tokenizer(config.context_length)(list(texts)).to(device)
+    pixels = config.transform(picture).to(device)  # (3, S, S) uint8
+    tokens = model.tokenizer(list(texts)).to(device)
     return normalise(pixels[None], config.image_mean, config.image_std), tokens
 
 
 def visible(config: ModelConfig, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """The part of a picture (H, W, 3) that a model sees, at most `size` pixels a side: (h, w, 3) uint8."""
-    part = EvalTransform(min(size, *picture.shape[:2]), config.resize)(picture)  # (3, h, w)
+    transform, size = config.transform, min(size, *picture.shape[:2])
+    resize_to = transform.resize_to and round(transform.resize_to * size / transform.size)
+    part = replace(transform, size=size, resize_to=resize_to)(picture)  # (3, h, w)
     return np.ascontiguousarray(part.permute(1, 2, 0).numpy())
 
 

@@ -60,14 +60,14 @@ def attend(
 
     from diffclip.analysis.look import look, save_arrays
     from diffclip.distributed import default_device
-    from diffclip.models.weights.store import load
+    from diffclip.models.weights.store import load_clip
     from diffclip.reporting.figures.attention import head_figure, layer_figure, relevance_figure
     from diffclip.reporting.figures.style import save
     from diffclip.terminal import Terminal
 
     models, texts = (model, *beside), (*text, *control)
     looks = {
-        label: look(load(source, device=default_device())[0], picture, texts)
+        label: look(load_clip(source, default_device(), what="attend"), picture, texts)
         for label, source in zip(_labels(models), models, strict=True)
     }
     console = Terminal()

@@ -34,11 +34,11 @@ def convert(
     from diffclip.models import convert as work
     from diffclip.models.clip import count_parameters
     from diffclip.models.parity import compare
-    from diffclip.models.weights.store import check_free, load, save
+    from diffclip.models.weights.store import check_free, load_clip, save
     from diffclip.terminal import Terminal
 
     check_free(out)
-    before, _, _ = load(model)
+    before = load_clip(model, what="convert")
     torch.manual_seed(0)  # the λ vectors of "differential" are drawn
     after = work.convert(before, attention, towers=towers, layers=layers, lambda_init=lambda_init, inexact=inexact)
     moved = compare(before, after.encode_image, after.encode_text)

@@ -48,7 +48,7 @@ def evaluate(
     What is done already is not done again. Status 1: something could not be done.
 
     Args:
-        models: Run directories, .safetensors files, released checkpoints, or hf:OWNER/NAME of the hub.
+        models: Run directories, files of weights, folders of open_clip or transformers, or hf:OWNER/NAME of the hub.
         data: NAME=PATH of each data set, PATH being a folder, a file, shards, or scenes:SPLIT; the bare NAME of one
             that `diffclip data list` shows; or `paper`, for all that the paper evaluates on.
         out: Where results.jsonl is written.
@@ -76,7 +76,7 @@ def evaluate(
     if not 0 <= max_skipped <= 1:
         raise UserError(f"--max-skipped {max_skipped:g}: give a share from 0 to 1")
     if not models:
-        raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hf:OWNER/NAME")
+        raise UserError("no model to evaluate: give run directories, files of weights, folders or hf:OWNER/NAME")
     say_loading()
 
     from diffclip.evaluation.datasets.named import data_sets
@@ -136,7 +136,7 @@ def run(
     from diffclip.terminal import Terminal
 
     if not models:
-        raise UserError("no model to evaluate: give run directories, .safetensors files, checkpoints or hf:OWNER/NAME")
+        raise UserError("no model to evaluate: give run directories, files of weights, folders or hf:OWNER/NAME")
     twice = next((name for name, count in Counter(dataset.name for dataset in data).items() if count > 1), None)
     if twice:
         raise UserError(f"--data names {twice} twice: results would replace each other, so give each its own name")

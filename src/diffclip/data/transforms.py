@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
@@ -23,10 +24,16 @@ def _pixels(image: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W), a view
 
 
-def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _resize(
+    pixels: torch.Tensor, height: int, width: int, interpolation: str = "bicubic", resizer: str = "torch"
+) -> torch.Tensor:
+    if resizer == "pillow":
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        resized_image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+        return _pixels(np.array(resized_image))
     # In uint8 and on this memory layout torch has vectorised code: a third of Pillow's time on photographs.
     resized: torch.Tensor = functional.resize_image(
-        pixels, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+        pixels, [height, width], interpolation=InterpolationMode(interpolation), antialias=True
     )
     return resized
 
@@ -88,26 +95,45 @@ class EvalTransform:
 
     "shortest" resizes the shorter edge to `size` and keeps the centre. Of an image longer than 8 : 1 only the
     central 8 : 1 is resized, so that an image one pixel wide does not become one a million pixels long.
-    "squash" resizes both edges, whatever the aspect ratio.
+    "squash" resizes both edges, whatever the aspect ratio. "longest" resizes the longer edge, and fills the rest.
+    The other fields are those of diffclip.models.image_settings.ImageSettings.
     """
 
     size: int
-    resize: Literal["shortest", "squash"] = "shortest"
+    resize: Literal["shortest", "squash", "longest"] = "shortest"
+    resize_to: int | None = None
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resizer: Literal["torch", "pillow"] = "torch"
+    crop: Literal["round", "floor"] = "round"
+    fill: int = 0
 
     def __call__(self, image: NDArray[np.uint8]) -> torch.Tensor:
         """(H, W, 3) uint8 → (3, size, size) uint8."""
-        if self.resize == "squash":
-            return _resize(_pixels(image), self.size, self.size)
+        pixels, target = _pixels(image), self.resize_to or self.size
         height, width = image.shape[:2]
-        longest = MAX_ASPECT * min(height, width)
-        pixels = _pixels(image)
-        if max(height, width) > longest:
-            height, width = min(height, longest), min(width, longest)
-            pixels = functional.center_crop(pixels, [height, width])
-        shorter = min(height, width)
-        pixels = _resize(pixels, self.size * height // shorter, self.size * width // shorter)
-        centre: torch.Tensor = functional.center_crop(pixels, [self.size, self.size])
-        return centre.contiguous()
+        if self.resize == "shortest":
+            longest = MAX_ASPECT * min(height, width)
+            if max(height, width) > longest:
+                height, width = min(height, longest), min(width, longest)
+                pixels = functional.center_crop(pixels, [height, width])
+            shorter = min(height, width)
+            height, width = target * height // shorter, target * width // shorter
+        elif self.resize == "squash":
+            height, width = target, target
+        else:
+            ratio = max(height, width) / target
+            height, width = max(1, round(height / ratio)), max(1, round(width / ratio))
+        return self._centre(_resize(pixels, height, width, self.interpolation, self.resizer)).contiguous()
+
+    def _centre(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(3, h, w) → (3, size, size), what is missing filled."""
+        missing = [max(0, self.size - edge) for edge in pixels.shape[:0:-1]]  # of the width, of the height
+        if any(missing):
+            before, after = [m // 2 for m in missing], [m - m // 2 for m in missing]
+            pixels = functional.pad(pixels, [*before, *after], fill=self.fill)
+        margins = [(edge - self.size) / 2 for edge in pixels.shape[1:]]
+        top, left = (math.floor(m) if self.crop == "floor" else round(m) for m in margins)
+        return pixels[:, top : top + self.size, left : left + self.size]
 
 
 def shrunk(image: NDArray[np.uint8], shorter_edge: int) -> NDArray[np.uint8]:

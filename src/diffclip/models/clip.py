@@ -1,25 +1,27 @@
 """CLIP: a vision tower, a text tower, one projection each into the joint space, and a temperature."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
 from diffclip.models.attention.kinds import DIFFERENTIAL
+from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
 from diffclip.models.initialise import initialise
-from diffclip.models.precision import full_precision
 from diffclip.models.presets import ModelConfig, model_config
 from diffclip.models.towers import TextTower, VisionTower
 
+USUAL_TOKENS = 16
+"""Of a caption or prompt with its begin and end; batches are cut at their longest."""
 MAX_LOGIT_SCALE = math.log(100)  # 4.6052: logits are at most 100 times a cosine
 
 
-class CLIP(nn.Module):
+class CLIP(ImageTextModel):
     """Two towers and a joint space; with differential attention in a tower or both, DiffCLIP.
 
     Attributes: config; visual and text, the towers; image_projection (vision_width, embed_dim) and
@@ -30,14 +32,16 @@ class CLIP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: ModelConfig = config
+        self.tower_width = config.vision_width
+        self.tokenizer: Tokenize = get_tokenizer(config.context_length)
         device = torch.get_default_device()
         with torch.device("meta"):  # shapes only: initialise() gives every parameter its value, once
             self.visual = VisionTower(config)
             self.text = TextTower(config)
             self.image_projection = nn.Parameter(torch.empty(config.vision_width, config.embed_dim))
             self.text_projection = nn.Parameter(torch.empty(config.text_width, config.embed_dim))
-            self.logit_scale = nn.Parameter(torch.empty(()))
+            self.logit_scale: nn.Parameter = nn.Parameter(torch.empty(()))
             if config.logit_bias is not None:
                 self.logit_bias = nn.Parameter(torch.empty(()))
         if device.type != "meta":
@@ -63,10 +67,15 @@ class CLIP(nn.Module):
             )
         return self.project_image(self.visual(pixels), normalize)
 
+    def tower(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) → (B, vision_width), before the projection."""
+        features: Tensor = self.visual(pixels)
+        return features
+
     def project_image(self, features: Tensor, normalize: bool = False) -> Tensor:
         """The vision tower's features (B, vision_width) → (B, embed_dim): the second half of encode_image."""
         features = features @ self.image_projection
-        return _normalized(features) if normalize else features
+        return normalized(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """(B, L) int64, L ≤ context_length → (B, embed_dim).
@@ -75,7 +84,7 @@ class CLIP(nn.Module):
         for a float64 model). Raises UserError, with the row, if a row has no end-of-text token.
         """
         features = self.text(tokens) @ self.text_projection
-        return _normalized(features) if normalize else features
+        return normalized(features) if normalize else features
 
     def encode_full_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """As encode_text, at the length given and without a look at the values: one graph, for export.
@@ -83,27 +92,7 @@ class CLIP(nn.Module):
         A row without end-of-text token is read at its first token, unnoticed. Raises UserError for rows of no token.
         """
         features = self.text.full(tokens) @ self.text_projection
-        return _normalized(features) if normalize else features
-
-    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor | None]:
-        """Normalised features of images and texts, and the inverse temperature, under open_clip's keys.
-
-        Returns "image_features" and "text_features" (B, embed_dim), None for what was not given; "logit_scale", a
-        scalar, exp of the parameter; "logit_bias", a scalar, where the config has one.
-        """
-        bias = {} if self.config.logit_bias is None else {"logit_bias": self.logit_bias}
-        return bias | {
-            "image_features": None if image is None else self.encode_image(image, normalize=True),
-            "text_features": None if text is None else self.encode_text(text, normalize=True),
-            "logit_scale": self.logit_scale.exp(),
-        }
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CLIP":
-        """`.half()`, `.to(torch.bfloat16)` and the like, which leave temperature and bias as exact as they are."""
-        scalars = [self.logit_scale] if self.config.logit_bias is None else [self.logit_scale, self.logit_bias]
-        with full_precision(*scalars):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+        return normalized(features) if normalize else features
 
     def compile(self, **options: Any) -> None:
         """Compile every block of both towers in place, so that encode_image, encode_text and forward run compiled.
@@ -120,6 +109,27 @@ class CLIP(nn.Module):
         """Activation checkpointing: keep only the input of every block, and run the block again for its gradients."""
         for tower in (self.visual, self.text):
             tower.set_grad_checkpointing(enable)
+
+    def work(self) -> tuple[float, float]:
+        """Roughly what an image takes, and a usual text: the parameters of tower or blocks, once for each token."""
+        tokens = (self.config.image_size // self.config.patch_size) ** 2 + 1
+        words = min(USUAL_TOKENS, self.config.context_length)
+        image, text = (sum(p.numel() for p in part.parameters()) for part in (self.visual, self.text.blocks))
+        return float(tokens * image), float(words * text)
+
+    def describe(self) -> dict[str, str]:
+        """Of `diffclip info`: model, attention and λ."""
+        config = self.config
+        facts = {
+            "model": "CLIP" if {config.vision_attention, config.text_attention} == {"standard"} else "DiffCLIP",
+            "vision": f"{config.vision_depth} layers, {config.vision_width} wide, {config.vision_heads} heads, "
+            f"{config.vision_attention} attention, patches of {config.patch_size}",
+            "text": f"{config.text_depth} layers, {config.text_width} wide, {config.text_heads} heads, "
+            f"{config.text_attention} attention",
+        }
+        lambdas = {tower: values.tolist() for tower, values in self.lambdas().items()}
+        facts |= {f"λ, {tower}": " ".join(f"{value:.2f}" for value in values) for tower, values in lambdas.items()}
+        return facts | {"tokenizer": f"{type(self.tokenizer).__name__}, at most {config.context_length} tokens"}
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
@@ -141,8 +151,12 @@ class CLIP(nn.Module):
         return found
 
 
-def _normalized(features: Tensor) -> Tensor:
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+def our_own(model: ImageTextModel, what: str) -> CLIP:
+    """The model, which must be a `CLIP`. Raises UserError for any other, whose layers `what` cannot use."""
+    if not isinstance(model, CLIP):
+        facts = model.describe()
+        raise UserError(f"{what} needs attention layers of ours: {facts['model']} is used as it is ({facts['why']})")
+    return model
 
 
 def create_model(name: str, **overrides: Any) -> CLIP:

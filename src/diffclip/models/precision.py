@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor
 
 
 @contextmanager
-def full_precision(*parameters: nn.Parameter) -> Iterator[None]:
+def full_precision(*parameters: Tensor) -> Iterator[None]:
     """Parameters that were cast inside the `with` are in float32 at least again, with the values they had before."""
     before = [parameter.data for parameter in parameters]
     yield

@@ -12,12 +12,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, create_model
 
 from diffclip.errors import UserError, describe
+from diffclip.models.image_settings import ImageSettings, Number, Size
 from diffclip.text import did_you_mean
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Attention = Literal["standard", "differential", "differential_v2", "differential_gated"]
 Activation = Literal["gelu", "quick_gelu"]
@@ -35,23 +31,18 @@ SIZES = (
     "context_length",
     "vocab_size",
 )
-# Far beyond any model: a configuration that lies must not keep the program busy, or overflow.
-MAX_SIZE = 1 << 20
+# Far beyond any model, as MAX_SIZE is.
 MAX_DEPTH = 1000
 MAX_RATIO = 100
 
-Size = Annotated[int, Field(strict=True, ge=1, le=MAX_SIZE)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=MAX_DEPTH)]
 Ratio = Annotated[float, Field(strict=True, gt=0, le=MAX_RATIO)]
-Number = Annotated[float, Field(strict=True)]
 Layers = tuple[Annotated[int, Field(strict=True, ge=0)], ...]
 """Counted from 0 at the input."""
-Colours = tuple[Number, Number, Number]
-"""Of red, green and blue."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(ImageSettings):
     """Everything that decides what a CLIP computes, apart from its weights. The defaults are CLIP ViT-B/16.
 
     `vision_heads` and `text_heads` count as in standard attention, for both kinds: differential attention
@@ -61,8 +52,6 @@ class ModelConfig:
 
     embed_dim: Size = 512
     """Width of the joint space of images and texts."""
-    image_size: Size = 224
-    """Pixels on an edge; images are square."""
     patch_size: Size = 16
     vision_width: Size = 768
     vision_depth: Depth = 12
@@ -91,6 +80,8 @@ class ModelConfig:
     vocab_size: Size = 49408
     """The last id is the end of a text: the text feature is read there."""
     mlp_ratio: Ratio = 4.0
+    text_mlp_ratio: Ratio | None = None
+    """Of the text tower, where it is not mlp_ratio."""
     lambda_init: Number = 0.8
     """λ_init of every layer of attention "differential", in [0, 1); not used with lambda_schedule = "depth"."""
     lambda_schedule: Literal["constant", "depth"] = "constant"
@@ -107,20 +98,13 @@ class ModelConfig:
     """Share of the image patches left out in training."""
     logit_bias: Number | None = None
     """Where a learned bias of the logits starts, as in SigLIP, which starts at −10; None: there is none."""
-    image_mean: Colours = IMAGENET_MEAN
-    image_std: Colours = IMAGENET_STD
-    resize: Literal["shortest", "squash"] = "shortest"
-    """How an image becomes square: shorter edge resized and the centre kept, or both edges resized."""
 
     def __post_init__(self) -> None:
         try:
             _fields().model_validate(vars(self))
         except ValidationError as error:
             raise UserError(describe(error)) from None
-        for name in ("image_mean", "image_std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list when read from JSON or TOML
-        if min(self.image_std) <= 0:
-            raise UserError(f"image_std = {self.image_std}: give numbers above 0")
+        super().__post_init__()
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size} "

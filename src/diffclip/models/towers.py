@@ -114,7 +114,7 @@ class TextTower(nn.Module):
             Block(
                 config.text_width,
                 config.text_heads,
-                config.mlp_ratio,
+                config.text_mlp_ratio or config.mlp_ratio,
                 qkv_bias=True,
                 norm_layer=norm,
                 act_layer=ACTIVATION[config.text_activation],

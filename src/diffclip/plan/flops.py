@@ -24,13 +24,21 @@ def forward(config: ModelConfig, text_tokens: int | None = None, training: bool 
     """Part → operations of one image or caption, forward. text_tokens: a caption's, by default the context length."""
     tokens = vision_tokens(config, training)
     length = config.context_length if text_tokens is None else text_tokens
+    text_ratio = config.text_mlp_ratio or config.mlp_ratio
     return {
         "image: patches": sum(_stem(config)),
         **_blocks(
             "image", tokens, config.vision_width, config.vision_depth, config.mlp_ratio, _doubled(config, "vision")
         ),
         "image: joint projection": 2 * config.vision_width * config.embed_dim,
-        **_blocks("text", length, config.text_width, config.text_depth, config.mlp_ratio, _doubled(config, "text")),
+        **_blocks(
+            "text",
+            length,
+            config.text_width,
+            config.text_depth,
+            text_ratio,
+            _doubled(config, "text"),
+        ),
         "text: joint projection": 2 * config.text_width * config.embed_dim,
     }
 

@@ -21,7 +21,7 @@ from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.presets import ModelConfig
-from diffclip.models.weights.store import load
+from diffclip.models.weights.store import load_clip
 from diffclip.training import data_record
 from diffclip.training.loop import Evaluator, Loop
 from diffclip.training.run_directory import claim_directory
@@ -140,7 +140,7 @@ def new_model(settings: ModelConfig, seed: int, start: str = "") -> CLIP:
     torch.manual_seed(seed)
     model = CLIP(settings)
     if start:
-        weights = load(start)[0].state_dict()
+        weights = load_clip(start, what="training").state_dict()
         model.load_state_dict(model.state_dict() | weights if "logit_bias" not in weights else weights)
     return model
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase, TextStreamer
 
 from diffclip.data.images import decode, to_rgb
-from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.data.transforms import normalise
 from diffclip.errors import UserError
 from diffclip.vlm import model as models
 from diffclip.vlm.conversation import prompt
@@ -34,7 +34,7 @@ class VisionLanguageModel:
     def pixels(self, images: Sequence[Picture]) -> Tensor:
         """Images → (B, 3, S, S) float32, normalised. Raises `images.BadImage`."""
         settings = models.image_settings(self.model)
-        transform = EvalTransform(settings.image_size, settings.resize)
+        transform = settings.transform
         arrays = (to_rgb(image) if isinstance(image, Image.Image) else decode(image) for image in images)
         stacked = torch.stack([transform(array) for array in arrays])
         return normalise(stacked.to(self.model.device), settings.image_mean, settings.image_std)

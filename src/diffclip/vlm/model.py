@@ -20,7 +20,7 @@ from transformers import (
 from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.models.presets import ModelConfig
-from diffclip.models.weights.store import load as load_clip
+from diffclip.models.weights.store import load_clip
 from diffclip.vlm import scratch
 from diffclip.vlm.conversation import UNLEARNED, prepare_tokenizer
 from diffclip.vlm.language import image_token, load_language
@@ -33,7 +33,7 @@ def build(recipe: VlmRecipe) -> tuple[LlavaForConditionalGeneration, PreTrainedT
 
     Raises UserError where the encoder has other images than the recipe says, or the tokenizer no template.
     """
-    encoder, _, _ = load_clip(recipe.encoder.path)
+    encoder = load_clip(recipe.encoder.path, what="a vision-language model")
     size = encoder.config.image_size
     if recipe.encoder.image_size not in (0, size):
         raise UserError(

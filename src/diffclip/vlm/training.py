@@ -13,7 +13,6 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from diffclip import durable
 from diffclip.config import Training, to_toml
-from diffclip.data.transforms import EvalTransform
 from diffclip.distributed import get_world
 from diffclip.errors import UserError
 from diffclip.training.loop import Loop
@@ -34,7 +33,7 @@ def reader_of(
     """How a stage reads its data. Raises UserError where they cannot be read."""
     settings = models.image_settings(model)
     samples = open_samples(stage.data, stage.images, size=settings.image_size, length=stage.length, seed=recipe.seed)
-    transform = EvalTransform(settings.image_size, settings.resize)
+    transform = settings.transform
     return Reader(samples, tokenizer, transform, models.image_tokens(model), stage.max_length, stage.form)
 
 

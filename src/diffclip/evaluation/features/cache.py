@@ -24,7 +24,7 @@ from diffclip import durable
 from diffclip.data.formats.stamp import Stamped
 from diffclip.data.images import BadImage
 from diffclip.data.sources import Source
-from diffclip.models.presets import ModelConfig
+from diffclip.models.image_settings import ImageSettings
 from diffclip.reading import named, parse_json, read_text
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class FeatureCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def entry(self, weights: str, config: ModelConfig, source: Source) -> "Entry":
+    def entry(self, weights: str, config: ImageSettings, source: Source) -> "Entry":
         """Where the features of a source by a model belong.
 
         weights: the model's `results.fingerprint`. Reads all of the source once to identify it, and from then on only
@@ -73,7 +73,7 @@ class FeatureCache:
         data = self._digest(source)
         return Entry(self.folder / _key(weights, config, data), len(source), {"weights": weights, "data": data})
 
-    def missing(self, weights: str, config: ModelConfig, source: Source) -> int:
+    def missing(self, weights: str, config: ImageSettings, source: Source) -> int:
         """How many images are not encoded yet, as far as file names tell; all of a source that is not known yet."""
         data = _read_note(self._note(source))
         if data is None:
@@ -187,8 +187,8 @@ def _contents(source: Source) -> Iterator[bytes | memoryview]:
         yield json.dumps([shape, example.captions, example.label]).encode()
 
 
-def _key(weights: str, config: ModelConfig, data: str) -> str:
-    seen = (FORMAT, weights, data, config.image_size, config.resize, config.image_mean, config.image_std)
+def _key(weights: str, config: ImageSettings, data: str) -> str:
+    seen = (FORMAT, weights, data, config.transform, config.image_mean, config.image_std)
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
 
 

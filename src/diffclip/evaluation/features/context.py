@@ -12,13 +12,12 @@ from torch import Tensor
 
 from diffclip.data.classes import class_difference
 from diffclip.data.sources import TEMPLATES
-from diffclip.data.tokenizer import Tokenizer, get_tokenizer
 from diffclip.errors import UserError
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import ImageFeatures, class_embeddings, image_features, text_features
 from diffclip.evaluation.results import ImagesRead
-from diffclip.models.clip import CLIP
+from diffclip.models.image_text import ImageTextModel, Tokenize
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class EvalContext:
 
     def __init__(
         self,
-        model: CLIP,
+        model: ImageTextModel,
         data: DataSet,
         settings: Settings,
         *,
@@ -116,8 +115,8 @@ class EvalContext:
         )
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return get_tokenizer(self.model.config.context_length)
+    def tokenizer(self) -> Tokenize:
+        return self.model.tokenizer
 
     def captions(self, split: str = "test") -> tuple[Tensor, Tensor]:
         """Features of all captions (T, embed_dim), and the row of each one's image (T,).

@@ -10,20 +10,19 @@ from torch import Tensor, nn
 
 from diffclip.data.loading.workers import batches_of
 from diffclip.data.sources import Source, check_template
-from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.data.transforms import normalise
 from diffclip.distributed import World, get_world
 from diffclip.errors import UserError
 from diffclip.evaluation.features.cache import FeatureCache, Part, spans_of
 from diffclip.evaluation.features.decode import Decoded, DecodedImages, Items, split_readable
-from diffclip.models.clip import CLIP, check_finite, evaluation_mode
+from diffclip.models.clip import check_finite, evaluation_mode
+from diffclip.models.image_text import ImageTextModel, Tokenize
 from diffclip.models.weights.store import fingerprint
 
 # Features that are projected at a time.
 BLOCK = 2**14
 # A small source is cut into this many batches, so that as many processes have some of it, but not into smaller ones.
 SHARES, SMALLEST = 16, 32
-
-Tokenize = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class ImageFeatures:
 
 
 def image_features(
-    model: CLIP,
+    model: ImageTextModel,
     source: Source,
     *,
     batch_size: int = 256,
@@ -102,7 +101,7 @@ def image_features(
 
 
 def encode(
-    model: CLIP,
+    model: ImageTextModel,
     source: Source,
     spans: Sequence[range],
     batch_size: int,
@@ -119,7 +118,7 @@ def encode(
         return
     config = model.config
     batch_size = min(batch_size, max(SMALLEST, -(-len(source) // SHARES)))
-    images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
+    images = DecodedImages(source, config.transform)
     batches = [list(span[start : start + batch_size]) for span in spans for start in range(0, len(span), batch_size)]
     own = world.own_items(batches)
     loader = batches_of(images, batch_sampler=own, num_workers=num_workers, collate=Items)
@@ -140,21 +139,21 @@ def encode(
         began = numbers.stop
         everyones = iter(world.gather_in_order(failed or pieces, first=numbers.start))
         for span, count in zip(spans_at_a_time, counts, strict=True):
-            part = _join(config.vision_width, [next(everyones) for _ in range(count)])
+            part = _join(model.tower_width, [next(everyones) for _ in range(count)])
             check_finite(f"image features of {source.name}", part.features)
             yield span, part
 
 
-def _encode_batch(model: CLIP, batch: "Sequence[Decoded]") -> Part:
+def _encode_batch(model: ImageTextModel, batch: "Sequence[Decoded]") -> Part:
     """The features of a batch."""
     config = model.config
     readable, reasons = split_readable(batch)
-    features = torch.empty(0, config.vision_width)
+    features = torch.empty(0, model.tower_width)
     if readable:
         pixels = torch.stack([item.pixels for item in readable]).to(next(model.parameters()).device)
         pixels = normalise(pixels, config.image_mean, config.image_std)  # (B, 3, S, S)
         with evaluation_mode(model), torch.no_grad():
-            features = model.visual(pixels).float().cpu()  # (B, width)
+            features = model.tower(pixels).float().cpu()  # (B, width)
     indices = torch.tensor([item.index for item in readable], dtype=torch.int64)
     labels = torch.tensor([-1 if item.label is None else item.label for item in readable], dtype=torch.int64)
     return Part(features, indices, labels, tuple(item.captions for item in readable), Counter(reasons))
@@ -171,9 +170,9 @@ def _join(width: int, pieces: Sequence[Part]) -> Part:
     )
 
 
-def _joint(model: CLIP, tower: Tensor) -> Tensor:
+def _joint(model: ImageTextModel, tower: Tensor) -> Tensor:
     """The image tower's features (N, width) → what `encode_image(normalize=True)` gives, float32 on the CPU."""
-    like = model.image_projection
+    like = next(model.parameters())
     with torch.no_grad():
         blocks = [
             model.project_image(block.to(like), normalize=True).float().cpu() for block in torch.split(tower, BLOCK)
@@ -182,7 +181,7 @@ def _joint(model: CLIP, tower: Tensor) -> Tensor:
 
 
 def text_features(
-    model: CLIP,
+    model: ImageTextModel,
     tokenizer: Tokenize,
     texts: Sequence[str],
     *,
@@ -213,7 +212,7 @@ def text_features(
 
 
 def class_embeddings(
-    model: CLIP,
+    model: ImageTextModel,
     tokenizer: Tokenize,
     classnames: Sequence[str],
     templates: Sequence[str],

@@ -20,12 +20,12 @@ from diffclip.evaluation.run.named_model import named_model
 from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import measure
 from diffclip.evaluation.task import during_training
-from diffclip.models.clip import CLIP
+from diffclip.models.image_text import ImageTextModel
 from diffclip.training.run_directory import RECIPE
 
 log = logging.getLogger(__name__)
 
-Evaluator = Callable[[CLIP], Mapping[str, float]]
+Evaluator = Callable[[ImageTextModel], Mapping[str, float]]
 
 
 def check_evaluations(recipe: Recipe, where: str = "command line") -> None:
@@ -81,7 +81,7 @@ def evaluator(data: DataSet) -> Evaluator:
 
     told: Counter[str] = Counter()
 
-    def evaluate(model: CLIP) -> Mapping[str, float]:
+    def evaluate(model: ImageTextModel) -> Mapping[str, float]:
         measured, skipped = measure(model, data)
         if skipped != told:  # not at every evaluation again
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))

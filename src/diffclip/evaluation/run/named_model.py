@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from diffclip.distributed import default_device
 from diffclip.models.clip import CLIP
+from diffclip.models.image_text import ImageTextModel
 from diffclip.models.presets import list_models, model_config
 from diffclip.models.weights.store import load
 
@@ -14,7 +15,7 @@ class NamedModel:
 
     name: str
     pretrained: str
-    model: CLIP
+    model: ImageTextModel
 
 
 def named_model(source: str) -> NamedModel:
@@ -23,8 +24,10 @@ def named_model(source: str) -> NamedModel:
     return NamedModel(_preset_of(model), source, model)
 
 
-def _preset_of(model: CLIP) -> str:
-    """The preset that has the model's config; for a config of its own, what it is."""
+def _preset_of(model: ImageTextModel) -> str:
+    """The preset that has the model's config; for a config of its own, what it is; for another library's, its class."""
+    if not isinstance(model, CLIP):
+        return model.describe()["model"].rpartition(" ")[2].lower()
     for name in list_models():
         if model_config(name) == model.config:
             return name

@@ -19,13 +19,9 @@ from diffclip.evaluation.features.context import Settings
 from diffclip.evaluation.results import Failure, Result
 from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.task import Task, by_default, get_task, missing
-from diffclip.models.clip import CLIP
 from diffclip.models.weights.store import fingerprint
 
 log = logging.getLogger(__name__)
-
-USUAL_TOKENS = 16
-"""Of a caption or prompt with its begin and end; batches are cut at their longest."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,12 @@ class Job:
 
     def work_of_split(self, split: str) -> float:
         """Of encoding the images of a split that are left."""
-        return self.images[split] * image_work(self.model.model)
+        return self.images[split] * self.model.model.work()[0]
 
     def work_of(self, task: Task) -> float:
         """Of what a task encodes itself: changed images, texts."""
-        model = self.model.model
-        return self.sample * task.passes * image_work(model) + self.texts[task.name] * text_work(model)
+        image, text = self.model.model.work()
+        return self.sample * task.passes * image + self.texts[task.name] * text
 
 
 @dataclass(frozen=True)
@@ -191,18 +187,6 @@ def _job(
 
 def _key(model: NamedModel, data: DataSet, task: Task) -> results.Key:
     return (data.name, model.name, model.pretrained, task.result)
-
-
-def image_work(model: CLIP) -> float:
-    """Roughly what encoding an image takes: the image tower's parameters, once for each token."""
-    tokens = (model.config.image_size // model.config.patch_size) ** 2 + 1
-    return float(tokens * sum(parameter.numel() for parameter in model.visual.parameters()))
-
-
-def text_work(model: CLIP) -> float:
-    """Roughly what encoding a text takes: the blocks' parameters, once for each token of a usual caption."""
-    tokens = min(USUAL_TOKENS, model.config.context_length)
-    return float(tokens * sum(parameter.numel() for parameter in model.text.blocks.parameters()))
 
 
 def reason_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ from diffclip.evaluation.results import Failure, ImagesRead, PerExampleScores, R
 from diffclip.evaluation.run.named_model import NamedModel
 from diffclip.evaluation.run.plan import Job, JobList, list_jobs, reason_of
 from diffclip.evaluation.task import TASKS, Task, get_task, missing
-from diffclip.models.clip import CLIP
+from diffclip.models.image_text import ImageTextModel
 
 __all__ = ["DataSet", "Failure", "NamedModel", "Outcome", "Settings", "ValidationHook", "evaluate", "measure", "record"]
 
@@ -155,7 +155,7 @@ def record(
 
 
 def measure(
-    model: CLIP,
+    model: ImageTextModel,
     data: DataSet,
     settings: Settings = Settings(),  # noqa: B008
 ) -> tuple[dict[str, PerExampleScores], Counter[str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffclip.data.sources import TEMPLATES, Source
-from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.data.transforms import normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt
 from diffclip.evaluation.corruption.strengths import SEVERITIES
@@ -27,7 +27,8 @@ from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats.ratio import ratio_values
 from diffclip.evaluation.task import Metric, Task
 from diffclip.evaluation.tasks import zero_shot
-from diffclip.models.clip import CLIP, evaluation_mode
+from diffclip.models.clip import evaluation_mode
+from diffclip.models.image_text import ImageTextModel
 
 KINDS = tuple(FUNCTIONS)
 # AlexNet's mean error over the five severities of each kind of ImageNet-C, to which the authors scale errors (Hendrycks
@@ -52,7 +53,7 @@ ALEXNET_ERROR = {
 
 
 def evaluate(
-    model: CLIP,
+    model: ImageTextModel,
     tokenizer: Tokenize,
     source: Source,
     *,
@@ -82,7 +83,7 @@ def evaluate(
     config = model.config
     device = next(model.parameters()).device
     variants = [(kind, severity) for kind in dict.fromkeys(kinds) for severity in sorted(set(severities))]
-    images = CorruptedImages(DecodedImages(source, EvalTransform(config.image_size, config.resize)), variants, seed)
+    images = CorruptedImages(DecodedImages(source, config.transform), variants, seed)
     indices = sample_indices(source, limit, seed)
     skipped: Counter[str] = Counter()
     embeddings = class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)

@@ -20,13 +20,12 @@ from diffclip.analysis.occlusion import CELLS, occlusion
 from diffclip.analysis.relevance import relevance
 from diffclip.data.images import BadImage, decode
 from diffclip.data.sources import Example
-from diffclip.data.tokenizer import get_tokenizer
-from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.data.transforms import normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
-from diffclip.models.clip import CLIP
+from diffclip.models.clip import CLIP, our_own
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,9 @@ def evaluate(
     batch_size: images at a time. Raises UserError where no image has a phrase, or a mask has not the size of its image.
     """
     config, device = model.config, next(model.parameters()).device
-    transform, tokenizer = EvalTransform(config.image_size, config.resize), get_tokenizer(config.context_length)
+    if config.resize == "longest" or config.resize_to:
+        raise UserError(f"masks follow no image that is resized as {config.resize} to {config.resize_to}: no grounding")
+    transform, tokenizer = config.transform, model.tokenizer
     count = len(source) if limit is None else min(limit, len(source))
     owners: list[int] = []
     values: list[Tensor] = []
@@ -213,7 +214,9 @@ def _overlap(cells: int, pixels: int, seen: int) -> Tensor:
 
 def _measure(context: EvalContext) -> PerExampleScores:
     source = cast(Any, context.data.test)  # a MaskedSource, which `requires` has seen to
-    return evaluate(context.model, source, limit=context.settings.sample, on_progress=context.on_sample)
+    return evaluate(
+        our_own(context.model, "grounding"), source, limit=context.settings.sample, on_progress=context.on_sample
+    )
 
 
 TASK = Task(

@@ -27,7 +27,7 @@ from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats.bootstrap import Interval, mean_interval
 from diffclip.evaluation.task import Metric, Task
 from diffclip.models.attention.ops import AttentionMaps
-from diffclip.models.clip import CLIP, evaluation_mode
+from diffclip.models.clip import CLIP, evaluation_mode, our_own
 from diffclip.models.maps import forward_with_maps
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def evaluate(
     if len(source) < 2 and not isinstance(source, ClutteredSource):
         raise UserError(f"{source.name} holds {len(source)} images: clutter is made of others, so give two or more")
     config, device = model.config, next(model.parameters()).device
-    views = _Views(source, EvalTransform(config.image_size, config.resize), sigma, seed)
+    views = _Views(source, config.transform, sigma, seed)
     count = len(source) if limit is None else min(limit, len(source))
     indices: list[int] = []
     parts_of: dict[str, list[Tensor]] = defaultdict(list)
@@ -245,7 +245,7 @@ def _interval(values: Tensor) -> Interval:
 
 
 def _measure(context: EvalContext) -> PerExampleScores:
-    model, source, settings = context.model, context.data.test, context.settings
+    model, source, settings = our_own(context.model, "noise"), context.data.test, context.settings
     if isinstance(source, ClutteredSource):
         return evaluate(model, source, limit=settings.sample, seed=settings.seed, on_progress=context.on_sample)
     # Drawn, because the first images of a folder of classes are all of one class.

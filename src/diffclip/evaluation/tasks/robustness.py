@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffclip.data.sources import TEMPLATES, Source
-from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.data.transforms import normalise
 from diffclip.errors import UserError
 from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.features.decode import DecodedImages
@@ -27,7 +27,8 @@ from diffclip.evaluation.features.encode import Tokenize, check_finite, class_em
 from diffclip.evaluation.features.pixels import batches, classnames_of, sample_indices
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
-from diffclip.models.clip import CLIP, evaluation_mode
+from diffclip.models.clip import evaluation_mode
+from diffclip.models.image_text import ImageTextModel
 
 EPSILONS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 Attack = Literal["fgsm", "pgd"]
@@ -38,7 +39,7 @@ Classify = Callable[[Tensor], Tensor]
 
 
 def evaluate(
-    model: CLIP,
+    model: ImageTextModel,
     tokenizer: Tokenize,
     source: Source,
     *,
@@ -51,7 +52,7 @@ def evaluate(
     limit: int | None = 500,
     batch_size: int = 128,
     num_workers: int = 0,
-    crafted_on: CLIP | None = None,
+    crafted_on: ImageTextModel | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> PerExampleScores:
     """`acc1` of clean images, and `acc1/fgsm/eps_<ε>` and `acc1/pgd<steps>/eps_<ε>` of attacked ones.
@@ -77,14 +78,14 @@ def evaluate(
         raise UserError(f"PGD needs at least one step and one start, not {steps} and {restarts}")
     config = model.config
     attacker = crafted_on or model
-    if (attacker.config.image_size, attacker.config.resize) != (config.image_size, config.resize):
+    if attacker.config.transform != config.transform:
         raise UserError(
             f"an attack made on images of {attacker.config.image_size} pixels ({attacker.config.resize}) does not fit "
             f"a model of {config.image_size} ({config.resize}): take two models with the same image_size and resize"
         )
     indices = sample_indices(source, limit, seed)
     skipped: Counter[str] = Counter()
-    images = DecodedImages(source, EvalTransform(config.image_size, config.resize))
+    images = DecodedImages(source, config.transform)
     epsilons = sorted(set(epsilons))
     pgd_name = f"pgd{steps}{f'x{restarts}' if restarts > 1 else ''}{'_margin' if loss == 'margin' else ''}"
     names = {"fgsm": "fgsm_margin" if loss == "margin" else "fgsm", "pgd": pgd_name}
@@ -123,14 +124,14 @@ def evaluate(
     return PerExampleScores(torch.cat(rows), values, chance, skipped=skipped)
 
 
-def classifier(model: CLIP, tokenizer: Tokenize, source: Source) -> Classify:
+def classifier(model: ImageTextModel, tokenizer: Tokenize, source: Source) -> Classify:
     """The zero-shot classifier of a source's classes, differentiable from grey levels to logits, in float32.
 
     Logits are cosines times the model's inverse temperature. Raises UserError for scores that are not finite.
     """
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
         model = copy.deepcopy(model).float()
-    config, weight = model.config, model.image_projection
+    config, weight = model.config, next(model.parameters())
     embeddings = class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
     embeddings = embeddings.to(weight)  # (classes, embed_dim)
     scale = model.logit_scale.detach().exp()

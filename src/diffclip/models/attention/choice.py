@@ -7,6 +7,7 @@ choice.json. What is said here of GPUs was measured on an H200 (docs/performance
 import functools
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from importlib.resources import files
 from itertools import pairwise
 from typing import Literal
@@ -33,6 +34,11 @@ def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
         if tokens <= most:
             return name
     return beyond
+
+
+def no_autocast(device: str) -> AbstractContextManager[None]:
+    """Autocast off on a device, where it has one."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def is_tracing() -> bool:

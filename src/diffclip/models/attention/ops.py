@@ -12,7 +12,6 @@ DiffCLIP.
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from diffclip.errors import UserError
 from diffclip.models.attention import gpu
-from diffclip.models.attention.choice import autocast_dtype, fastest
+from diffclip.models.attention.choice import autocast_dtype, fastest, no_autocast
 from diffclip.models.attention.fused import fused_attention
 from diffclip.models.attention.gpu import gpu_attention
 
@@ -112,7 +111,7 @@ def differential_attention(
     elif not _serves(name, attn_mask, dropout_p):
         _say_once(f"backend {name} has no {'dropout' if dropout_p else 'attn_mask'}: eager is taken instead")
         name = "eager"
-    with nullcontext() if cast_to is None else torch.autocast(device, enabled=False):
+    with no_autocast(device):
         return BACKENDS[name](AttentionCall(q, k, v, lam, is_causal, attn_mask, dropout_p))
 
 

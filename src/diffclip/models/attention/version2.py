@@ -4,15 +4,17 @@ Unlike the first version it can start as the standard attention that it replaces
 Letters as in layer.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffclip.models.attention.choice import fastest
+from diffclip.models.attention.choice import fastest, no_autocast
 from diffclip.models.attention.layer import StandardAttention
 from diffclip.models.attention.ops import AttentionMaps, attention_map
+from diffclip.models.precision import full_precision
 
 
 class DifferentialAttentionV2(StandardAttention):
@@ -38,7 +40,7 @@ class DifferentialAttentionV2(StandardAttention):
 
     def token_lambdas(self, x: Tensor) -> Tensor:
         """(B, N, C) → λ (B, H, N, 1)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             logits = self.lambda_proj(x.to(self.lambda_proj.weight.dtype))  # (B, N, H)
         lam: Tensor = self.to_lambda(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         return lam.transpose(1, 2).unsqueeze(-1)
@@ -60,6 +62,12 @@ class DifferentialAttentionV2(StandardAttention):
             heads = (first - lam * second).to(first.dtype)
         out: Tensor = self.proj_drop(self.proj(heads.transpose(1, 2).reshape(batch, length, dim)))
         return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DifferentialAttentionV2":
+        """`.half()`, `.to(torch.bfloat16)` and the like, which leave what makes λ as exact as it is."""
+        with full_precision(self.lambda_proj.weight, self.lambda_proj.bias):
+            super()._apply(fn, recurse)
+        return self
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         if fastest("standard", q.device.type, q.dtype, q.shape[2]) == "sdpa":

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from diffclip.errors import UserError
-from diffclip.models.presets import OPENAI_MEAN, OPENAI_STD, ModelConfig, override
+from diffclip.models.image_settings import OPENAI_MEAN, OPENAI_STD
+from diffclip.models.presets import ModelConfig, override
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def convert(
     library, or if a tensor from which the configuration is read is missing.
     """
     is_open_clip = "visual.class_embedding" in tensors
+    if is_open_clip and "text.token_embedding.weight" in tensors:  # CustomTextCLIP keeps them apart
+        tensors = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
     if "text.token_embedding.weight" in tensors:
         raise UserError(f"{where} lacks the configuration it was saved with: put its config.json beside it")
     if not is_open_clip and "visual.cls_token" not in tensors:
@@ -71,7 +74,7 @@ def convert(
             "those of the released DiffCLIP, SLIP's CLIP or open_clip's CLIP"
         )
     named = {_rename(name): tensor for name, tensor in tensors.items() if name not in NOT_WEIGHTS}
-    named = _fuse_projections(named, where)
+    named = fuse_projections(named, where)
     if is_open_clip:
         named["visual.cls_token"] = named["visual.cls_token"].view(1, 1, -1)
         if "visual.pos_embed" in named:
@@ -85,9 +88,11 @@ def convert(
     faults += [f"{name} is {tuple(named[name].shape)}" for name in NEEDED if name in named and not named[name].numel()]
     if faults:
         raise UserError(f"{where} (named as in diffclip): {'; '.join(faults)}; sizes cannot be read without")
-    settings = _read_shapes(named, where) | (
-        _open_clip_settings(overrides) if is_open_clip else _slip_settings(named, overrides)
-    )
+    settings = _read_shapes(named, where)
+    if is_open_clip:
+        settings |= _open_clip_settings(overrides, is_openais="input_resolution" in tensors)
+    else:
+        settings |= _slip_settings(named, overrides)
     return override(ModelConfig(), settings | dict(overrides)), named
 
 
@@ -97,7 +102,7 @@ def _rename(name: str) -> str:
     return name
 
 
-def _fuse_projections(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def fuse_projections(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """q_proj, k_proj and v_proj of each layer → qkv."""
     fused = {}
     faults = []
@@ -134,6 +139,8 @@ def _read_shapes(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         "context_length": context_length,
         "vocab_size": len(tensors["text.token_embedding.weight"]),
         "mlp_ratio": len(tensors["visual.blocks.0.mlp.fc1.weight"]) / width,
+        "text_mlp_ratio": len(tensors["text.blocks.0.mlp.fc1.weight"]) / text_width,
+        "logit_bias": 0.0 if "logit_bias" in tensors else None,
     }
     for tower, prefix in (("vision", "visual"), ("text", "text")):
         layers = {int(m[1]) for name in tensors if (m := re.match(rf"{prefix}\.blocks\.(\d{{1,9}})\.", name))}
@@ -160,15 +167,17 @@ def _slip_settings(tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]) 
     return {"init": "released", "vision_norm_eps": 1e-5 if is_vision_differential else 1e-6}
 
 
-def _open_clip_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    if not overrides.keys() & {"vision_activation", "text_activation"}:
+def _open_clip_settings(overrides: Mapping[str, Any], is_openais: bool) -> dict[str, Any]:
+    if not is_openais and not overrides.keys() & {"vision_activation", "text_activation"}:
         log.warning(
             "open_clip's weights do not say which activation they were trained with: exact GELU is taken; "
             'give vision_activation="quick_gelu", text_activation="quick_gelu" for OpenAI\'s own'
         )
     return {
         "vision_norm_eps": 1e-5,
-        "text_activation": "gelu",
+        "vision_activation": "quick_gelu" if is_openais else "gelu",
+        "text_activation": "quick_gelu" if is_openais else "gelu",
+        "resizer": "pillow",
         "image_mean": OPENAI_MEAN,
         "image_std": OPENAI_STD,
     }

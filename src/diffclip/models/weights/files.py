@@ -17,17 +17,23 @@ from torch import Tensor
 from diffclip import reading
 from diffclip.data.formats.paths import contents
 from diffclip.errors import UserError
+from diffclip.models.weights import torchscript
 
 log = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
+LOCAL = "local-dir:"
+"""open_clip's word for a folder."""
 PICKLES = ("*.pt", "*.pth", "*.bin")
-_HUB = re.compile(r"(?P<asked>hf:)?(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
+_HUB = re.compile(r"(?P<asked>hf:|hf-hub:)?(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 # In the order in which they are looked for: on the hub, open_clip's file may lie beside one of another
 # library.
-DOWNLOADS = (["*.json", "open_clip_model.safetensors"], ["*.json", "*.safetensors"], ["*.json", *PICKLES])
+_WORDS = ["*.json", "*.txt", "*.model"]  # configurations and vocabularies
+DOWNLOADS = ([*_WORDS, "open_clip_model.safetensors"], [*_WORDS, "*.safetensors"], [*_WORDS, *PICKLES])
+INDICES = ("*.safetensors.index.json", "*.bin.index.json")
+_PREFIXES = ("module.", "model.")
 
 
 def locate(source: str | Path) -> Path:
@@ -40,7 +46,7 @@ def locate(source: str | Path) -> Path:
     on_hub = asked_of_hub(str(source))
     if on_hub:
         return _on_hub(*on_hub)
-    path = Path(source).expanduser()
+    path = Path(str(source).removeprefix(LOCAL)).expanduser()
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
     except (OSError, ValueError) as error:  # too long a name, or one with a null byte
@@ -82,8 +88,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     A `.safetensors` file may carry its configuration inside or have config.json beside it; if both are there
     they must agree. Any other file is read as a pickle of tensors, containers and argparse.Namespace; nothing
     else is ever built, and a file that asks for more is refused. Of a checkpoint the part "state_dict" is
-    taken, and "module." is removed from names. Raises UserError.
+    taken. Of names, "module.", "_orig_mod." and "model." are removed. An index of
+    shards gives all their tensors; of a TorchScript archive no code is looked at. Raises UserError.
     """
+    if path.name.endswith(".index.json"):
+        return _shards(path), None
+    root = torchscript.root_of(path)
+    if root is not None:
+        return _all_there(torchscript.read(path, root), path), None
     if path.suffix == ".safetensors":
         try:
             with reading.named(path) as name, safe_open(name, framework="pt") as file:
@@ -91,8 +103,40 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is no readable safetensors file: {error}") from None
-        return _all_there(tensors, path), _configuration(path, inside)
-    return _all_there(_state_dict(_unpickle(path), path), path), None
+        return _all_there(_unprefixed(tensors), path), _configuration(path, inside)
+    return _all_there(_unprefixed(_state_dict(_unpickle(path), path)), path), None
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the weights of one that `locate` found: itself, or the shards that it lists."""
+    if not path.name.endswith(".index.json"):
+        return [path]
+    listed_files = read_json(path).get("weight_map")
+    names = sorted(set(listed_files.values())) if isinstance(listed_files, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UserError(f"{path} must have a weight_map of names of tensors to names of files beside it")
+    missing = [name for name in names if not path.with_name(name).is_file()]
+    if missing:
+        raise UserError(f"{path} lists files that are not beside it: {', '.join(missing)}")
+    return [path.with_name(name) for name in names]
+
+
+def _shards(path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in files_of(path):
+        tensors |= read_tensors(file)[0]
+    absent = [name for name in read_json(path)["weight_map"] if name not in tensors]
+    if absent and not set(_unprefixed(dict.fromkeys(absent))) <= tensors.keys():
+        raise UserError(f"{path} lists tensors that its files lack: {', '.join(absent[:5])}")
+    return tensors
+
+
+def _unprefixed(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Without what DDP, torch.compile and training frameworks put before every name."""
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _all_there(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -143,7 +187,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Path | None:
-    for patterns in (["open_clip_model.safetensors"], [WEIGHTS_NAME], ["*.safetensors"], PICKLES):
+    for patterns in (["open_clip_model.safetensors"], [WEIGHTS_NAME], INDICES[:1], ["*.safetensors"], INDICES, PICKLES):
         found = sorted(path for pattern in patterns for path in directory.glob(pattern))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
@@ -227,7 +271,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    tensors = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    tensors = {str(name): tensor for name, tensor in content.items()}
     others = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
     if others:
         raise UserError(f"{path} holds no dictionary of tensors: {others[0]} is a {type(tensors[others[0]]).__name__}")

@@ -1,7 +1,8 @@
-"""Models on disk: `save` writes safetensors and JSON; `load` reads them, and three others' weights."""
+"""Models on disk: `save` writes safetensors and JSON; `load` reads them, and the models of other programs."""
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -14,32 +15,30 @@ from torch import Tensor
 
 from diffclip import durable
 from diffclip.data.images import to_rgb
-from diffclip.data.tokenizer import Tokenizer, get_tokenizer
-from diffclip.data.transforms import EvalTransform, normalise
+from diffclip.data.tokenizer import Tokenizer
+from diffclip.data.transforms import normalise
 from diffclip.errors import UserError
-from diffclip.models.clip import CLIP
-from diffclip.models.presets import ModelConfig, override
-from diffclip.models.weights import convert
-from diffclip.models.weights.files import (
-    CONFIG_NAME,
-    OPEN_CLIP_CONFIG_NAME,
-    WEIGHTS_NAME,
-    locate,
-    read_json,
-    read_tensors,
-)
+from diffclip.models.clip import CLIP, our_own
+from diffclip.models.image_settings import ImageSettings
+from diffclip.models.image_text import ImageTextModel, Tokenize
+from diffclip.models.presets import ModelConfig
+from diffclip.models.weights.files import CONFIG_NAME, WEIGHTS_NAME, locate
+from diffclip.models.weights.foreign import Expressed, open_model
+from diffclip.models.wrapped import Wrapped
 from diffclip.text import listed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Prepares an image for a model, as its configuration says: resized, cut square, normalised."""
 
-    config: ModelConfig
+    config: ImageSettings
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A Pillow image of any mode and size → (3, image_size, image_size) float32."""
-        pixels = EvalTransform(self.config.image_size, self.config.resize)(to_rgb(image))
+        pixels = self.config.transform(to_rgb(image))
         return normalise(pixels, self.config.image_mean, self.config.image_std)
 
 
@@ -50,6 +49,8 @@ def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
     is in both: λ_init and the like are not among the weights, and one without the other would compute something else.
     metadata: JSON values to keep in config.json, such as step=1000. Raises OSError.
     """
+    if not isinstance(model.tokenizer, Tokenizer):
+        log.warning("%s: the model's own tokenizer is not saved, and CLIP's will take its place", directory)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write(state, model.config, directory, **metadata)
 
@@ -76,14 +77,15 @@ def load(
     compile: bool = False,
     dtype: torch.dtype | None = None,
     **overrides: Any,
-) -> tuple[CLIP, Preprocess, Tokenizer]:
+) -> tuple[ImageTextModel, Preprocess, Tokenize]:
     """A model in evaluation mode, with the preprocessing and the tokenizer it was made for.
 
     Args:
-        source: a run directory or another that holds model.safetensors and config.json; a .safetensors file;
-            a checkpoint of the released DiffCLIP or of SLIP's CLIP (.pt), or of open_clip's CLIP (.pt,
-            .safetensors); or "hf:owner/name", maybe with "@revision", which holds one of these on the Hugging Face
-            hub. Of a pickle nothing but tensors is ever built.
+        source: a run directory or another that holds model.safetensors and config.json; a file of weights: ours, the
+            released DiffCLIP's, SLIP's, open_clip's or OpenAI's TorchScript archive; a folder of open_clip
+            ("local-dir:" before it or not) or of transformers; an index of shards; or "hf:owner/name", maybe with
+            "@revision", which holds one of these on the Hugging Face hub (docs/models.md). Of a pickle nothing but
+            tensors is ever built, and no code of an archive or folder runs.
         device: where the model goes.
         compile: compile the blocks of both towers (CLIP.compile): the first images and the first texts then take a
             minute.
@@ -92,50 +94,36 @@ def load(
             encode_image, and normalised features are float32 all the same.
         overrides: fields of ModelConfig. Of other libraries' files the shapes tell the sizes, but not the
             activations (open_clip: vision_activation, text_activation), nor λ_init (DiffCLIP: lambda_init,
-            lambda_schedule).
+            lambda_schedule). A configuration beside the weights states them.
 
+    Returns: a `CLIP`, or where no CLIP has what the model has, a `Wrapped` one; what prepares its images; its
+        tokenizer.
     Raises: UserError, naming the tensors that are missing, unexpected or wrongly shaped; for a dtype of integers.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise UserError(f"dtype = {dtype}: weights are floats; give torch.bfloat16, torch.float16 or torch.float32")
     path = locate(source)
-    tensors, settings = read_tensors(path)
-    where = str(path)
-    if settings is not None:
-        config = override(override(ModelConfig(), settings), overrides)
-    else:
-        config, tensors = convert.convert(tensors, where, _beside(path) | overrides)
-        where += " (named as in diffclip)"
-    with torch.device("meta"):
-        model = CLIP(config)
-    _check_tensors(tensors, model, where)
-    kept = torch.promote_types(dtype or torch.float32, torch.float32)
-    cast = {name: tensor.to(kept if _is_delicate(name) else dtype or kept) for name, tensor in tensors.items()}
-    model.load_state_dict(cast, assign=True)
-    model = model.to(device).eval()
+    opened = open_model(path, overrides)
+    exact = torch.promote_types(dtype or torch.float32, torch.float32)
+    model = opened if isinstance(opened, Wrapped) else _filled(opened, exact)
+    model = model.to(device, dtype).eval()
     if compile:
-        model.compile()
-    return model, Preprocess(config), get_tokenizer(config.context_length)
+        our_own(model, "compile=True").compile()
+    return model, Preprocess(model.config), model.tokenizer
 
 
-def _is_delicate(name: str) -> bool:
-    # Few numbers that much depends on: λ in bfloat16 would move in steps of 0.004, the temperature in steps of 0.5.
-    return name in ("logit_scale", "logit_bias") or ".attn.lambda_" in name
+def load_clip(source: str | Path, device: torch.device | str = "cpu", *, what: str, **overrides: Any) -> CLIP:
+    """`load` for what can use a `CLIP` alone, which messages call `what`. Raises UserError for any other model."""
+    return our_own(load(source, device, **overrides)[0], what)
 
 
-def _beside(path: Path) -> dict[str, Any]:
-    """What open_clip's own configuration file says beyond the shapes, if it lies beside the weights."""
-    file = path.with_name(OPEN_CLIP_CONFIG_NAME)
-    if not file.is_file():
-        return {}
-    content = read_json(file)
-    model, statistics = content.get("model_cfg", {}), content.get("preprocess_cfg", {})
-    if not isinstance(model, dict) or not isinstance(statistics, dict):
-        raise UserError(f"{file}: model_cfg and preprocess_cfg must be objects, as open_clip writes them")
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    return {"vision_activation": activation, "text_activation": activation} | {
-        f"image_{key}": statistics[key] for key in ("mean", "std") if key in statistics
-    }
+def _filled(opened: Expressed, dtype: torch.dtype) -> CLIP:
+    with torch.device("meta"):
+        model = CLIP(opened.config)
+    _check_tensors(opened.tensors, model, opened.where)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in opened.tensors.items()}, assign=True)
+    model.tokenizer = opened.tokenizer or model.tokenizer
+    return model
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, where: str) -> None:

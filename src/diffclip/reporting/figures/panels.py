@@ -11,7 +11,7 @@ from diffclip.data.scenes import SceneSource
 from diffclip.errors import UserError
 from diffclip.evaluation.tasks.grounding import MaskedSource
 from diffclip.models.clip import CLIP
-from diffclip.models.weights.store import load
+from diffclip.models.weights.store import load_clip
 from diffclip.reporting.families import Family, Group, Member
 from diffclip.reporting.figures.style import AttentionPanel, Map, Pixels
 
@@ -83,7 +83,7 @@ def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *
     if pair is None or not (images or (scenes and drawn)):
         return None
     baseline, first, candidate, second = pair
-    models = [load(str(weights_of(member)))[0] for member in (first, second)]
+    models = [load_clip(str(weights_of(member)), what="a relevance map") for member in (first, second)]
     shown = [(_picture(path), queries) for path, queries in images]
     if drawn and scenes:
         shown += scenes_that_name(SceneSource("test"), count=scenes)

@@ -1,0 +1,68 @@
+"""Models of other programs: as a `CLIP` where it can be one, else wrapped. Which program wrote it shows beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffclip.errors import UserError
+from diffclip.models.image_settings import ImageSettings
+from diffclip.models.image_text import Tokenize
+from diffclip.models.presets import ModelConfig, override
+from diffclip.models.weights import convert, open_clip, transformers_folder
+from diffclip.models.weights.files import OPEN_CLIP_CONFIG_NAME, read_tensors
+from diffclip.models.wrapped import Wrapped
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """What a `CLIP` is made of."""
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    where: str
+    tokenizer: Tokenize | None = None
+    """Its own, where that is not CLIP's as it is here."""
+
+
+def open_model(path: Path, overrides: Mapping[str, Any]) -> Expressed | Wrapped:
+    """A file of weights, ours or another program's. overrides: fields of ModelConfig. Raises UserError."""
+    if transformers_folder.is_one(path):
+        return _of_transformers(path, overrides)
+    tensors, settings = read_tensors(path)
+    if settings is not None:
+        return Expressed(override(override(ModelConfig(), settings), overrides), tensors, str(path))
+    content = open_clip.beside(path)
+    if content is None and "visual.layer1.0.conv1.weight" in tensors:
+        return open_clip.resnet(tensors, str(path))
+    stated: dict[str, Any] = {}
+    if content is not None:
+        where = path.with_name(OPEN_CLIP_CONFIG_NAME)
+        stated, why = open_clip.model_settings(content, where)
+        images = open_clip.image_settings(content, where)
+        if why:
+            _refuse(overrides, path)
+            return open_clip.wrap(content, path, tensors, ImageSettings(**images), why)
+        stated |= images
+    config, tensors = convert.convert(tensors, str(path), stated | dict(overrides))
+    return Expressed(config, tensors, f"{path} (named as in diffclip)")
+
+
+def _of_transformers(path: Path, overrides: Mapping[str, Any]) -> Expressed | Wrapped:
+    folder = transformers_folder.Folder(path.parent)
+    why = folder.why_not_ours()
+    if why:
+        _refuse(overrides, path)
+        return folder.wrap(why)
+    tensors = convert.fuse_projections(transformers_folder.renamed(read_tensors(path)[0]), str(path))
+    config = override(override(ModelConfig(), folder.model_settings()), overrides)
+    return Expressed(config, tensors, f"{path} (named as in diffclip)", folder.tokenizer)
+
+
+def _refuse(overrides: Mapping[str, Any], path: Path) -> None:
+    if overrides:
+        raise UserError(f"{path} is used as it is: it has no setting {', '.join(overrides)} to override")

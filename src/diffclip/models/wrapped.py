@@ -1,0 +1,78 @@
+"""Models of other libraries that `CLIP` cannot express: used as they are, by the same few methods."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffclip.errors import UserError
+from diffclip.models.image_settings import ImageSettings
+from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
+
+Encode = Callable[[Any, Tensor], Tensor]
+
+
+class Wrapped(ImageTextModel):
+    """Another library's model. Its image features before the projection are not told apart: `tower` gives those after.
+
+    It is evaluated, and not trained, saved or shown by its attention.
+    """
+
+    def __init__(
+        self,
+        inner: nn.Module,
+        config: ImageSettings,
+        tokenizer: Tokenize,
+        *,
+        image: Encode,
+        text: Encode,
+        logit_scale: nn.Parameter,
+        logit_bias: nn.Parameter | None,
+        facts: Mapping[str, str],
+    ) -> None:
+        """
+        Args:
+            image, text: of the inner model and its pixels or ids, features (B, embed_dim), not normalised.
+            facts: what `describe` gives; "model" and "why" it is wrapped among them.
+        """
+        super().__init__()
+        self.inner, self.config, self.tokenizer, self.facts = inner, config, tokenizer, dict(facts)
+        self._image, self._text = image, text
+        self.logit_scale = logit_scale
+        self.register_parameter("logit_bias", logit_bias)
+        with torch.no_grad():
+            self.tower_width = image(inner, torch.zeros(1, 3, config.image_size, config.image_size)).shape[1]
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) → (B, embed_dim)."""
+        size = self.config.image_size
+        if pixels.shape[1:] != (3, size, size) or not pixels.is_floating_point():
+            raise UserError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: give floats (batch, 3, {size}, {size})")
+        if not len(pixels):
+            return pixels.new_empty(0, self.tower_width)
+        return self._image(self.inner, pixels.to(next(self.inner.parameters()).dtype))
+
+    def project_image(self, features: Tensor, normalize: bool = False) -> Tensor:
+        """The same features, maybe normalised."""
+        return normalized(features) if normalize else features
+
+    def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
+        """Normalised pixels (B, 3, S, S) → (B, embed_dim)."""
+        return self.project_image(self.tower(pixels), normalize)
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Ids (B, L) of `tokenizer` → (B, embed_dim)."""
+        if not len(tokens):
+            return torch.empty(0, self.tower_width, device=tokens.device)
+        features = self._text(self.inner, tokens)
+        return normalized(features) if normalize else features
+
+    def work(self) -> tuple[float, float]:
+        """As if half of the parameters were for 197 tokens of an image, and half for 16 of a text."""
+        half = sum(parameter.numel() for parameter in self.parameters()) / 2
+        return 197 * half, 16 * half
+
+    def describe(self) -> dict[str, str]:
+        """What it is, and why it is used as it is."""
+        return self.facts
