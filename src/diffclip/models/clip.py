@@ -82,7 +82,9 @@ class CLIP(nn.Module):
         A row without end-of-text token is read at its first token, unnoticed.
         """
         ends = (tokens == self.text.end_of_text).int().argmax(1)
-        features = self.text.token_features(tokens)[torch.arange(len(tokens), device=tokens.device), ends]
+        states = self.text.token_features(tokens)  # (B, L, width)
+        # gather, as indices counted up to the batch's size would fix it in a graph
+        features = states.gather(1, ends.view(-1, 1, 1).expand(-1, 1, states.shape[-1])).squeeze(1)
         features = features @ self.text_projection
         return _normalized(features) if normalize else features
 

@@ -15,5 +15,5 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         type(module) is kind
         and "forward" not in vars(module)  # put there by libraries that move weights between devices
         and not any(getattr(module, hooks) for hooks in HOOKS)
-        and not _has_any_global_hook()
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
     )

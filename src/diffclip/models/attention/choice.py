@@ -24,6 +24,8 @@ def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
 
     Measured at some numbers of tokens; the nearest one, as a ratio, decides.
     """
+    if torch.compiler.is_exporting():
+        return "sdpa"  # other programs know torch's operators alone
     spans: tuple[tuple[int, str], ...]
     beyond: str
     spans, beyond = _spans(kind, device, dtype)

@@ -17,7 +17,8 @@ from diffclip.models.attention import native as native_attention
 
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: (…, width) of any floating dtype; weight: (width,), not rounded to the dtype of x where the kernel runs."""
-    if x.device.type == "cpu" and weight.dtype is torch.float32 and native_attention.available(x.dtype):
+    on_cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()  # other programs know torch's operators alone
+    if on_cpu and weight.dtype is torch.float32 and native_attention.available(x.dtype):
         out: Tensor = _head_norm(x.contiguous(), weight.contiguous(), eps)
         return out
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)

@@ -23,11 +23,12 @@ log = logging.getLogger(__name__)
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS_NAME = "open_clip_model.safetensors"
 PICKLES = ("*.pt", "*.pth", "*.bin")
 _HUB = re.compile(r"(?P<asked>hf:)?(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 # In the order in which they are looked for: on the hub, open_clip's file may lie beside one of another
 # library.
-DOWNLOADS = (["*.json", "open_clip_model.safetensors"], ["*.json", "*.safetensors"], ["*.json", *PICKLES])
+DOWNLOADS = (["*.json", OPEN_CLIP_WEIGHTS_NAME], ["*.json", "*.safetensors"], ["*.json", *PICKLES])
 
 
 def locate(source: str | Path) -> Path:
@@ -143,7 +144,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Path | None:
-    for patterns in (["open_clip_model.safetensors"], [WEIGHTS_NAME], ["*.safetensors"], PICKLES):
+    for patterns in ([OPEN_CLIP_WEIGHTS_NAME], [WEIGHTS_NAME], ["*.safetensors"], PICKLES):
         found = sorted(path for pattern in patterns for path in directory.glob(pattern))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
