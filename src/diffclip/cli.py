@@ -12,6 +12,7 @@ from diffclip.commands.attend import attend
 from diffclip.commands.convert import convert
 from diffclip.commands.data import data, data_list, pack, show, verify
 from diffclip.commands.eval import evaluate
+from diffclip.commands.export import export
 from diffclip.commands.info import info
 from diffclip.commands.models import models
 from diffclip.commands.plan import plan
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": info,
     "models": models,
     "convert": convert,
+    "export": export,
     "data": data,
     "pope": pope,
     "plan": plan,

@@ -147,7 +147,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     cli.main(["convert", "before", "--out", "after", "--layers", "1"])
     assert "parameters added; on 16 drawn scenes" in capsys.readouterr().out
     assert diffclip.load("after")[0].config.text_attention_layers == (1,)
-    with pytest.raises(SystemExit, match="after holds a model already"):
+    with pytest.raises(SystemExit, match="after is no empty folder"):
         cli.main(["convert", "before", "--out", "after"])
     with pytest.raises(SystemExit, match="--inexact"):
         cli.main(["convert", "before", "--out", "v1", "--attention", "differential"])

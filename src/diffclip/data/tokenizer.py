@@ -73,8 +73,8 @@ def _byte_characters() -> list[str]:
 
 
 @cache
-def _vocabulary_and_model() -> tuple[dict[str, int], tokenizers.Tokenizer]:
-    """The 49,408 tokens and the Rust merger, from the vocabulary file of open_clip (not imported)."""
+def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The 49,408 tokens with their ids, and the merges, from the vocabulary file of open_clip (not imported)."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None, "open_clip_torch is a dependency"
     assert package.submodule_search_locations is not None
@@ -86,7 +86,13 @@ def _vocabulary_and_model() -> tuple[dict[str, int], tokenizers.Tokenizer]:
         merges.append((left, right))
     characters = _byte_characters()
     tokens = [*characters, *(c + WORD_END for c in characters), *(a + b for a, b in merges), START, END]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
+@cache
+def _vocabulary_and_model() -> tuple[dict[str, int], tokenizers.Tokenizer]:
+    """The tokens and the Rust merger."""
+    vocabulary, merges = vocabulary_and_merges()
     model = tokenizers.Tokenizer(BPE(vocabulary, merges, end_of_word_suffix=WORD_END))
     model.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     return vocabulary, model

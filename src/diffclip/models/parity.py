@@ -22,17 +22,24 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Parity:
-    """Of normalised features of images and of texts: the largest difference of a number, and the lowest cosine."""
+    """Of normalised features of images and of texts: the largest difference of a number, and the lowest cosine.
+
+    pixels: the largest difference of a normalised pixel, where the double has preprocessing of its own.
+    """
 
     image: float
     text: float
     image_cosine: float
     text_cosine: float
+    pixels: float | None = None
 
     def __str__(self) -> str:
-        return (
+        told = (
             f"on {EXAMPLES} drawn scenes and their captions the features of images differ by at most {self.image:.1e} "
             f"(lowest cosine {self.image_cosine:.4f}), of texts by {self.text:.1e} ({self.text_cosine:.4f})"
+        )
+        return (
+            told if self.pixels is None else f"{told}; its own preprocessing moves a pixel by at most {self.pixels:.1e}"
         )
 
 
@@ -54,13 +61,17 @@ def inputs(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def compare(model: CLIP, encode_image: Encode, encode_text: Encode) -> Parity:
-    """A model's features beside those of its double, which `encode_image` and `encode_text` give."""
+def compare(model: CLIP, encode_image: Encode, encode_text: Encode, pixels: Tensor | None = None) -> Parity:
+    """A model's features beside those of its double, which `encode_image` and `encode_text` give.
+
+    pixels: what the double's own preprocessing makes of the examples' images.
+    """
     given = [x.to(model.logit_scale.device) for x in inputs(model.config)]
     with evaluation_mode(model):
         wanted = [encode(x) for encode, x in zip((model.encode_image, model.encode_text), given, strict=True)]
     found = [encode(x) for encode, x in zip((encode_image, encode_text), given, strict=True)]
     pairs = [[F.normalize(y.double(), dim=-1) for y in pair] for pair in zip(wanted, found, strict=True)]
-    distances = [float((a - b).abs().max()) for a, b in pairs]
+    image, text = (float((a - b).abs().max()) for a, b in pairs)
     cosines = [float((a * b).sum(-1).min()) for a, b in pairs]
-    return Parity(*distances, *cosines)
+    moved = None if pixels is None else float((pixels - given[0].cpu()).abs().max())
+    return Parity(image, text, cosines[0], cosines[1], pixels=moved)

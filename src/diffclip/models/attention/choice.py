@@ -42,8 +42,8 @@ def no_autocast(device: str) -> AbstractContextManager[None]:
 
 
 def is_tracing() -> bool:
-    """Whether torch.jit.trace is at work, which knows PyTorch's own operators alone, and no look at values."""
-    return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call]
+    """Whether a trace or an export is at work, which knows PyTorch's own operators alone, and no look at values."""
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call]
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

@@ -26,12 +26,13 @@ CONFIG_NAME = "config.json"
 OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
 LOCAL = "local-dir:"
 """open_clip's word for a folder."""
+OPEN_CLIP_WEIGHTS_NAME = "open_clip_model.safetensors"
 PICKLES = ("*.pt", "*.pth", "*.bin")
 _HUB = re.compile(r"(?P<asked>hf:|hf-hub:)?(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 # In the order in which they are looked for: on the hub, open_clip's file may lie beside one of another
 # library.
 _WORDS = ["*.json", "*.txt", "*.model"]  # configurations and vocabularies
-DOWNLOADS = ([*_WORDS, "open_clip_model.safetensors"], [*_WORDS, "*.safetensors"], [*_WORDS, *PICKLES])
+DOWNLOADS = ([*_WORDS, OPEN_CLIP_WEIGHTS_NAME], [*_WORDS, "*.safetensors"], [*_WORDS, *PICKLES])
 INDICES = ("*.safetensors.index.json", "*.bin.index.json")
 _PREFIXES = ("module.", "model.")
 
@@ -187,7 +188,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Path | None:
-    for patterns in (["open_clip_model.safetensors"], [WEIGHTS_NAME], INDICES[:1], ["*.safetensors"], INDICES, PICKLES):
+    for patterns in ([OPEN_CLIP_WEIGHTS_NAME], [WEIGHTS_NAME], INDICES[:1], ["*.safetensors"], INDICES, PICKLES):
         found = sorted(path for pattern in patterns for path in directory.glob(pattern))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)

@@ -65,9 +65,9 @@ def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | P
 
 
 def check_free(directory: Path) -> None:
-    """Raise UserError where a directory holds a model, which would be overwritten."""
-    if (directory / WEIGHTS_NAME).exists() or (directory / CONFIG_NAME).exists():
-        raise UserError(f"{directory} holds a model already: give another --out")
+    """Raise UserError where a directory holds anything, which a model could overwrite or be taken for."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} is no empty folder: give a new one as --out")
 
 
 def load(
