@@ -8,7 +8,7 @@ from diffclip.text import say_loading
 
 
 def info(model: Positional[str], /) -> None:
-    """Say what a model is: its attention, parameters, images and tokenizer, from where it comes, its SHA-256.
+    """Say what a model is: attention, parameters, images, origin and SHA-256.
 
     Args:
         model: A run directory, a file of weights, a folder of open_clip or transformers, or hf:OWNER/NAME of the hub.
