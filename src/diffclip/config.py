@@ -43,7 +43,7 @@ class Model:
     """A name that `diffclip models` lists."""
     start: str = ""
     """Weights to start from, in place of fresh ones: what `diffclip.load` takes. It says which model it is, and the
-    preset is left out."""
+    preset is left out, or empty."""
     overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Fields of ModelConfig that differ from the preset, such as `lambda_init = 0.5`, or from the start's, such as
     `patch_dropout = 0.5`."""
@@ -52,10 +52,10 @@ class Model:
         """Raises UserError for a preset beside a start, and where the start cannot be loaded."""
         if not self.start:
             return model_config(self.preset, **self.overrides)
-        if self.preset != Model.preset:
+        if self.preset not in ("", Model.preset):
             raise UserError(
                 f'model.preset = "{self.preset}" beside model.start = "{self.start}": the start says which model it '
-                "is; leave the preset out"
+                'is; leave the preset out, on the command line by --model.preset ""'
             )
         return _config_of(self.start, tuple(self.overrides.items()))
 

@@ -70,6 +70,7 @@ def test_sigmoid_gives_a_bias_to_a_start_without_one(start):
 def test_a_preset_beside_a_start_or_no_start_is_refused(start):
     with pytest.raises(UserError, match="leave the preset out"):
         recipe(start, preset="clip_vit_b16")
+    assert recipe(start, preset="").model.resolve() == diffclip.load(start)[0].config
     with pytest.raises(UserError, match=re.escape(f"model.start: {start}/none")):
         recipe(start / "none")
     with pytest.raises(UserError, match="does not fit its configuration"):

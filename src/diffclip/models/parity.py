@@ -72,6 +72,6 @@ def compare(model: CLIP, encode_image: Encode, encode_text: Encode, pixels: Tens
     found = [encode(x) for encode, x in zip((encode_image, encode_text), given, strict=True)]
     pairs = [[F.normalize(y.double(), dim=-1) for y in pair] for pair in zip(wanted, found, strict=True)]
     image, text = (float((a - b).abs().max()) for a, b in pairs)
-    cosines = [float((a * b).sum(-1).min()) for a, b in pairs]
+    image_cosine, text_cosine = (float((a * b).sum(-1).min()) for a, b in pairs)
     moved = None if pixels is None else float((pixels - given[0].cpu()).abs().max())
-    return Parity(image, text, cosines[0], cosines[1], pixels=moved)
+    return Parity(image, text, image_cosine, text_cosine, moved)
