@@ -24,6 +24,7 @@ from diffclip import cli
 def test_a_folder_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch, command):
     """As the system answers anybody but root, whom it refuses nothing."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "CLOSED").mkdir()
     stat = os.stat
 
     def refused(path, *arguments, **options):

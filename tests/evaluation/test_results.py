@@ -10,6 +10,7 @@ from diffclip import durable
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.results import ImagesRead, PerExampleScores, Result
+from diffclip.models.weights.store import fingerprint
 
 
 def result(dataset="cifar10", acc1=0.5, **changes):
@@ -145,8 +146,8 @@ def test_an_example_without_part_in_a_metric_is_left_out_of_it():
 def test_fingerprint_follows_the_weights():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    before = results.fingerprint(model)
-    assert before == results.fingerprint(model)
+    before = fingerprint(model)
+    assert before == fingerprint(model)
     with torch.no_grad():
         model[0].bias[0] += 1e-7
-    assert before != results.fingerprint(model)
+    assert before != fingerprint(model)
