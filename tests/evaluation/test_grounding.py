@@ -6,8 +6,10 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from diffclip.data.sources import Example
+from diffclip.data.tokenizer import Tokenizer
 from diffclip.errors import UserError
 from diffclip.evaluation.tasks import grounding
+from diffclip.models.image_settings import ImageSettings
 
 
 def reference(relevance, mask):
@@ -88,9 +90,8 @@ class Dots:
 class Model(torch.nn.Module):
     """Only what `measure` asks for besides `relevance`."""
 
-    class config:
-        image_size, resize, context_length = 16, "shortest", 8
-        image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    config = ImageSettings(image_size=16, image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0))
+    tokenizer = Tokenizer(8)
 
     class visual:
         class patch_embed:

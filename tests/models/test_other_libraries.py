@@ -95,6 +95,14 @@ def same_as_open_clip(source, theirs, transform, tokenizer):
         ({"text": {"tokenizer_kwargs": {"clean": "whitespace"}}}, Wrapped),
         ({"vision": {"attentional_pool": True, "attn_pooler_queries": 4}}, Wrapped),
         ({"vision": {"norm_kwargs": {"eps": 0.01}}}, Wrapped),
+        (
+            {
+                "changes": {"multimodal_cfg": TEXT | {"layers": 1}, "custom_text": True},
+                "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+                "text": {"embed_cls": True, "context_length": 76, "output_tokens": True},
+            },
+            Wrapped,
+        ),
         ({"vision": {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}, Wrapped),
         ({"changes": {"custom_text": True}, "vision": {"timm_model_name": "test_vit", "image_size": 160}}, Wrapped),
     ],
