@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from diffclip.errors import UserError
+from diffclip.models.attention import wrapped
 from diffclip.models.attention.kinds import ATTENTION
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
-from diffclip.models.attention.version2 import DifferentialAttentionV2
+from diffclip.models.attention.version2 import DifferentialAttentionV2, GatedDifferentialAttention
 from diffclip.models.clip import CLIP
 from diffclip.models.parity import compare
 from diffclip.text import listed
@@ -23,6 +24,7 @@ Towers = Literal["both", "vision", "text"]
 Model = TypeVar("Model", bound=nn.Module)
 
 MIRROR_LAMBDA = 0.5
+EXACT = {"differential_v2": DifferentialAttentionV2, "differential_gated": GatedDifferentialAttention}
 
 
 def convert(
@@ -37,15 +39,15 @@ def convert(
     """A copy of a model whose standard attention is replaced; the model itself stays as it is.
 
     Args:
-        model: a CLIP of this library, or a timm model whose attention is timm's `Attention`, as its vision
-            transformers' is. Of a timm model the copy is in memory only: to reload, convert the same architecture in
-            the same way, then `load_state_dict`.
+        model: a CLIP of this library; a timm model whose attention is timm's `Attention`, as its vision transformers'
+            is; or one of transformers': CLIP, SigLIP, DINOv2, BERT, ALIGN's text tower. Of these two kinds the copy is
+            in memory only: to reload, convert the same architecture in the same way, then `load_state_dict`.
         attention: "differential_v2" starts as a mirror: the second query is the first, λ is `lambda_init` for every
             token, and the output matrix is divided by 1 − λ. "differential_gated" starts with λ = 0, the second query
             like the first. Both give the model's output up to rounding. "differential" is the paper's, for a CLIP: no
             setting of its weights gives the output of standard attention, so it asks for `inexact`.
         towers: which of a CLIP's.
-        layers: which layers of each tower, counted from 0; None: all.
+        layers: which layers of each tower, counted from 0; None: all. Of other models, in the order of `modules()`.
         lambda_init: of "differential_v2", 0.5 by default; of "differential", by default the configuration's.
         inexact: convert though the output moves.
 
@@ -74,14 +76,25 @@ def convert(
         raise UserError('attention = "differential" is for a CLIP: its start is not exact, and only there measured')
     if towers != "both":
         raise UserError(f"towers = {towers!r}: only a CLIP has two; leave it out")
-    places = [(owner, name) for owner in converted.modules() for name, child in owner.named_children() if _fits(child)]
+    places = [
+        (owner, name)
+        for owner in converted.modules()
+        for name, child in owner.named_children()
+        if _fits(child) or wrapped.is_known(child)
+    ]
     if not places:
         kinds = sorted({type(m).__name__ for m in converted.modules() if "attention" in type(m).__name__.lower()})
         found = f"its attention is {listed(kinds)}" if kinds else "it has no attention layers"
-        raise UserError(f"{type(model).__name__} cannot be converted: timm's Attention is replaced, and {found}")
+        known = f"what is replaced is timm's Attention and {listed(wrapped.FAMILIES)} of transformers"
+        raise UserError(f"{type(model).__name__} cannot be converted: {known}, and {found}")
     for layer in _chosen(layers, len(places), "the model"):
         owner, name = places[layer]
-        setattr(owner, name, _start(getattr(owner, name), attention, lambda_init))
+        child = getattr(owner, name)
+        if _fits(child):
+            setattr(owner, name, _start(child, attention, lambda_init))
+        else:
+            queries, out = wrapped.wrap(child, EXACT[attention].to_lambda)
+            _start_lambda(queries.lambda_proj, out, attention, lambda_init)
     return converted
 
 
@@ -149,19 +162,21 @@ def _start(old: Any, attention: Form, lambda_init: float | None) -> nn.Module:
         new.attn_drop = old.attn_drop.p
     else:
         new.attn_drop = old.attn_drop
-        _start_exactly(new, None if attention == "differential_gated" else lambda_init or MIRROR_LAMBDA)
+        width = old.qkv.in_features
+        new.q2.weight.copy_(weight[:width])
+        if old.qkv.bias is not None:
+            new.q2.bias.copy_(old.qkv.bias[:width])
+        _start_lambda(new.lambda_proj, new.proj, attention, lambda_init)
     out: nn.Module = new.train(old.training)
     return out
 
 
-def _start_exactly(new: DifferentialAttentionV2, lam: float | None) -> None:
-    """lam: λ of a mirror; None: nothing is subtracted."""
-    width = len(new.q2.weight)
-    new.q2.weight.copy_(new.qkv.weight[:width])
-    if new.qkv.bias is not None:
-        new.q2.bias.copy_(new.qkv.bias[:width])
-    new.lambda_proj.weight.zero_()
-    new.lambda_proj.bias.zero_()
-    if lam is not None:
-        new.lambda_proj.bias.fill_(math.log(lam / (1 - lam)))
-        new.proj.weight.copy_(new.proj.weight.double() / (1 - lam))  # rounded once
+@torch.no_grad()
+def _start_lambda(lambda_proj: nn.Linear, out: nn.Linear, attention: Form, lambda_init: float | None) -> None:
+    """λ for every token, and the output matrix that makes up for it, where the second query is like the first."""
+    lambda_proj.weight.zero_()
+    lambda_proj.bias.zero_()
+    if attention == "differential_v2":
+        lam = lambda_init or MIRROR_LAMBDA
+        lambda_proj.bias.fill_(math.log(lam / (1 - lam)))
+        out.weight.copy_(out.weight.double() / (1 - lam))  # rounded once

@@ -17,6 +17,13 @@ from diffclip.models.attention.ops import AttentionMaps, attention_map
 from diffclip.models.precision import full_precision
 
 
+def token_lambdas(proj: nn.Linear, to_lambda: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """λ of each token and head: (B, N, C) → (B, N, H), float32 at least, also under autocast."""
+    with no_autocast(x.device.type):
+        logits = proj(x.to(proj.weight.dtype))
+    return to_lambda(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
 class DifferentialAttentionV2(StandardAttention):
     """head_i = A(q_i, k_i) v_i − λ_i(x) · A(q2_i, k_i) v_i with λ = σ(W x + b), and no norm of the heads.
 
@@ -40,10 +47,7 @@ class DifferentialAttentionV2(StandardAttention):
 
     def token_lambdas(self, x: Tensor) -> Tensor:
         """(B, N, C) → λ (B, H, N, 1)."""
-        with no_autocast(x.device.type):
-            logits = self.lambda_proj(x.to(self.lambda_proj.weight.dtype))  # (B, N, H)
-        lam: Tensor = self.to_lambda(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-        return lam.transpose(1, 2).unsqueeze(-1)
+        return token_lambdas(self.lambda_proj, self.to_lambda, x).transpose(1, 2).unsqueeze(-1)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""
