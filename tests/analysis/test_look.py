@@ -35,7 +35,9 @@ def test_layers_are_in_multiples_of_the_even_share():
 
 def test_the_part_that_a_model_sees_is_as_large_as_is_asked_and_there_is():
     model = tiny("clip")
-    assert np.array_equal(visible(model.config, picture(), 448), picture()[:, 10:40])  # the centre, no larger than it is
+    assert np.array_equal(
+        visible(model.config, picture(), 448), picture()[:, 10:40]
+    )  # the centre, no larger than it is
     assert visible(model.config, picture(), 20).shape == (20, 20, 3)
 
 
