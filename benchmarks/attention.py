@@ -8,7 +8,8 @@ map materialised; differential attention with as many heads, by every backend of
 All start from a tensor (B, N, 3C) as a joint projection makes it, and the backward pass ends there. Medians over the
 rounds; memory is what both passes need beyond their input: by how much they raise the peak of a process of their own.
 
---write-table also writes src/diffclip/models/attention/choice.json, which `backend="auto"` reads.
+--write-table also writes this kind of processor's rows in src/diffclip/models/attention/choice.json, which
+`backend="auto"` reads.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from rounds import processor, split
 from timm.layers.diff_attention import DiffAttention
 from torch import Tensor, nn
 
@@ -41,16 +43,6 @@ SHAPES = {  # (batch, heads, tokens, head width), and whether causal
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARE = 1.05  # a backend that is no slower than eager by more than this is taken for what it saves in memory
 TABLE = Path(attention_choice.__file__).with_name("choice.json")
-
-
-def split(x: Tensor, heads: int, v_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, 3C) → q and k (B, heads, N, C/heads), v (B, v_heads, N, C/v_heads)."""
-    q, k, v = x.chunk(3, -1)
-    return (
-        q.unflatten(-1, (heads, -1)).transpose(1, 2),
-        k.unflatten(-1, (heads, -1)).transpose(1, 2),
-        v.unflatten(-1, (v_heads, -1)).transpose(1, 2),
-    )
 
 
 def standard_fused(x: Tensor, lam: Tensor, heads: int, causal: bool) -> Tensor:
@@ -177,7 +169,8 @@ def choose(times: dict[str, tuple[float, float]], fused: str) -> str:
     return "fused" if times[fused][1] <= SHARE * others[best] else best
 
 
-def table(results: list[dict]) -> dict:
+def table(results: list[dict], before: dict) -> dict:
+    """choice.json with the rows of this kind of processor."""
     rows: dict = {"differential": {"compiled": {}, "operators": {}}, "standard": {"operators": {}}}
     for result in results:
         times, dtype, tokens = result["milliseconds"], result["dtype"], str(SHAPES[result["shape"]][2])
@@ -189,13 +182,9 @@ def table(results: list[dict]) -> dict:
         for kernel in kinds.values():
             for dtype, row in kernel.items():
                 kernel[dtype] = dict(sorted(row.items(), key=lambda item: int(item[0])))
-    machine = f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    return {"measured": f"python benchmarks/attention.py --write-table; {machine}", "fastest": rows}
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    own, command = attention_choice.processor(), "python benchmarks/attention.py --write-table"
+    measured = f"{command}; {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return {"measured": before["measured"] | {own: measured}, "fastest": before["fastest"] | {own: rows}}
 
 
 def main() -> int:
@@ -222,7 +211,7 @@ def main() -> int:
                 print(f"  {name:18}{forward:9.1f}{both:9.1f}{both / baseline:8.2f}{used}")
             results.append({"shape": shape, "dtype": dtype, "milliseconds": times, "extra_mebibytes": extra})
     if arguments.write_table:
-        TABLE.write_text(json.dumps(table(results), indent=1) + "\n")
+        TABLE.write_text(json.dumps(table(results, json.loads(TABLE.read_text())), indent=1) + "\n")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"rounds": arguments.rounds, "results": results}, indent=1) + "\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def in_turn(
@@ -61,12 +62,22 @@ def measured_apart(*arguments: str) -> float:
     return float(answer.split()[-1])
 
 
+def split(x: Tensor, heads: int, v_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a joint projection makes, (B, N, 3C) → q and k (B, heads, N, C/heads), v (B, v_heads, N, C/v_heads)."""
+    q, k, v = x.chunk(3, -1)
+    return (
+        q.unflatten(-1, (heads, -1)).transpose(1, 2),
+        k.unflatten(-1, (heads, -1)).transpose(1, 2),
+        v.unflatten(-1, (v_heads, -1)).transpose(1, 2),
+    )
+
+
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """The figures, and on what they were measured."""
     if path is None:
         return
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
@@ -76,7 +87,7 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps({"machine": machine, **content}, indent=1) + "\n")
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

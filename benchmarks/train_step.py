@@ -25,6 +25,7 @@ from diffclip.data.loading.loader import Batch
 from diffclip.data.sources import captions_of, open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import normalise
+from diffclip.distributed import default_device
 from diffclip.models.image_settings import OPENAI_MEAN, OPENAI_STD
 from diffclip.training.optimizer import adamw
 from diffclip.training.setup import new_state
@@ -67,16 +68,18 @@ class Batches:
         return Batch(pixels=pixels, tokens=tokens[:, :longest], groups=-1 - every, indices=every)
 
 
-def recipe_of(preset: str, precision: str) -> Recipe:
-    return Recipe(model=Model(preset=preset), training=Training(batch_size=16, precision=precision))
+def recipe_of(preset: str, precision: str, compiled: bool = False) -> Recipe:
+    return Recipe(model=Model(preset=preset), training=Training(batch_size=16, precision=precision, compile=compiled))
 
 
-def ours(preset: str, precision: str) -> TrainState:
-    return new_state(recipe_of(preset, precision), Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000))
+def ours(preset: str, precision: str, compiled: bool = False) -> TrainState:
+    return new_state(
+        recipe_of(preset, precision, compiled), Schedule(steps_per_epoch=1000, steps=10_000, warmup_steps=1000)
+    )
 
 
-def diffclip_step(preset: str, precision: str) -> Step:
-    trainer = ours(preset, precision)
+def diffclip_step(preset: str, precision: str, compiled: bool = False) -> Step:
+    trainer = ours(preset, precision, compiled)
     return lambda batch: trainer.step(0, batch)
 
 
@@ -91,19 +94,21 @@ def timm_step(precision: str) -> Step:
     return lambda batch: trainer.step(0, batch)
 
 
-def open_clip_step(precision: str) -> Step:
+def open_clip_step(precision: str, compiled: bool = False) -> Step:
     """The step of open_clip's training script, texts at 77 tokens as its tokenizer makes them."""
-    model = open_clip.create_model("ViT-B-16").train()
+    device = default_device()
+    model = open_clip.create_model("ViT-B-16").to(device).train()
+    forward = torch.compile(model) if compiled else model
     loss_of = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, betas=(0.9, 0.98), weight_decay=0.5, fused=True)
-    dtype = autocast_dtype(precision, torch.device("cpu"))
+    dtype = autocast_dtype(precision, device)
 
     def step(batch: Batch) -> float:
         optimizer.zero_grad()
         texts = torch.nn.functional.pad(batch.tokens, (0, CONTEXT - batch.tokens.shape[1]))  # (B, 77)
-        pixels = normalise(batch.pixels, OPENAI_MEAN, OPENAI_STD)
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            image_features, text_features, logit_scale = model(pixels, texts)
+        pixels = normalise(batch.pixels.to(device, non_blocking=True), OPENAI_MEAN, OPENAI_STD)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            image_features, text_features, logit_scale = forward(pixels, texts.to(device, non_blocking=True))
             loss = loss_of(image_features, text_features, logit_scale)
         loss.backward()
         optimizer.step()

@@ -22,6 +22,7 @@ from diffclip.distributed import World
 from diffclip.errors import Stopped, UserError
 from diffclip.models.presets import ModelConfig
 from diffclip.terminal import Terminal
+from diffclip.training import backends
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep, Tensors
 from diffclip.training.logs import Display, RunLog
@@ -115,6 +116,7 @@ class Loop:
                 self.run.name, state.schedule.steps, None if world.is_main else Terminal(quiet=True)
             ) as self.display,
             _stop_signal() as self.stop,
+            backends.kept(self.run, state.device.type, world, resume=resume),
         ):
             self.records: RunLog | None = records  # of the rank that writes
             self.monitor = state.monitor(self.options.batch_size)

@@ -1,23 +1,38 @@
-"""Which form of attention is fastest where: read from a table that a benchmark wrote.
+"""Which form of attention is fastest where: read from a table that a benchmark wrote, by what a processor can do.
 
-`benchmarks/attention.py --write-table` measures forward and backward of every form on a CPU and writes
-choice.json. What is said here of GPUs was measured on an H200 (docs/performance.md).
+`benchmarks/attention.py --write-table` measures forward and backward of every form on a CPU and writes the rows of
+its kind of processor in choice.json. What is said here of GPUs was measured on an H200 (docs/performance.md).
 """
 
 import functools
 import json
+import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.resources import files
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from diffclip.models.attention import gpu
 from diffclip.models.attention import native as native_attention
 
+log = logging.getLogger(__name__)
+
 Kind = Literal["differential", "standard"]
+Rows = Mapping[str, Mapping[str, str]]
+"""Dtype → number of tokens → the form that is fastest there."""
+
+# What a processor multiplies matrices with, the best first: its name in choice.json and in torch's capabilities.
+PROCESSORS = {"AMX": "amx_bf16", "AVX-512 BF16": "avx512_bf16", "AVX-512": "avx512_f", "AVX2": "avx2"}
+UNMEASURED = "AVX-512 BF16"
+"""Whose rows a processor has that was not measured. No measurement on the spot: the choice would not be repeatable."""
+FORMS = ("eager", "fused", "sdpa")
+
+_taken: dict[str, Mapping[str, Rows]] = {}  # device → kind → rows, inside `taking`
 
 
 def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
@@ -53,33 +68,72 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return None
 
 
+def processor(device: str = "cpu") -> str:
+    """What this machine computes with: on a CPU AMX, AVX-512 BF16, AVX-512, AVX2, NEON or the architecture's name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    capabilities = torch.cpu.get_capabilities()
+    machine = platform.machine()
+    other = "NEON" if machine in ("aarch64", "arm64") else machine
+    return next((name for name, key in PROCESSORS.items() if capabilities.get(key)), other)
+
+
+def rows(kind: str, device: str) -> Rows:
+    """What is fastest on this machine, for the dtypes that were measured."""
+    found = {dtype: _row(kind, device, dtype) for dtype in ("float32", "bfloat16", "float16")}
+    return {dtype: row for dtype, row in found.items() if row}
+
+
+@contextmanager
+def taking(device: str, chosen: Mapping[str, Rows]) -> Iterator[None]:
+    """Inside the `with`, `fastest` answers by these rows of each kind of attention."""
+    others = any(chosen[kind] != rows(kind, device) for kind in chosen)
+    if others:
+        torch.compiler.reset()  # what is compiled has its choice as a constant
+    _taken[device] = chosen
+    try:
+        yield
+    finally:
+        del _taken[device]
+        if others:
+            torch.compiler.reset()
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _spans(kind: Kind, device: str, dtype: torch.dtype) -> tuple[tuple[tuple[int, str], ...], str]:
     """What is fastest up to some numbers of tokens, ascending, and what beyond."""
-    if device == "cuda" and kind == "differential" and dtype in gpu.DTYPES and gpu.available():
-        return (), "fused"
-    if device != "cpu":
-        return (), "sdpa"
-    if kind == "differential" and dtype not in (torch.float32, torch.bfloat16):
-        return (), "eager"  # float64 and float16 are for tests here, and eager is what they are tested against
-    kernel = "operators"
-    if kind == "differential" and native_attention.available(dtype):
-        kernel = "compiled"
-    measured = _table()[kind].get(kernel, {}).get(str(dtype).removeprefix("torch."))
-    if measured is None:
-        return (), "sdpa"
+    name = str(dtype).removeprefix("torch.")
+    taken = _taken.get(device, {}).get(kind)
+    row = _row(kind, device, name) if taken is None else taken.get(name)
+    if row is None:  # on a CPU float64 and float16 are for tests here, and eager is what they are tested against
+        return (), "eager" if (kind, device) == ("differential", "cpu") else "sdpa"
+    measured = {int(tokens): form for tokens, form in row.items()}
     *fewer, largest = sorted(measured)
     spans = ((math.isqrt(low * high), measured[low]) for low, high in pairwise([*fewer, largest]))
     return tuple(spans), measured[largest]
 
 
+def _row(kind: str, device: str, dtype: str) -> Mapping[str, str] | None:
+    if device == "cuda" and kind == "differential" and getattr(torch, dtype) in gpu.DTYPES and gpu.available():
+        return {"197": "fused"}
+    if device != "cpu" or dtype not in ("float32", "bfloat16"):
+        return None
+    compiled = kind == "differential" and native_attention.available(getattr(torch, dtype))
+    row: Mapping[str, str] = _measured()[kind]["compiled" if compiled else "operators"][dtype]
+    return row
+
+
 @functools.cache
-def _table() -> dict[str, dict[str, dict[str, dict[int, str]]]]:
+def _measured() -> Mapping[str, Any]:
+    """Kind of attention → "compiled" or "operators", whether there is the kernel → rows, of this processor."""
     text = files("diffclip.models.attention").joinpath("choice.json").read_text(encoding="utf-8")
-    return {
-        kind: {
-            kernel: {dtype: {int(tokens): name for tokens, name in row.items()} for dtype, row in rows.items()}
-            for kernel, rows in kernels.items()
-        }
-        for kind, kernels in json.loads(text)["fastest"].items()
-    }
+    table, own = json.loads(text)["fastest"], processor()
+    if own not in table:
+        log.warning(
+            "which form of attention is fastest was not measured on a processor with %s: that of one with %s is taken; "
+            "`python benchmarks/attention.py --write-table` in a clone of diffclip measures it",
+            own,
+            UNMEASURED,
+        )
+    found: Mapping[str, Any] = table.get(own, table[UNMEASURED])
+    return found
