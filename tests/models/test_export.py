@@ -14,7 +14,7 @@ from small_models import PICTURES, TOWERS, small_model
 
 FORMS = {
     "clip": {},
-    "diffclip": {"resize": "squash"},
+    "diffclip": {"resize": "longest", "fill": 255, "interpolation": "bilinear", "resizer": "pillow"},
     "differential_v2": {"vision_attention": "differential_v2", "text_attention": "differential_gated"},
 }
 
@@ -45,6 +45,7 @@ def test_transformers_opens_it_and_so_does_load(kind, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     model = saved("model", kind, logit_bias=-3.0)
     exported("transformers", capsys)
+    assert json.loads(Path("out/parity.json").read_text())["pixels"] == 0
     pixels, tokens = parity.inputs(model.config)
     again, _, _ = diffclip.load("out")
     found = parity.compare(model, again.encode_image, again.encode_text)
@@ -102,7 +103,9 @@ OWN = {"vision_pre_norm": True, "vision_norm_eps": 1e-5, "vision_activation": "q
 TIMM = TOWERS | {"image_size": 224, "patch_size": 16, "vision_width": 192, "vision_depth": 12, "vision_heads": 3}
 
 
-@pytest.mark.parametrize("changes", [{**TOWERS, **OWN}, {**TIMM, "resize": "squash", "logit_bias": -3.0}])
+@pytest.mark.parametrize(
+    "changes", [{**TOWERS, **OWN, "text_mlp_ratio": 2.0}, {**TIMM, "resize": "squash", "logit_bias": -3.0}]
+)
 def test_open_clip_opens_it(changes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = saved("model", size=changes)
@@ -115,10 +118,11 @@ def test_open_clip_opens_it(changes, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("diffclip", {}, 'vision_attention = "differential", text_attention = "differential"'),
+        ("diffclip", {}, "vision_attention = 'differential', text_attention = 'differential'"),
         ("clip", {}, "an image tower of 16 pixels in patches of 8"),
         ("clip", {"vision_pre_norm": True}, "eps = 1e-06, two activations"),
-        ("clip", OWN | {"vision_stem": "convolutions"}, 'vision_stem = "convolutions"'),
+        ("clip", OWN | {"crop": "floor", "resize_to": 20}, "resize_to = 20, crop = 'floor'"),
+        ("clip", OWN | {"vision_stem": "convolutions"}, "vision_stem = 'convolutions'"),
     ],
 )
 def test_open_clip_has_no_place_for_it(kind, changes, said, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def export(model: Positional[str], /, *, to: Literal["transformers", "onnx", "op
     from importlib import import_module
 
     from diffclip import durable
-    from diffclip.models.weights.store import check_free, load
+    from diffclip.models.weights.store import check_free, load_clip
     from diffclip.terminal import Terminal
 
     module, extra = {
@@ -43,7 +43,7 @@ def export(model: Positional[str], /, *, to: Literal["transformers", "onnx", "op
             raise
         raise UserError(f"--to {to} needs {error.name}: pip install 'diffclip[{extra}]'") from None
     check_free(out)
-    loaded, _, _ = load(model)
+    loaded = load_clip(model, what="export")
     found = work(loaded, out)
     durable.write_text(out / REPORT, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
     if not (found.image <= LARGEST and found.text <= LARGEST and (found.pixels or 0.0) <= LARGEST_OF_PIXELS):

@@ -1,17 +1,19 @@
 """A folder that transformers' AutoModel and AutoProcessor take, and diffclip.load still reads."""
 
 import shutil
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
-from transformers import AutoModel, AutoProcessor, CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
+from transformers import AutoModel, AutoProcessor, CLIPProcessor, CLIPTokenizer
 
 from diffclip.data.tokenizer import END, START, vocabulary_and_merges
 from diffclip.errors import UserError
 from diffclip.models import parity
 from diffclip.models.clip import CLIP
+from diffclip.models.export.modeling_diffclip import DiffCLIPImageProcessor
+from diffclip.models.image_settings import ImageSettings
 from diffclip.models.parity import Parity
-from diffclip.models.presets import ModelConfig
 from diffclip.models.weights.store import save
 
 CODE = "modeling_diffclip"
@@ -19,6 +21,8 @@ AUTO_MAP = {
     "AutoConfig": f"{CODE}.DiffCLIPConfig",
     **dict.fromkeys(("AutoModel", "AutoModelForZeroShotImageClassification"), f"{CODE}.DiffCLIPModel"),
 }
+
+IMAGE_MAP = {"AutoImageProcessor": f"{CODE}.DiffCLIPImageProcessor"}
 
 
 def export(model: CLIP, out: Path) -> Parity:
@@ -38,19 +42,10 @@ def export(model: CLIP, out: Path) -> Parity:
         pad_token=END,  # a text is read at its first end
         model_max_length=config.context_length,
     )
-    CLIPProcessor(_image_processor(config), tokenizer).save_pretrained(out)
+    settings = {field.name: getattr(config, field.name) for field in fields(ImageSettings)}
+    processor = CLIPProcessor(DiffCLIPImageProcessor(settings, auto_map=IMAGE_MAP), tokenizer)
+    processor.save_pretrained(out)
     return _compare(model, out)
-
-
-def _image_processor(config: ModelConfig) -> CLIPImageProcessor:
-    square = {"height": config.image_size, "width": config.image_size}
-    return CLIPImageProcessor(
-        size=square if config.resize == "squash" else {"shortest_edge": config.image_size},
-        do_center_crop=config.resize == "shortest",
-        crop_size=square,
-        image_mean=list(config.image_mean),
-        image_std=list(config.image_std),
-    )
 
 
 def _compare(model: CLIP, out: Path) -> Parity:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import make_flat_list_of_images
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from diffclip.models.clip import CLIP
+from diffclip.models.image_settings import ImageSettings
 from diffclip.models.presets import ModelConfig
+from diffclip.models.weights.store import Preprocess
 
 
 class DiffCLIPConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -20,6 +26,23 @@ class DiffCLIPConfig(PreTrainedConfig):  # type: ignore[misc]
     def __init__(self, model: dict[str, Any] | None = None, **others: Any) -> None:
         self.model = model or {}
         super().__init__(**others)
+
+
+class DiffCLIPImageProcessor(BaseImageProcessor):  # type: ignore[misc]
+    """Images as diffclip prepares them. settings: the fields of diffclip's ImageSettings."""
+
+    model_input_names = ("pixel_values",)
+
+    def __init__(self, settings: dict[str, Any] | None = None, **others: Any) -> None:
+        self.settings = settings or {}
+        super().__init__(**others)
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
+        """One image or several, of any mode and size → pixel_values (B, 3, S, S) float32."""
+        several = [to_pil_image(image) for image in make_flat_list_of_images(images)]
+        prepare = Preprocess(ImageSettings(**self.settings))
+        pixels = torch.stack([prepare(image) for image in several])
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
 class DiffCLIPModel(PreTrainedModel):  # type: ignore[misc]

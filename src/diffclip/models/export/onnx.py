@@ -1,7 +1,7 @@
 """Two ONNX graphs, one a tower, for any batch; onnxruntime says how far they are from the model."""
 
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import onnxruntime
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffclip import durable
 from diffclip.models import parity
 from diffclip.models.clip import CLIP
+from diffclip.models.image_settings import ImageSettings
 from diffclip.models.parity import Encode, Parity
 
 IMAGE, TEXT, PREPROCESS = "image.onnx", "text.onnx", "preprocess.json"
@@ -39,8 +40,8 @@ def export(model: CLIP, out: Path) -> Parity:
     bias = float(model.logit_bias.detach()) if model.config.logit_bias is not None else None
     how = {
         "pixels": {
-            **{key: value for key, value in asdict(model.config).items() if key.startswith(("image_", "resize"))},
-            "interpolation": "bicubic, antialiased",
+            **{field.name: getattr(model.config, field.name) for field in fields(ImageSettings)},
+            "antialiased": True,
             "values": "0 to 1, less the mean, over the standard deviation, channel by channel",
         },
         "tokens": {

@@ -64,12 +64,15 @@ def export(model: CLIP, out: Path) -> Parity:
     config = model.config
     vision = _own_tower(config) if config.vision_pre_norm else _timm_tower(config)
     faults = [
-        f'{name} = "{getattr(config, name)}"'
+        f"{name} = {getattr(config, name)!r}"
         for name, needed in (
             ("vision_attention", "standard"),
             ("text_attention", "standard"),
             ("vision_stem", "patches"),
             ("text_norm_eps", 1e-5),
+            ("resize_to", None),
+            ("crop", "round"),
+            ("fill", 0),
         )
         if getattr(config, name) != needed
     ] + vision.pop("faults")
@@ -86,14 +89,14 @@ def export(model: CLIP, out: Path) -> Parity:
                 "width": config.text_width,
                 "heads": config.text_heads,
                 "layers": config.text_depth,
-                "mlp_ratio": config.mlp_ratio,
+                "mlp_ratio": config.text_mlp_ratio or config.mlp_ratio,
             },
             **({} if config.logit_bias is None else {"init_logit_bias": config.logit_bias}),
         },
         "preprocess_cfg": {
             "mean": config.image_mean,
             "std": config.image_std,
-            "interpolation": "bicubic",
+            "interpolation": config.interpolation,
             "resize_mode": config.resize,
         },
     }
