@@ -79,7 +79,10 @@ def read(path: Path, root: str) -> dict[str, Tensor]:
             inflated = next((i for i in needed if i.compress_type != zipfile.ZIP_STORED), None)
             if inflated:
                 raise UserError(f"{path} cannot be read as a TorchScript archive: {inflated.filename} is compressed")
-            return dict(_tensors(_Reader(archive, root).load(), ""))
+            module = _Reader(archive, root).load()
+        if not isinstance(module, _Module):
+            raise UserError(f"{path} holds a {type(module).__name__} as TorchScript, not a module with weights")
+        return dict(_tensors(module, ""))
     except UserError:
         raise
     except Exception as error:  # a broken pickle raises anything
