@@ -6,7 +6,6 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
-from processes import together
 from safetensors.torch import load_file, save_file
 from test_gradients import expected, trainer
 
@@ -18,6 +17,7 @@ from diffclip.distributed import World, default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.training.parallel import full_tensor
+from processes import together
 
 SIZE, END = 12, 49407
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 3, 3, 2, 1, 0, 4])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import together
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_trainer import recipe as small_recipe
@@ -33,6 +32,7 @@ from diffclip.training.logs import WALL_CLOCK
 from diffclip.training.parallel import full_tensor
 from diffclip.training.setup import new_state, train
 from diffclip.training.step import Schedule, TrainState
+from processes import together
 
 
 def recipe(**training):
