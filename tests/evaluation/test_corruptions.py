@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffclip.data.sources import Example
 from diffclip.data.tokenizer import get_tokenizer
+from diffclip.data.transforms import EvalTransform
 from diffclip.errors import UserError
 from diffclip.evaluation.corruption.kinds import FUNCTIONS, corrupt, disc, plasma, streak, zoom_in
 from diffclip.evaluation.corruption.strengths import STRENGTHS, arguments
@@ -258,7 +259,7 @@ def test_accuracies_are_those_of_the_corrupted_images(model):
             example = super().__getitem__(index)
             if isinstance(example.image, bytes):
                 return example
-            small = corruptions.EvalTransform(16)(example.image).permute(1, 2, 0).numpy()
+            small = EvalTransform(16)(example.image).permute(1, 2, 0).numpy()
             rng = corruptions.generator(3, index, *self.way)
             return Example(corrupt(small, *self.way, rng), (), example.label)
 
