@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -98,7 +100,8 @@ main()
 @pytest.mark.parametrize("name", ["diffclip.cli", "tyro", "diffclip.commands.models", "rich.table"])
 def test_ctrl_c_while_modules_are_read_is_quiet(name):
     code = INTERRUPTED.replace("NAME", repr(name))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started deaf to it
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=heard)
     assert (done.returncode, done.stderr) == (130, "")
 
 
