@@ -10,7 +10,7 @@ from killed import recipe as small_recipe
 from diffclip import create_model
 from diffclip.distributed import World
 from diffclip.errors import UserError
-from diffclip.models.attention import choice, ops
+from diffclip.models.attention import choice, native, ops
 from diffclip.training import backends
 from diffclip.training.setup import train
 from small_models import PICTURES
@@ -28,7 +28,7 @@ def used(monkeypatch):
 def test_a_run_that_goes_on_takes_the_forms_of_its_record(tmp_path, used, caplog):
     model, pixels = create_model("diffclip_vit_t16", **PICTURES), torch.zeros(1, 3, 16, 16)
     path = tmp_path / backends.ATTENTION_FORMS
-    with backends.kept(tmp_path, "cpu", World(), resume=False):
+    with backends.kept(tmp_path, model, "cpu", World(), resume=False):
         model.encode_image(pixels)
     usual, record = set(used), json.loads(path.read_text())
     assert record["cpu"]["processor"] == choice.processor()
@@ -36,7 +36,7 @@ def test_a_run_that_goes_on_takes_the_forms_of_its_record(tmp_path, used, caplog
     record["cpu"] = {"processor": "abacus", "fastest": {"differential": {"float32": {"197": "sdpa"}}}}
     path.write_text(json.dumps(record))
     used.clear()
-    with caplog.at_level(logging.WARNING), backends.kept(tmp_path, "cpu", World(), resume=True):
+    with caplog.at_level(logging.WARNING), backends.kept(tmp_path, model, "cpu", World(), resume=True):
         model.encode_image(pixels)
     assert set(used) == {"sdpa"}
     assert "began on abacus and goes on on" in caplog.text
@@ -44,6 +44,14 @@ def test_a_run_that_goes_on_takes_the_forms_of_its_record(tmp_path, used, caplog
     used.clear()
     model.encode_image(pixels)
     assert set(used) == usual
+
+
+def test_a_clip_does_not_build_the_kernel(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "available", lambda _: pytest.fail("asked for the kernel"))
+    with backends.kept(tmp_path, create_model("clip_vit_t16", **PICTURES), "cpu", World(), resume=False):
+        pass
+    record = json.loads((tmp_path / backends.ATTENTION_FORMS).read_text())
+    assert record["cpu"]["fastest"] == {"standard": choice.rows("standard", "cpu")}
 
 
 def test_what_is_compiled_takes_them_too(tmp_path):
@@ -82,8 +90,9 @@ def test_training_writes_the_record_down_and_keeps_it(tmp_path, monkeypatch):
 )
 def test_a_record_that_says_something_else_is_refused(tmp_path, content):
     (tmp_path / backends.ATTENTION_FORMS).write_text(content)
+    model = create_model("clip_vit_t16", **PICTURES)
     with (
         pytest.raises(UserError, match=r"attention.json cannot be read: restore it, or delete it"),
-        backends.kept(tmp_path, "cpu", World(), resume=True),
+        backends.kept(tmp_path, model, "cpu", World(), resume=True),
     ):
         pass

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+from torch import nn
+
 from diffclip import durable, reading
 from diffclip.distributed import World
 from diffclip.errors import UserError
 from diffclip.models.attention import choice
+from diffclip.models.attention.layer import DifferentialAttention
 
 log = logging.getLogger(__name__)
 
@@ -19,21 +22,24 @@ KINDS: tuple[str, ...] = get_args(choice.Kind)
 
 
 @contextmanager
-def kept(run: Path, device: str, world: World, *, resume: bool) -> Iterator[None]:
+def kept(run: Path, model: nn.Module, device: str, world: World, *, resume: bool) -> Iterator[None]:
     """Inside the `with`, attention takes the forms that the run began with on such a device, on every rank.
 
     A run that begins, or one of an earlier version, takes and writes down what is fastest on the machine of rank 0.
     Raises UserError where the directory's record cannot be read or written.
     """
-    chosen = world.broadcast(_chosen(run, device, resume) if world.is_main else None)
+    chosen = world.broadcast(_chosen(run, model, device, resume) if world.is_main else None)
     assert chosen is not None  # rank 0 has sent its own
     with choice.taking(device, chosen):
         yield
 
 
-def _chosen(run: Path, device: str, resume: bool) -> dict[str, Any]:
+def _chosen(run: Path, model: nn.Module, device: str, resume: bool) -> dict[str, Any]:
     path = run / ATTENTION_FORMS
-    here = {"processor": choice.processor(device), "fastest": {kind: choice.rows(kind, device) for kind in KINDS}}
+    # Asking for the differential forms builds the compiled kernel, which a CLIP has no use for.
+    differential = any(isinstance(module, DifferentialAttention) for module in model.modules())
+    kinds = KINDS if differential else ("standard",)
+    here = {"processor": choice.processor(device), "fastest": {kind: choice.rows(kind, device) for kind in kinds}}
     record = _read(path) if resume and path.exists() else {}
     began = record.setdefault(device, here)
     if began["processor"] != here["processor"]:

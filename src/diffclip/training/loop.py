@@ -116,7 +116,7 @@ class Loop:
                 self.run.name, state.schedule.steps, None if world.is_main else Terminal(quiet=True)
             ) as self.display,
             _stop_signal() as self.stop,
-            backends.kept(self.run, state.device.type, world, resume=resume),
+            backends.kept(self.run, state.model, state.device.type, world, resume=resume),
         ):
             self.records: RunLog | None = records  # of the rank that writes
             self.monitor = state.monitor(self.options.batch_size)
