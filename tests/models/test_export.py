@@ -34,7 +34,8 @@ def exported(to, capsys):
     cli.main(["export", "model", "--to", to, "--out", "out"])
     report = json.loads(Path("out/parity.json").read_text())
     assert f"{report['image']:.1e}" in capsys.readouterr().out
-    assert max(report["image"], report["text"]) <= 1e-5
+    assert max(report["image"], report["text"] or 0) <= 1e-5
+    assert (report["text"] is None) == (to == "timm")
     assert report.keys() == {"image", "text", "image_cosine", "text_cosine", "pixels"}
     assert (report["pixels"] is None) == (to == "onnx")
 
@@ -77,6 +78,65 @@ def test_transformers_pipeline_takes_the_folder(tmp_path, monkeypatch, capsys):
     assert {one["label"]: pytest.approx(one["score"], abs=1e-5) for one in found} == dict(
         zip(texts, wanted.tolist(), strict=False)
     )
+
+
+def test_sentence_transformers_opens_it(tmp_path, monkeypatch, capsys):
+    library = pytest.importorskip("sentence_transformers")
+    monkeypatch.chdir(tmp_path)
+    model = saved("model", "diffclip")
+    exported("sentence-transformers", capsys)
+    assert json.loads(Path("out/parity.json").read_text())["pixels"] == 0
+    assert diffclip.load("out")[0].config == model.config
+    double = library.SentenceTransformer("out", trust_remote_code=True, device="cpu")
+    assert double.get_embedding_dimension() == model.config.embed_dim
+    double.save("again")
+    _, texts = parity.examples()
+    again = library.SentenceTransformer("again", trust_remote_code=True, device="cpu")
+    assert (again.encode(texts) == double.encode(texts)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("clip", {}),
+        ("clip", {"vision_pre_norm": True, "vision_norm_eps": 1e-5, "vision_activation": "quick_gelu"}),
+        ("clip", {"resize": "squash", "interpolation": "bilinear", "resize_to": 20, "text_attention": "differential"}),
+        ("diffclip", {"resize": "shortest", "vision_depth": 3}),
+        ("diffclip", {"resize": "shortest", "vision_depth": 3, "lambda_init": 0.1, "vision_norm_eps": 1e-6}),
+        ("diffclip", {"resize": "shortest", "vision_depth": 3, "lambda_schedule": "depth"}),
+    ],
+)
+def test_timm_opens_the_image_tower(kind, changes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved("model", kind, **changes)
+    exported("timm", capsys)
+
+
+def test_timm_opens_layers_whose_keys_of_lambda_are_zero(tmp_path):
+    from diffclip.models.export.timm import export
+
+    model = small_model("diffclip").eval()
+    attention = model.visual.blocks[0].attn
+    with torch.no_grad():
+        attention.lambda_k1.zero_()
+    assert export(model, tmp_path).image <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("differential_v2", {}, "vision_attention = 'differential_v2'"),
+        ("diffclip", {}, "resize = 'longest'"),
+        ("clip", {"vision_stem": "convolutions"}, "vision_stem = 'convolutions'"),
+        ("clip", {"vision_norm_eps": 1e-4, "crop": "floor"}, "resolved_vision_norm_eps = 0.0001, crop = 'floor'"),
+    ],
+)
+def test_timm_has_no_place_for_it(kind, changes, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved("model", kind, **changes)
+    with pytest.raises(SystemExit, match=f"timm has no place for {said}.*--to transformers"):
+        cli.main(["export", "model", "--to", "timm", "--out", "out"])
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("kind", ["diffclip", "differential_v2"])

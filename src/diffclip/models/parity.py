@@ -25,22 +25,25 @@ class Parity:
     """Of normalised features of images and of texts: the largest difference of a number, and the lowest cosine.
 
     pixels: the largest difference of a normalised pixel, where the double has preprocessing of its own.
+    text and text_cosine are None of a double that reads no texts.
     """
 
     image: float
-    text: float
+    text: float | None
     image_cosine: float
-    text_cosine: float
+    text_cosine: float | None
     pixels: float | None = None
 
     def __str__(self) -> str:
         told = (
             f"on {EXAMPLES} drawn scenes and their captions the features of images differ by at most {self.image:.1e} "
-            f"(lowest cosine {self.image_cosine:.4f}), of texts by {self.text:.1e} ({self.text_cosine:.4f})"
+            f"(lowest cosine {self.image_cosine:.4f})"
         )
-        return (
-            told if self.pixels is None else f"{told}; its own preprocessing moves a pixel by at most {self.pixels:.1e}"
-        )
+        if self.text is not None:
+            told += f", of texts by {self.text:.1e} ({self.text_cosine:.4f})"
+        if self.pixels is not None:
+            told += f"; its own preprocessing moves a pixel by at most {self.pixels:.1e}"
+        return told
 
 
 def examples() -> tuple[list[Image.Image], list[str]]:
@@ -62,17 +65,23 @@ def inputs(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def compare(model: CLIP, encode_image: Encode, encode_text: Encode, pixels: Tensor | None = None) -> Parity:
+def compare(
+    model: CLIP, encode_image: Encode, encode_text: Encode | None, pixels: Tensor | None = None
+) -> Parity:
     """A model's features beside those of its double, which `encode_image` and `encode_text` give.
 
-    pixels: what the double's own preprocessing makes of the examples' images.
+    encode_text: None of a double without a text tower. pixels: what the double's own preprocessing makes of the
+    examples' images.
     """
-    given = [x.to(model.logit_scale.device) for x in inputs(model.config)]
+    images, texts = (x.to(model.logit_scale.device) for x in inputs(model.config))
     with evaluation_mode(model):
-        wanted = [encode(x) for encode, x in zip((model.encode_image, model.encode_text), given, strict=True)]
-    found = [encode(x) for encode, x in zip((encode_image, encode_text), given, strict=True)]
-    pairs = [[F.normalize(y.double(), dim=-1) for y in pair] for pair in zip(wanted, found, strict=True)]
-    image, text = (float((a - b).abs().max()) for a, b in pairs)
-    image_cosine, text_cosine = (float((a * b).sum(-1).min()) for a, b in pairs)
-    moved = None if pixels is None else float((pixels - given[0].cpu()).abs().max())
-    return Parity(image, text, image_cosine, text_cosine, moved)
+        image, image_cosine = _apart(model.encode_image(images), encode_image(images))
+        text = None if encode_text is None else _apart(model.encode_text(texts), encode_text(texts))
+    moved = None if pixels is None else float((pixels - images.cpu()).abs().max())
+    return Parity(image, text and text[0], image_cosine, text and text[1], moved)
+
+
+def _apart(wanted: Tensor, found: Tensor) -> tuple[float, float]:
+    """The largest difference of a number, and the lowest cosine, of normalised features (B, embed_dim)."""
+    a, b = (F.normalize(features.double(), dim=-1) for features in (wanted, found))
+    return float((a - b).abs().max()), float((a * b).sum(-1).min())
