@@ -36,7 +36,10 @@ def exported(to, capsys):
     assert f"{report['image']:.1e}" in capsys.readouterr().out
     assert max(report["image"], report["text"] or 0) <= 1e-5
     assert (report["text"] is None) == (to == "timm")
-    assert report.keys() == {"image", "text", "image_cosine", "text_cosine", "pixels"}
+    both = {"image", "text", "image_cosine", "text_cosine", "pixels", "agreement", "milliseconds"}
+    assert report.keys() == both
+    assert (report["milliseconds"] is None) == (to != "onnx")
+    assert report["agreement"] is None
     assert (report["pixels"] is None) == (to == "onnx")
 
 
@@ -156,6 +159,57 @@ def test_onnx_takes_any_batch(kind, tmp_path, monkeypatch, capsys):
     how = json.loads((Path("out") / PREPROCESS).read_text())
     assert how["pixels"]["resize"] == model.config.resize
     assert how["logits"]["scale"] == pytest.approx(1 / 0.07)
+
+
+def test_onnx_in_int8_says_what_it_costs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    from PIL import Image
+
+    from diffclip.models.export.onnx import IMAGE, TEXT, runs
+
+    monkeypatch.chdir(tmp_path)
+    model = saved("model", "diffclip")
+    cli.main(["export", "model", "--to", "onnx", "--int8", "--out", "out"])
+    report = json.loads(Path("out/parity.json").read_text())
+    assert 1e-4 < report["image"] < 0.2
+    assert f"the same for {100 * report['agreement']:.1f} % of images" in capsys.readouterr().out
+    assert set(report["milliseconds"]) == {
+        f"{who}, {what}" for who in ("torch", "double") for what in ("image", "text")
+    }
+    encoders = [runs(Path("out") / name) for name in (IMAGE, TEXT)]
+    images, texts = parity.examples()
+    assert parity.agreement(model, model.encode_image, model.encode_text, images, texts[:3]) == 1.0
+    pixels, tokens = parity.inputs(model.config)
+    with torch.no_grad():  # the same, one image at a time
+        ours = model.encode_image(pixels) @ torch.nn.functional.normalize(model.encode_text(tokens[:3]), dim=-1).T
+        same = [int(row.argmax()) for row in ours]
+        double = encoders[0](pixels) @ torch.nn.functional.normalize(encoders[1](tokens[:3]), dim=-1).T
+    found = parity.agreement(model, *encoders, images, texts[:3])
+    assert found == sum(int(row.argmax()) == best for row, best in zip(double, same, strict=True)) / len(images)
+    images[0].save("a.png")
+    Image.new("RGB", (9, 9)).save("b.png")
+    cli.main(
+        ["export", "model", "--to", "onnx", "--int8", "--images", "a.png", "b.png", "--texts", "a", "b", "--out", "two"]
+    )
+    assert json.loads(Path("two/parity.json").read_text())["agreement"] in (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "timm", "--int8"], "--int8 goes with --to onnx, not with --to timm"),
+        (["--to", "onnx", "--texts", "a", "b"], "--images and --texts go with --int8"),
+        (["--to", "onnx", "--int8", "--texts", "a"], "--texts: give two or more"),
+        (["--to", "onnx", "--int8", "--images", "model/config.json"], "config.json cannot be used as an image: not an"),
+        (["--to", "onnx", "--int8", "--images", "absent.png"], "cannot read absent.png: No such file"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved("model")
+    with pytest.raises(SystemExit, match=said):
+        cli.main(["export", "model", "--out", "out", *options])
+    assert not Path("out").exists()
 
 
 OWN = {"vision_pre_norm": True, "vision_norm_eps": 1e-5, "vision_activation": "quick_gelu"}
