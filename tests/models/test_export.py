@@ -113,6 +113,8 @@ def test_timm_opens_the_image_tower(kind, changes, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     saved("model", kind, **changes)
     exported("timm", capsys)
+    with pytest.raises(UserError, match="out is timm's vit_base_patch16_.*224, an image tower alone"):
+        diffclip.load("out")
 
 
 def test_timm_opens_layers_whose_keys_of_lambda_are_zero(tmp_path):

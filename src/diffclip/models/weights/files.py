@@ -15,8 +15,8 @@ from torch import Tensor
 from diffclip import reading
 from diffclip.data.formats.paths import contents
 from diffclip.errors import UserError
-from diffclip.models.weights import torchscript
-from diffclip.models.weights.hub import HUB, asked_of_hub, download
+from diffclip.models.weights import sentence_folder, torchscript
+from diffclip.models.weights.hub import HUB, asked_of_hub, download, open_clips_tag
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -36,10 +36,13 @@ _PREFIXES = ("module.", "model.")
 def locate(source: str | Path) -> Path:
     """The file of weights that `source` means: a file, a directory that holds one, or a model of the hub.
 
-    The hub is asked for "hf:owner/name" and "hf:owner/name@revision". Without "hf:" it is asked, with a warning, only
+    The hub is asked for "hf:owner/name" and "hf:owner/name@revision", and for weights by open_clip's name. Without "hf:" it is asked, with a warning, only
     where no folder is called as the owner: a mistyped path would give whoever has that name the say over the model.
     Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
     """
+    if tagged := open_clips_tag(str(source)):
+        name, file = tagged
+        return download(name, None, [*_WORDS, file]) / file if file else _on_hub(name, None)
     on_hub = asked_of_hub(str(source))
     if on_hub:
         return _on_hub(*on_hub)
@@ -171,6 +174,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Path | None:
+    directory = sentence_folder.encoder_of(directory)
     for patterns in ([OPEN_CLIP_WEIGHTS_NAME], [WEIGHTS_NAME], INDICES[:1], ["*.safetensors"], INDICES, PICKLES):
         found = sorted(path for pattern in patterns for path in directory.glob(pattern))
         if len(found) > 1:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffclip.errors import UserError
+from diffclip.text import did_you_mean, listed
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,29 @@ def asked_of_hub(source: str) -> tuple[str, str | None] | None:
     if not hub["asked"]:
         log.warning("%s is not on this disk: the Hugging Face hub is asked for it, as for hf:%s", source, source)
     return hub["name"], hub["revision"]
+
+
+def open_clips_tag(source: str) -> tuple[str, str] | None:
+    """The hub's name and the file, which may be empty, of weights by open_clip's name: ViT-B-32/laion2b_s34b_b79k.
+
+    None where `source` is a path, or open_clip has no such model. Raises UserError for weights that it does not list.
+    """
+    hub = HUB.fullmatch(source)
+    if hub is None or hub["asked"] or hub["revision"] or os.path.lexists(Path(source).parent):
+        return None
+    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    model, _, tag = source.partition("/")
+    tags = list_pretrained_tags_by_model(model)
+    if not tags:
+        return None
+    if tag not in tags:
+        raise UserError(
+            f"open_clip lists no weights {tag!r} of {model}{did_you_mean(tag, tags)}; it lists {listed(tags)}; if you "
+            f"mean the Hugging Face hub, write hf:{source}"
+        )
+    name, _, file = get_pretrained_cfg(model, tag)["hf_hub"].rpartition("/")
+    return name, file
 
 
 def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
