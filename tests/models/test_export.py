@@ -113,7 +113,7 @@ def test_timm_opens_the_image_tower(kind, changes, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     saved("model", kind, **changes)
     exported("timm", capsys)
-    with pytest.raises(UserError, match="out is timm's vit_base_patch16_.*224, an image tower alone"):
+    with pytest.raises(UserError, match=r"out is timm's vit_base_patch16_.*224, an image tower alone"):
         diffclip.load("out")
 
 

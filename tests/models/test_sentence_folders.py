@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
+from other_libraries import TEXTS, clip_config, equal, images, transformers_folder
 
 import diffclip
 from diffclip.models.clip import CLIP
-from test_other_libraries import TEXTS, clip_config, equal, images, transformers_folder
 
 library = pytest.importorskip("sentence_transformers")
 LEGACY = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]

@@ -36,7 +36,8 @@ _PREFIXES = ("module.", "model.")
 def locate(source: str | Path) -> Path:
     """The file of weights that `source` means: a file, a directory that holds one, or a model of the hub.
 
-    The hub is asked for "hf:owner/name" and "hf:owner/name@revision", and for weights by open_clip's name. Without "hf:" it is asked, with a warning, only
+    The hub is asked for "hf:owner/name" and "hf:owner/name@revision", and for weights by open_clip's name, such as
+    "ViT-B-32/laion2b_s34b_b79k". For any other name without "hf:" it is asked, with a warning, only
     where no folder is called as the owner: a mistyped path would give whoever has that name the say over the model.
     Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
     """
