@@ -15,7 +15,7 @@ from diffclip.errors import UserError, describe
 from diffclip.models.image_settings import ImageSettings, Number, Size
 from diffclip.text import did_you_mean
 
-Attention = Literal["standard", "differential", "differential_v2", "differential_gated"]
+Attention = Literal["standard", "differential", "differential_v2", "differential_gated", "no_second_map"]
 Activation = Literal["gelu", "quick_gelu"]
 
 SIZES = (
@@ -58,7 +58,7 @@ class ModelConfig(ImageSettings):
     vision_heads: Size = 12
     vision_attention: Attention = "standard"
     """differential: that of the paper. differential_v2 and differential_gated: a second query a head, and a λ for each
-    token and head (docs/convert.md)."""
+    token and head (docs/convert.md). no_second_map: the parameters of differential_v2 without its map, a control."""
     vision_attention_layers: Layers | None = None
     """Which layers have it, while the others are standard; None: all."""
     vision_activation: Activation = "gelu"

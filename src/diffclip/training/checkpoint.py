@@ -24,7 +24,8 @@ from torch import Tensor
 from diffclip import durable
 from diffclip.distributed import World, get_world
 from diffclip.errors import UserError
-from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights import store as weights
 from diffclip.reading import check_regular, named, parse_json, read_text
@@ -49,7 +50,7 @@ class Keep:
     by: str = ""
 
 
-def state_tensors(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
+def state_tensors(model: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
     """All tensors of a checkpoint, the living ones: `model` and `optimizer`; in shards, where the model is.
 
     Where weights are averaged `model` has the average, and `trained` the weights that training goes on with.
@@ -68,7 +69,7 @@ def state_tensors(model: CLIP, optimizer: torch.optim.Optimizer, average: Weight
 
 def load_tensors(
     tensors: Tensors | None,
-    model: CLIP,
+    model: Trainable,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None = None,
     world: World = World(),  # noqa: B008  it is frozen
@@ -93,7 +94,11 @@ def load_tensors(
 
 
 def save(
-    run: Path, config: ModelConfig | None, tensors: Tensors, state: Mapping[str, Any], keep: Keep = Keep()
+    run: Path,
+    config: ModelConfig | LibraryConfig | None,
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    keep: Keep = Keep(),
 ) -> Path:
     """Write the checkpoint of `state["step"]`; once it is on the disk, delete what `keep` does not keep.
 
@@ -134,7 +139,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def restore(
-    run: Path, model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+    run: Path, model: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> dict[str, Any] | None:
     """Load the newest good checkpoint into model and optimizer and return its state; None where the run has none.
 

@@ -53,7 +53,7 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
     Captions are taken at their full length, so this is an upper bound for the text tower. With checkpointed
     activations: what lies outside the blocks, every block's input, and the largest block, which is run again alone.
     """
-    config = recipe.model.resolve()
+    config = recipe.model.resolve_clip("--dry-run")
     dtype = autocast_dtype(recipe.training.precision, default_device())
     with torch.device("meta"):
         model = CLIP(config)
@@ -87,7 +87,7 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
 
 def activation_growth(recipe: Recipe) -> tuple[int, int]:
     """Bytes of activations that each image of a batch adds, and those that exist once: of a step in one process."""
-    config, batch = recipe.model.resolve(), recipe.training.batch_size
+    config, batch = recipe.model.resolve_clip("--dry-run"), recipe.training.batch_size
     # Two small batches give the part that grows with the images; the features of a whole batch, their gradients and
     # the logits that exist at a time come to it.
     small, large = (activation_bytes(recipe, size) for size in (2, 4))
@@ -103,7 +103,7 @@ def state_bytes(recipe: Recipe, model: CLIP) -> int:
 def describe(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, value) rows for a person to read. Raises UserError as training itself would, but for absent data when
     the recipe states `data.examples`."""
-    config = recipe.model.resolve()
+    config = recipe.model.resolve_clip("--dry-run")
     with torch.device("meta"):
         model = CLIP(config)
     counts = count_parameters(model)

@@ -9,12 +9,13 @@ import torch
 from diffclip.config import Optimizer
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable
 
 # Of bitsandbytes: smaller tensors keep moments of 32 bits, larger ones have a scale for so many numbers.
 _SMALL, _BLOCK = 4096, 256
 
 
-def adamw(model: CLIP, config: Optimizer) -> torch.optim.Optimizer:
+def adamw(model: Trainable, config: Optimizer) -> torch.optim.Optimizer:
     """AdamW: parameters of two or more dimensions decay, biases, norms, λ and the temperature do not.
 
     The released model's training decides by the number of dimensions too; a class token of shape (1, 1, width) decays.
@@ -24,14 +25,15 @@ def adamw(model: CLIP, config: Optimizer) -> torch.optim.Optimizer:
     """
     named = dict(model.named_parameters())
     # λ's weights are a matrix in some forms of attention: decay would pull λ to one value.
-    decaying = [p for name, p in named.items() if p.ndim >= 2 and ".attn.lambda_" not in name]
-    undecayed = [p for name, p in named.items() if p.ndim < 2 or ".attn.lambda_" in name]
+    decaying = [p for name, p in named.items() if p.ndim >= 2 and ".lambda_" not in name]
+    undecayed = [p for name, p in named.items() if p.ndim < 2 or ".lambda_" in name]
     others = {"params": undecayed, "weight_decay": 0.0}
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.kind == "adamw":
         return torch.optim.AdamW(
             [{"params": decaying, "weight_decay": config.weight_decay}, others], **settings, fused=True
         )
+    assert isinstance(model, CLIP)  # the recipe was checked
     embedding = model.text.token_embedding.weight
     matrices = {"params": [p for p in decaying if p is not embedding], "weight_decay": config.weight_decay}
     exact = {"params": [embedding], "weight_decay": config.weight_decay, "bits": 32}

@@ -20,6 +20,8 @@ from diffclip.data.transforms import normalise
 from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights import store as weights
@@ -87,7 +89,7 @@ class TrainState:
 
     def __init__(
         self,
-        model: CLIP,
+        model: Trainable,
         schedule: Schedule,
         *,
         optimizer: config.Optimizer,
@@ -99,6 +101,9 @@ class TrainState:
         self.dtype = autocast_dtype(training.precision, self.device)
         self.model = model.to(self.device).train()
         self.model.set_grad_checkpointing(training.checkpoint_activations)
+        dropout = model.visual.patch_drop if isinstance(model, CLIP) else None
+        self._patch_drop = dropout if isinstance(dropout, PatchDropout) else None
+        self._patch_share = model.config.patch_dropout if isinstance(model, CLIP) else 0.0
         if training.compile:
             self.model.compile()
         self.layout = parallelize(self.model, training.layout, self.world, self.device)
@@ -145,7 +150,7 @@ class TrainState:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ModelConfig | LibraryConfig:
         return self.model.config
 
     def figures(self) -> dict[str, Any]:
@@ -161,7 +166,7 @@ class TrainState:
         return nullcontext() if self.average is None else self.average.in_place(self.model)
 
     @contextmanager
-    def evaluated(self) -> Iterator[CLIP]:
+    def evaluated(self) -> Iterator[Trainable]:
         """Inside the `with`, the whole model in evaluation mode, with `evaluation_weights`."""
         with self.evaluation_weights():
             model = self.layout.plain()
@@ -183,7 +188,9 @@ class TrainState:
                 weights.save(model, run, step=self.schedule.steps)
 
     def statistics(self, batch: Batch) -> dict[str, list[float]]:
-        """layer_statistics of a few images and different captions of the batch."""
+        """layer_statistics of a few images and different captions of the batch; none of another library's layers."""
+        if not isinstance(self.model, CLIP):
+            return {}
         pixels = self._normalised(batch.pixels[:MONITORED])
         tokens = torch.unique(batch.tokens, dim=0)[:MONITORED].to(self.device)
         with self.autocast(), self._dropping(self._patch_noise(0, pixels)):
@@ -197,9 +204,9 @@ class TrainState:
             group["lr"] = rate
         # Before the forward pass, so that these gradients are gone when its activations come.
         self.optimizer.zero_grad(set_to_none=True)
-        if isinstance(self.model.visual.patch_drop, PatchDropout):
+        if self._patch_drop is not None:
             dropping = number < self._last_dropping
-            self.model.visual.patch_drop.prob = self.model.config.patch_dropout if dropping else 0.0
+            self._patch_drop.prob = self._patch_share if dropping else 0.0
         return rate
 
     def _split(self, number: int, batch: Batch) -> tuple[list[MicroBatch], Pairing]:
@@ -225,19 +232,20 @@ class TrainState:
 
     def _patch_noise(self, number: int, pixels: Tensor) -> Tensor | None:
         """(B, patches) for patch dropout, a function of seed, step and row; None for a model without it."""
-        if not isinstance(self.model.visual.patch_drop, PatchDropout):
+        if self._patch_drop is None:
             return None
+        assert isinstance(self.model, CLIP)
         size, patches = len(pixels), (pixels.shape[-1] // self.model.config.patch_size) ** 2
         return patch_noise((self._seed, number, 0, _PATCHES), self.world.rank * size, size, patches)
 
     @contextmanager
     def _dropping(self, noise: Tensor | None) -> Iterator[None]:
         """Patch dropout as `noise` says."""
-        if noise is None:
+        if noise is None or self._patch_drop is None:
             yield
             return
-        self.model.visual.patch_drop.noise = noise.to(self.device, non_blocking=True)
+        self._patch_drop.noise = noise.to(self.device, non_blocking=True)
         try:
             yield
         finally:
-            self.model.visual.patch_drop.noise = None
+            self._patch_drop.noise = None
