@@ -6,14 +6,14 @@ Texts are read by CLIP's tokenizer. Temperature and bias are ours: the class's o
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
-from diffclip.models.attention.replace import replace_attention
+from diffclip.models.attention.replace import Form, replace_attention
 from diffclip.models.clip import CLIP, MAX_LOGIT_SCALE
 from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
 from diffclip.models.initialise import INITIAL_LOGIT_SCALE, INITIAL_SIGMOID_SCALE
@@ -154,6 +154,7 @@ def put_attention(inner: nn.Module, config: LibraryConfig) -> None:
     if config.attention == "standard":
         return
     towers = ("vision", "text") if config.attention_towers == "both" else (config.attention_towers,)
+    form = cast(Form, config.attention)  # the configuration was checked
     layers = config.attention_layers
     for tower in towers:
         if tower == "vision" and config.family == "align":
@@ -161,7 +162,7 @@ def put_attention(inner: nn.Module, config: LibraryConfig) -> None:
                 raise UserError("the vision tower of ALIGN is an EfficientNet: it has no attention layers")
             continue  # of both towers the text has attention
         part = getattr(inner, f"{tower}_model")
-        replace_attention(part.encoder, config.attention, layers, config.lambda_init)  # not SigLIP's pooling head
+        replace_attention(part.encoder, form, layers, config.lambda_init)  # not SigLIP's pooling head
 
 
 def _inner(config: LibraryConfig) -> Any:

@@ -17,6 +17,8 @@ from diffclip.reading import parse_json, read_text
 from diffclip.text import did_you_mean, listed
 
 FAMILIES = ("clip", "siglip", "blip", "align")
+FORMS = ("standard", "differential", "differential_v2", "differential_gated", "no_second_map")
+"""The kinds of attention that their layers can have."""
 VOCABULARY = 49408
 """Of CLIP's tokenizer, which these models read texts by."""
 
@@ -29,7 +31,7 @@ class LibraryConfig(ImageSettings):
     """
 
     library: Literal["transformers"] = "transformers"
-    architecture: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = field(default_factory=dict, hash=False)
     """What transformers keeps in config.json: model_type, text_config, vision_config and so on."""
     attention: Attention = "standard"
     attention_towers: Literal["both", "vision", "text"] = "both"
@@ -50,8 +52,8 @@ class LibraryConfig(ImageSettings):
         super().__post_init__()
         if self.attention_layers is not None:
             object.__setattr__(self, "attention_layers", tuple(self.attention_layers))
-        if self.attention not in ("standard", "differential", "differential_v2", "differential_gated", "no_second_map"):
-            raise UserError(f"attention = {self.attention!r}: no such form for models of transformers")
+        if self.attention not in FORMS:
+            raise UserError(f"attention = {self.attention!r}: models of transformers take {', '.join(FORMS)}")
         if self.lambda_init is not None and not 0 < self.lambda_init < 1:
             raise UserError(f"lambda_init = {self.lambda_init}: give one in (0, 1)")
         if self.attention == "standard" and (self.attention_layers or self.lambda_init is not None):

@@ -16,6 +16,7 @@ from diffclip.errors import UserError
 from diffclip.models.attention.choice import is_tracing
 from diffclip.models.attention.kinds import ATTENTION
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
+from diffclip.models.attention.variants import GatedMapsAttention, NormedAttention
 from diffclip.models.mlp import Mlp
 from diffclip.models.patch_dropout import PatchDropout
 from diffclip.models.presets import ModelConfig
@@ -205,5 +206,7 @@ def _set_by_layer(blocks: nn.Module, config: ModelConfig, tower: str) -> None:
     for layer, block in enumerate(blocks.children()):
         if layers is not None and layer not in layers:
             block.attn = StandardAttention(width, heads, qkv_bias=True)
-        elif isinstance(block.attn, DifferentialAttention):
+        elif isinstance(block.attn, DifferentialAttention | NormedAttention) and not isinstance(
+            block.attn, GatedMapsAttention
+        ):
             block.attn.lambda_init = config.lambda_init_at(layer)

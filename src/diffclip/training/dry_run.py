@@ -122,10 +122,12 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
         ("features", f"({batch}, {config.embed_dim}) each; logits ({batch}, {batch})"),
         ("parameters", f"{parameters:,}"),
     ]
-    if counts["lambda"]:
-        added = [counts["lambda"], counts["head_norm"], counts["second_query"]]
+    added = [counts[name] for name in ("lambda", "head_norm", "second_query", "gate")]
+    if any(added):
         numbers = " + ".join(f"{count:,}" for count in added)
-        rows.append(("of them λ, head norms, second queries", f"{numbers} ({sum(added) / parameters:.4%} of all)"))
+        rows.append(
+            ("of them λ, head norms, second queries, gates", f"{numbers} ({sum(added) / parameters:.4%} of all)")
+        )
     rows += [
         ("examples", f"{examples:,} {where}"),
         ("steps", f"{schedule.steps:,} = {recipe.training.epochs:g} epochs × {schedule.steps_per_epoch:,}"),

@@ -24,9 +24,8 @@ def adamw(model: Trainable, config: Optimizer) -> torch.optim.Optimizer:
     sizes, stay in 32. Raises UserError where bitsandbytes is not installed.
     """
     named = dict(model.named_parameters())
-    # λ's weights are a matrix in some forms of attention: decay would pull λ to one value.
-    decaying = [p for name, p in named.items() if p.ndim >= 2 and ".lambda_" not in name]
-    undecayed = [p for name, p in named.items() if p.ndim < 2 or ".lambda_" in name]
+    decaying = [p for name, p in named.items() if p.ndim >= 2 and not is_lambda(name)]
+    undecayed = [p for name, p in named.items() if p.ndim < 2 or is_lambda(name)]
     others = {"params": undecayed, "weight_decay": 0.0}
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.kind == "adamw":
@@ -39,6 +38,11 @@ def adamw(model: Trainable, config: Optimizer) -> torch.optim.Optimizer:
     exact = {"params": [embedding], "weight_decay": config.weight_decay, "bits": 32}
     optimizer: torch.optim.Optimizer = _adamw_8bit()([matrices, others, exact], **settings)
     return optimizer
+
+
+def is_lambda(name: str) -> bool:
+    """Whether a parameter makes λ or a gate. In some forms it is a matrix, and decay would pull λ to one value."""
+    return ".lambda_" in name or ".gate_proj." in name
 
 
 def _adamw_8bit() -> Any:

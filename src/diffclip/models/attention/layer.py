@@ -86,7 +86,7 @@ class DifferentialAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.norm = nn.RMSNorm(2 * self.head_dim, eps=HEAD_NORM_EPS, device=device, dtype=dtype)
+        self.norm: nn.Module = nn.RMSNorm(2 * self.head_dim, eps=HEAD_NORM_EPS, device=device, dtype=dtype)
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
             vector = torch.randn(self.head_dim, device=device, dtype=torch.float32) * 0.1
             self.register_parameter(name, nn.Parameter(vector))
@@ -117,13 +117,16 @@ class DifferentialAttention(nn.Module):
             self.recorded.append(maps)
             heads = maps.combined @ v
         # (B, N, H/2, 2D): as the fused operation lays them in memory, and as the projection reads them
-        heads = heads.transpose(1, 2)
-        if is_plain(self.norm, nn.RMSNorm):
-            heads = head_norm(heads, self.norm.weight * (1 - self.lambda_init), HEAD_NORM_EPS)
-        else:
-            heads = (1 - self.lambda_init) * self.norm(heads)
+        heads = self.normalise(heads.transpose(1, 2))
         out: Tensor = self.proj_drop(self.proj(heads.reshape(batch, length, dim)))
         return out
+
+    def normalise(self, heads: Tensor) -> Tensor:
+        """(B, N, H/2, 2D) → (1 − λ_init) · RMSNorm of each head."""
+        if is_plain(self.norm, nn.RMSNorm):
+            return head_norm(heads, self.norm.weight * (1 - self.lambda_init), HEAD_NORM_EPS)
+        normed: Tensor = (1 - self.lambda_init) * self.norm(heads)
+        return normed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DifferentialAttention":
         """`.half()`, `.to(torch.bfloat16)` and the like, which leave the λ vectors as exact as they are."""
