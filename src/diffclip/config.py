@@ -249,6 +249,28 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What of the model is trained, and how fast: for fine-tuning. By default all of it, alike (docs/tuning.md)."""
+
+    __pydantic_config__ = STRICT
+
+    vision_rate: NonNegative = 1.0
+    """Learning rate of the image tower and its projection, as a multiple of optimizer.lr; 0: they stay as they are
+    (LiT, Zhai et al. 2022)."""
+    text_rate: NonNegative = 1.0
+    """Of the text tower and its projection."""
+    lambda_rate: NonNegative = 1.0
+    """Of what makes λ and gates, times that of the tower."""
+    lambda_warmup_epochs: NonNegative = 0.0
+    """Epochs in which λ rises from nothing to what it is, linearly. A checkpoint from within has the whole λ."""
+    last_blocks: Count = 0
+    """Train so many blocks at the end of each tower, and what comes after them; 0: all. Earlier ones stay."""
+    lora_rank: Count = 0
+    """Train adapters of this rank (LoRA, Hu et al. 2021; peft) beside the matrices of the blocks, with the joint
+    projections, λ and the temperature; the rest stays. What is saved has the adapters merged. 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One data set that the model is judged on while and after it trains."""
 
@@ -279,6 +301,7 @@ class Recipe:
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+    tuning: Tuning = field(default_factory=Tuning)
     evaluation: tuple[Evaluation, ...] = ()
 
 
@@ -307,6 +330,7 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         raise UserError(f"{where}: {describe(error)}") from None
     config = recipe.model.resolve()
+    _check_tuning(recipe, config, where)
     if isinstance(config, LibraryConfig):
         _check_library(recipe, where)
         _check_best(recipe.training, where)
@@ -322,6 +346,43 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
             f'{where}: optimizer.kind = "adamw_8bit" does not go with training.layout = "fsdp": take "ddp", or "adamw"'
         )
     return recipe
+
+
+def _check_tuning(recipe: Recipe, config: ModelConfig | LibraryConfig, where: str) -> None:
+    tuning, training = recipe.tuning, recipe.training
+    if tuning.vision_rate == tuning.text_rate == 0:
+        raise UserError(f"{where}: tuning.vision_rate and tuning.text_rate are both 0: nothing would be trained")
+    if tuning.lora_rank and (training.ema or training.layout == "fsdp"):
+        other = "training.ema" if training.ema else 'training.layout = "fsdp"'
+        raise UserError(f"{where}: tuning.lora_rank does not go with {other}: leave one of them out")
+    if isinstance(config, ModelConfig):
+        kinds, depth = {config.vision_attention, config.text_attention}, min(config.vision_depth, config.text_depth)
+        if tuning.last_blocks > depth:
+            raise UserError(f"{where}: tuning.last_blocks = {tuning.last_blocks}: a tower has {depth} blocks")
+    else:
+        kinds = {config.attention}
+        for name in ("last_blocks", "lora_rank"):
+            if getattr(tuning, name):
+                raise UserError(f"{where}: tuning.{name} is for models of ours: leave it out")
+    if tuning.lambda_rate != 1 and kinds <= {"standard", "standard_normed", "standard_wide"}:
+        raise UserError(f"{where}: tuning.lambda_rate: {recipe.model.name} has neither λ nor gates")
+    if not tuning.lambda_warmup_epochs:
+        return
+    if kinds <= {"standard", "standard_normed", "standard_wide", "gated", "mdgsa"}:
+        raise UserError(f"{where}: tuning.lambda_warmup_epochs: {recipe.model.name} has no λ that could rise from 0")
+    if tuning.lambda_warmup_epochs > training.epochs:
+        raise UserError(
+            f"{where}: tuning.lambda_warmup_epochs = {tuning.lambda_warmup_epochs:g} is longer than training"
+        )
+    if training.compile:
+        raise UserError(
+            f"{where}: tuning.lambda_warmup_epochs does not go with training.compile: every step would compile"
+        )
+    if recipe.model.start and "differential_v2" in kinds:
+        raise UserError(
+            f"{where}: tuning.lambda_warmup_epochs: a model that starts from {recipe.model.start} with "
+            "differential_v2 gives what it gave with its own λ alone: leave it out, or take differential_gated"
+        )
 
 
 def _check_library(recipe: Recipe, where: str) -> None:

@@ -31,6 +31,7 @@ from diffclip.models.weights import store as weights
 from diffclip.reading import check_regular, named, parse_json, read_text
 from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import METRICS
+from diffclip.training.tuning import has_adapters, merged
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class Keep:
 def state_tensors(model: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
     """All tensors of a checkpoint, the living ones: `model` and `optimizer`; in shards, where the model is.
 
-    Where weights are averaged `model` has the average, and `trained` the weights that training goes on with.
+    Where weights are averaged `model` has the average, and `trained` the weights that training goes on with. Where
+    there are adapters `model` has them merged.
     """
     moments = {
         f"{key}.{name}": torch.as_tensor(value)  # a count of steps may be a Python number
@@ -62,6 +64,8 @@ def state_tensors(model: Trainable, optimizer: torch.optim.Optimizer, average: W
         for key, value in optimizer.state[parameter].items()
     }
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if has_adapters(model):
+        return {"model": merged(model), "optimizer": moments, "trained": trained}
     if average is None:
         return {"model": trained, "optimizer": moments}
     return {"model": trained | average.tensors, "optimizer": moments, "trained": trained}
@@ -79,7 +83,7 @@ def load_tensors(
     tensors: whole ones. Of several processes the first has them, None elsewhere, and each gets its part.
     """
     files: Tensors = tensors or {"model": {}, "optimizer": {}, "trained": {}}
-    weights, moments = files["model" if average is None else "trained"], files["optimizer"]
+    weights, moments = files[_trained(model, average)], files["optimizer"]
     model.load_state_dict({name: world.scatter(weights.get(name), like) for name, like in model.state_dict().items()})
     for name, tensor in average.tensors.items() if average else ():
         tensor.copy_(world.scatter(files["model"].get(name), tensor))
@@ -91,6 +95,11 @@ def load_tensors(
             like = torch.empty(shape, dtype=dtype, device=like.device)
         value = world.scatter(moments.get(name), like)
         optimizer.state[parameters[of]][key] = value if value.is_floating_point() or value.ndim else value.item()
+
+
+def _trained(model: Trainable, average: WeightAverage | None) -> str:
+    """Which file has the weights that training goes on with."""
+    return "model" if average is None and not has_adapters(model) else "trained"
 
 
 def save(
@@ -150,7 +159,7 @@ def restore(
     world = get_world()
     state, tensors = newest(run) if world.is_main else (None, None)
     if tensors is not None:
-        shapes = {name: tensor.shape for name, tensor in tensors["model"].items()}
+        shapes = {name: tensor.shape for name, tensor in tensors.get(_trained(model, average), {}).items()}
         others = [name for name, tensor in model.state_dict().items() if shapes.get(name) != tensor.shape]
         if others:  # as where somebody has deleted the recipe of the run
             raise UserError(f"the checkpoints of {run} are of another model ({others[0]}): resume with its recipe")

@@ -157,6 +157,7 @@ def new_state(recipe: Recipe, schedule: Schedule) -> TrainState:
         optimizer=recipe.optimizer,
         loss=recipe.loss,
         training=recipe.training,
+        tuning=recipe.tuning,
         seed=recipe.seed,
     )
 

@@ -27,12 +27,13 @@ from diffclip.models.presets import ModelConfig
 from diffclip.models.weights import store as weights
 from diffclip.training import checkpoint
 from diffclip.training.ema import WeightAverage
-from diffclip.training.gradients import cached_backward
+from diffclip.training.gradients import backward, cached_backward
 from diffclip.training.loss import LOSSES, Pairing, backward_by_rows, gather, scatter_gradients
 from diffclip.training.monitor import Monitor
 from diffclip.training.optimizer import adamw, learning_rate
 from diffclip.training.parallel import full_tensor, parallelize
 from diffclip.training.statistics import layer_statistics
+from diffclip.training.tuning import has_adapters, merged, prepare, scale_lambda
 
 # Statistics by layer are of this many images and captions of the current batch.
 MONITORED = 8
@@ -95,6 +96,7 @@ class TrainState:
         optimizer: config.Optimizer,
         loss: config.Loss,
         training: config.Training,
+        tuning: config.Tuning = config.Tuning(),  # noqa: B008  it is frozen
         seed: int,
     ) -> None:
         self.schedule, self.world, self.device = schedule, get_world(), default_device()
@@ -106,8 +108,10 @@ class TrainState:
         self._patch_share = model.config.patch_dropout if isinstance(model, CLIP) else 0.0
         if training.compile:
             self.model.compile()
+        prepare(self.model, tuning)
+        self._lambda_steps = round(tuning.lambda_warmup_epochs * schedule.steps_per_epoch)
         self.layout = parallelize(self.model, training.layout, self.world, self.device)
-        self.optimizer = adamw(self.model, optimizer)
+        self.optimizer = adamw(self.model, optimizer, tuning)
         self.average = WeightAverage(self.model, training.ema) if training.ema else None
         self.loss_kind, self.shared_captions = loss.kind, loss.shared_captions
         self._rates, self._micro_batch, self._seed = optimizer, training.micro_batch, seed
@@ -129,7 +133,7 @@ class TrainState:
             loss = backward_by_rows(loss_of, gathered, self.world)  # of the loss in the gathered features
             gradients = scatter_gradients(gathered, features, pairing, self.world)  # in this rank's features
             if math.isfinite(loss):
-                torch.autograd.backward(list(features.values()), gradients)  # in the weights
+                backward(features.values(), gradients)  # in the weights
         if math.isfinite(loss):
             self.layout.finish()
             self.optimizer.step()
@@ -184,7 +188,14 @@ class TrainState:
         """Write the model for `diffclip.load`."""
         with self.evaluation_weights():
             model = self.layout.plain()
-            if self.world.is_main:
+            if self.world.is_main and has_adapters(model):
+                weights.write(
+                    {name: tensor.cpu().contiguous() for name, tensor in merged(model).items()},
+                    model.config,
+                    run,
+                    step=self.schedule.steps,
+                )
+            elif self.world.is_main:
                 weights.save(model, run, step=self.schedule.steps)
 
     def statistics(self, batch: Batch) -> dict[str, list[float]]:
@@ -201,7 +212,9 @@ class TrainState:
         schedule = self.schedule
         rate = learning_rate(number, steps=schedule.steps, warmup_steps=schedule.warmup_steps, config=self._rates)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
+        if self._lambda_steps:
+            scale_lambda(self.model, min(1.0, (number + 1) / self._lambda_steps))
         # Before the forward pass, so that these gradients are gone when its activations come.
         self.optimizer.zero_grad(set_to_none=True)
         if self._patch_drop is not None:

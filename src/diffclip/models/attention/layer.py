@@ -39,6 +39,7 @@ class DifferentialAttention(nn.Module):
     """
 
     lambda_init: float
+    lambda_scale: float = 1.0  # below it while λ is warmed up
     lambda_q1: nn.Parameter
     lambda_k1: nn.Parameter
     lambda_q2: nn.Parameter
@@ -99,7 +100,7 @@ class DifferentialAttention(nn.Module):
         )
         # One subtraction in float32, cast last: rounding each exponential first would double the error of λ
         # in bfloat16.
-        return (q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init
+        return self.lambda_scale * ((q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of diffclip.differential_attention."""
@@ -124,6 +125,7 @@ class DifferentialAttention(nn.Module):
     def normalise(self, heads: Tensor) -> Tensor:
         """(B, N, H/2, 2D) → (1 − λ_init) · RMSNorm of each head."""
         if is_plain(self.norm, nn.RMSNorm):
+            assert isinstance(self.norm, nn.RMSNorm)
             return head_norm(heads, self.norm.weight * (1 - self.lambda_init), HEAD_NORM_EPS)
         normed: Tensor = (1 - self.lambda_init) * self.norm(heads)
         return normed

@@ -32,6 +32,7 @@ class DifferentialAttentionV2(StandardAttention):
     """
 
     to_lambda = staticmethod(torch.sigmoid)
+    lambda_scale: float = 1.0  # below it while λ is warmed up
 
     def __init__(self, dim: int, num_heads: int = 8, *, qkv_bias: bool = False, **options: Any) -> None:
         """The arguments are those of timm's attention; it has neither qk_norm nor scale_norm here."""
@@ -43,11 +44,12 @@ class DifferentialAttentionV2(StandardAttention):
     def lam(self) -> Tensor:
         """λ of a token whose input is zero, its mean over heads: a scalar, float32 at least."""
         bias = self.lambda_proj.bias
-        return self.to_lambda(bias.to(torch.promote_types(bias.dtype, torch.float32))).mean()
+        return self.lambda_scale * self.to_lambda(bias.to(torch.promote_types(bias.dtype, torch.float32))).mean()
 
     def token_lambdas(self, x: Tensor) -> Tensor:
         """(B, N, C) → λ (B, H, N, 1)."""
-        return token_lambdas(self.lambda_proj, self.to_lambda, x).transpose(1, 2).unsqueeze(-1)
+        lambdas = token_lambdas(self.lambda_proj, self.to_lambda, x)
+        return self.lambda_scale * lambdas.transpose(1, 2).unsqueeze(-1)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""

@@ -34,6 +34,8 @@ FUSED = "BlipAttention"
 class Second(nn.Module):
     """What a second map of each head needs: a second matrix, and λ of each token and head, left in `lambdas`."""
 
+    lambda_scale: float = 1.0  # below it while λ is warmed up
+
     def __init__(self, first: nn.Linear, width: int, to_lambda: Callable[[Tensor], Tensor], lambdas: list[Tensor]):
         super().__init__()
         self.first, self.second = first, copy.deepcopy(first)
@@ -46,11 +48,11 @@ class Second(nn.Module):
     def lam(self) -> Tensor:
         """λ of a token whose input is zero, its mean over heads: a scalar, float32 at least."""
         bias = self.lambda_proj.bias
-        return self.to_lambda(bias.to(torch.promote_types(bias.dtype, torch.float32))).mean()
+        return self.lambda_scale * self.to_lambda(bias.to(torch.promote_types(bias.dtype, torch.float32))).mean()
 
     def token_lambdas(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, H, 1)."""
-        return token_lambdas(self.lambda_proj, self.to_lambda, x).unsqueeze(-1)
+        return self.lambda_scale * token_lambdas(self.lambda_proj, self.to_lambda, x).unsqueeze(-1)
 
 
 class TwoQueries(Second):
@@ -112,6 +114,8 @@ class Without(nn.Module):
 class PaperSubtracted(nn.Module):
     """What 2H heads of D give, (B, N, 2C), of each pair A1 V, then A2 V, both 2D wide → the output matrix of
     (1 − λ_init)·RMSNorm(A1 V − λ A2 V), (B, N, C). λ and the norm are those of DifferentialAttention."""
+
+    lambda_scale: float = 1.0
 
     def __init__(self, out: nn.Linear, width: int, lambda_init: float) -> None:
         super().__init__()
