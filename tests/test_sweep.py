@@ -33,7 +33,7 @@ from diffclip.training import setup as trainer
 from small_models import RUN, small_model
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "sweeps"
-COMPLETE = sorted(path for path in FOLDER.glob("*.toml") if not path.name.startswith(("on_", "carry_tuned")))
+COMPLETE = sorted(p for p in FOLDER.glob("*.toml") if not p.name.startswith(("on_", "carry_tuned")))
 ELSEWHERE = sorted(FOLDER.glob("on_*.toml"))
 
 BASE = """
@@ -135,7 +135,8 @@ def test_a_sweep_on_too_few_pairs_or_none_is_one_line():
 
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
 def test_every_variant_of_every_sweep_is_a_valid_recipe(path):
-    about_models = path.stem != "cheaper" and not path.stem.startswith("carry_")  # which bring data and how to train
+    # The others bring their data and how to train.
+    about_models = path.stem != "cheaper" and not path.stem.startswith(("carry_", "study"))
     for files in ([path], *([path, where] for where in ELSEWHERE if about_models)):
         sweep = load_sweep(*files)
         made = [recipe_of(sweep, variant, 7) for variant in sweep.variant]
