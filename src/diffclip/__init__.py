@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffclip.models.convert import convert
     from diffclip.models.presets import ModelConfig, list_models
     from diffclip.models.weights.store import load, save
+    from diffclip.use.classify import classify
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ _HOME = {
     "DifferentialAttention": "diffclip.models.attention.layer",
     "ModelConfig": "diffclip.models.presets",
     "UserError": "diffclip.errors",
+    "classify": "diffclip.use.classify",
     "convert": "diffclip.models.convert",
     "create_model": "diffclip.models.clip",
     "differential_attention": "diffclip.models.attention.ops",
@@ -40,6 +42,7 @@ __all__ = [
     "ModelConfig",
     "UserError",
     "analysis",
+    "classify",
     "convert",
     "create_model",
     "data",

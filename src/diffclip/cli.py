@@ -9,8 +9,10 @@ from importlib.metadata import version
 import tyro
 
 from diffclip.commands.attend import attend
+from diffclip.commands.classify import classify
 from diffclip.commands.convert import convert
 from diffclip.commands.data import data, data_list, pack, show, verify
+from diffclip.commands.embed import embed
 from diffclip.commands.eval import evaluate
 from diffclip.commands.export import export
 from diffclip.commands.info import info
@@ -37,6 +39,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "sweep": sweep,
     "report": report,
+    "classify": classify,
+    "embed": embed,
     "attend": attend,
     "info": info,
     "models": models,

@@ -34,8 +34,8 @@ def export(model: CLIP, out: Path) -> Parity:
     made. Raises OSError.
     """
     out.mkdir(parents=True, exist_ok=True)
-    pixels, tokens = parity.inputs(model.config)
-    _write(_Tower(model, model.encode_image), pixels, "pixels", out / IMAGE)
+    _, tokens = parity.inputs(model.config)
+    write_image_tower(model, out / IMAGE)
     _write(_Tower(model, model.encode_full_text), tokens, "tokens", out / TEXT)
     bias = float(model.logit_bias.detach()) if model.config.logit_bias is not None else None
     how = {
@@ -57,6 +57,11 @@ def export(model: CLIP, out: Path) -> Parity:
     }
     durable.write_text(out / PREPROCESS, json.dumps(how, indent=1) + "\n")
     return parity.compare(model, runs(out / IMAGE), runs(out / TEXT))
+
+
+def write_image_tower(model: CLIP, path: Path) -> None:
+    """The graph of encode_image alone, as `export` writes it. Raises OSError."""
+    _write(_Tower(model, model.encode_image), parity.inputs(model.config)[0], "pixels", path)
 
 
 def _write(tower: _Tower, example: Tensor, name: str, path: Path) -> None:
