@@ -1,6 +1,7 @@
 """One small model for all tests of the commands that use one."""
 
 import pytest
+
 from use_pictures import model_folder
 
 

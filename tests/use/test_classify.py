@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageOps
-from use_pictures import encoded, picture, with_exif
 
 import diffclip
 from diffclip import cli
@@ -22,6 +21,7 @@ from diffclip.evaluation.features.encode import class_embeddings, image_features
 from diffclip.use.encoder import open_encoder
 from diffclip.use.pictures import open_pictures
 from diffclip.use.upright import decode_upright
+from use_pictures import encoded, picture, with_exif
 
 LABELS = ["a cat", "a dog", "a red star"]
 

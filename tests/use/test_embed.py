@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
-from use_pictures import encoded, picture
 
 import diffclip
 from diffclip import cli
@@ -22,6 +21,7 @@ from diffclip.evaluation.features.encode import image_features, text_features
 from diffclip.use import embed
 from diffclip.use.encoder import open_encoder
 from diffclip.use.pictures import Pictures, open_pictures
+from use_pictures import encoded, picture
 
 
 @pytest.fixture

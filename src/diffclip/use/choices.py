@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from diffclip.errors import UserError
 from diffclip.reading import lines
@@ -37,9 +38,15 @@ def say_unreadable(problems: Mapping[str, str], read: int) -> None:
         print(f"not read: {printable(line)}", file=sys.stderr)
 
 
+class Told(Protocol):
+    """Takes how many are done, and of how many."""
+
+    def __call__(self, done: int, total: int | None = None) -> None: ...
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while the block lasts, where that is a terminal; takes how many are done."""
+def progress(what: str, total: int | None) -> Iterator[Told]:
+    """A bar on standard error while the block lasts, where that is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from diffclip.terminal import Terminal
@@ -47,5 +54,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Terminal(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        task, stated = bar.add_task(what, total=total), total
+
+        def told(done: int, total: int | None = None) -> None:
+            bar.update(task, completed=done, total=stated if total is None else total)
+
+        yield told
