@@ -104,6 +104,12 @@ def test_what_was_not_measured_is_timed_once_a_machine(on, name, timed, caplog, 
     assert len(timed) == 8
 
 
+def test_bfloat16_that_no_processor_multiplies_is_not_timed(on, timed):
+    on("NEON", kernel=False)
+    assert fastest("differential", "cpu", torch.bfloat16, 197) == "sdpa"
+    assert not timed
+
+
 def test_what_cannot_be_kept_is_timed_all_the_same(on, timed, caplog, monkeypatch, tmp_path):
     (tmp_path / "diffclip").write_text("in the way")
     on("NEON")

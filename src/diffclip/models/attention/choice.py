@@ -119,7 +119,9 @@ def _row(kind: str, device: str, dtype: str) -> Mapping[str, str] | None:
     compiled = kind == "differential" and native_attention.available(getattr(torch, dtype))
     own, table = processor(), _measured()
     if own not in table:
-        return calibration.row(kind, dtype, compiled, own)
+        if dtype == "float32" or any("bf16" in key and able for key, able in torch.cpu.get_capabilities().items()):
+            return calibration.row(kind, dtype, compiled, own)
+        own = "AVX2"  # which does not multiply bfloat16 either, and timing that takes minutes
     row: Mapping[str, str] | None = table[own][kind]["compiled" if compiled else "operators"].get(dtype)
     return row
 
