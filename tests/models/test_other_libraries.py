@@ -6,7 +6,17 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from other_libraries import PROCESSOR, SIZES, TEXTS, clip_config, equal, images, shaken, transformers_folder
+from other_libraries import (
+    PROCESSOR,
+    SIZES,
+    TEXTS,
+    clip_config,
+    clip_tokenizer,
+    equal,
+    images,
+    shaken,
+    transformers_folder,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -27,9 +37,9 @@ def open_clip_folder(folder, changes=(), vision=(), text=(), pixels=None):
     folder.mkdir(exist_ok=True)
     content = {"model_cfg": model, "preprocess_cfg": pixels or {}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
-    theirs = shaken(open_clip.create_model(f"local-dir:{folder}", load_weights=False))
+    theirs = shaken(open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False))
     save_file(theirs.state_dict(), folder / "open_clip_model.safetensors")
-    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", pretrained_text=False)
     return theirs.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
@@ -80,6 +90,16 @@ def test_an_open_clip_folder_is_obeyed_in_full(parts, kind, tmp_path):
     theirs = open_clip_folder(tmp_path / "laion", **parts)
     model = same_as_open_clip(f"local-dir:{tmp_path / 'laion'}", *theirs)
     assert type(model) is kind
+
+
+def test_a_text_tower_of_hugging_face_in_open_clips_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words, folder = str(tmp_path / "words"), tmp_path / "laion"
+    transformers.BertConfig(**SIZES, vocab_size=49408, max_position_embeddings=77).save_pretrained(words)
+    clip_tokenizer(transformers, folder)
+    text = {"hf_model_name": words, "hf_tokenizer_name": words, "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    model = same_as_open_clip(folder, *open_clip_folder(folder, {"custom_text": True}, text=text))
+    assert (model.describe()["model"], model.describe()["tokenizer"]) == ("open_clip's CustomTextCLIP", "HFTokenizer")
 
 
 @pytest.mark.parametrize(
