@@ -121,7 +121,7 @@ class CLIP(ImageTextModel):
         """Of `diffclip info`: model, attention and λ."""
         config = self.config
         facts = {
-            "model": "CLIP" if {config.vision_attention, config.text_attention} == {"standard"} else "DiffCLIP",
+            "model": "DiffCLIP" if config.is_differential else "CLIP",
             "vision": f"{config.vision_depth} layers, {config.vision_width} wide, {config.vision_heads} heads, "
             f"{config.vision_attention} attention, patches of {config.patch_size}",
             "text": f"{config.text_depth} layers, {config.text_width} wide, {config.text_heads} heads, "
@@ -168,12 +168,12 @@ def create_model(name: str, **overrides: Any) -> CLIP:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """{"total", "visual", "text", "lambda", "head_norm", "second_query"}: the last three are what differential
+    """{"total", "visual", "text", "lambda", "head_norm", "second_query", "gate"}: the last four are what other
     attention adds.
 
     The towers are counted with their projections; logit_scale is in the total only.
     """
-    counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm", "second_query"), 0)
+    counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm", "second_query", "gate"), 0)
     for name, parameter in model.named_parameters():
         size = parameter.numel()
         counts["total"] += size
@@ -185,6 +185,8 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
             counts["lambda"] += size
         elif ".attn.norm." in name:
             counts["head_norm"] += size
+        elif ".attn.gate_proj." in name:
+            counts["gate"] += size
         elif ".attn.q2." in name:
             counts["second_query"] += size
     return counts

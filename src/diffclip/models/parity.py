@@ -15,6 +15,8 @@ from diffclip.data.scenes import SceneSource
 from diffclip.data.scenes.vocabulary import CLASSNAMES, TEMPLATES
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.models.clip import CLIP, evaluation_mode
+from diffclip.models.library import Trainable
+from diffclip.models.library_config import VOCABULARY, LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights.store import Preprocess
 from diffclip.text import percent
@@ -64,18 +66,22 @@ def examples() -> tuple[list[Image.Image], list[str]]:
     return images, [one.captions[0] for one in drawn]
 
 
-def inputs(config: ModelConfig) -> tuple[Tensor, Tensor]:
+def inputs(config: ModelConfig | LibraryConfig) -> tuple[Tensor, Tensor]:
     """The examples as a model takes them: pixels (16, 3, S, S), tokens (16, context_length).
 
     Of a vocabulary that is not CLIP's no id is beyond the last, the end of a text.
     """
     images, texts = examples()
     tokens = get_tokenizer(config.context_length)(texts)
-    return torch.stack([Preprocess(config)(image) for image in images]), tokens.clamp(max=config.vocab_size - 1)
+    return torch.stack([Preprocess(config)(image) for image in images]), tokens.clamp(max=_last_id(config))
+
+
+def _last_id(config: ModelConfig | LibraryConfig) -> int:
+    return (config.vocab_size if isinstance(config, ModelConfig) else VOCABULARY) - 1
 
 
 @torch.no_grad()
-def compare(model: CLIP, encode_image: Encode, encode_text: Encode | None, pixels: Tensor | None = None) -> Parity:
+def compare(model: Trainable, encode_image: Encode, encode_text: Encode | None, pixels: Tensor | None = None) -> Parity:
     """A model's features beside those of its double, which `encode_image` and `encode_text` give.
 
     encode_text: None of a double without a text tower. pixels: what the double's own preprocessing makes of the

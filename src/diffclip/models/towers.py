@@ -16,6 +16,7 @@ from diffclip.errors import UserError
 from diffclip.models.attention.choice import is_tracing
 from diffclip.models.attention.kinds import ATTENTION
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
+from diffclip.models.attention.variants import GatedMapsAttention, NormedAttention
 from diffclip.models.mlp import Mlp
 from diffclip.models.patch_dropout import PatchDropout
 from diffclip.models.presets import ModelConfig
@@ -174,22 +175,27 @@ class TextTower(nn.Module):
 
     def find_ends(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one, or no ids."""
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
-            given = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise UserError(f"tokens must be integers (batch, tokens), as the tokenizer makes them, not {given}")
-        if not len(tokens):
-            return tokens.new_empty(0)
-        low, high = tokens.aminmax() if tokens.numel() else (0, 0)
-        if low < 0 or high > self.end_of_text:
-            raise UserError(f"tokens go from {int(low)} to {int(high)}: this model knows 0 to {self.end_of_text}")
-        is_end = tokens == self.end_of_text
-        endless = (~is_end.any(1)).nonzero()
-        if len(endless):
-            raise UserError(
-                f"row {int(endless[0])} of the tokens {tuple(tokens.shape)} has no end-of-text token "
-                f"({self.end_of_text}): tokenize with diffclip.get_tokenizer()"
-            )
-        return is_end.int().argmax(1)
+        return find_ends(tokens, self.end_of_text)
+
+
+def find_ends(tokens: Tensor, end_of_text: int) -> Tensor:
+    """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one, or no ids."""
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
+        given = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise UserError(f"tokens must be integers (batch, tokens), as the tokenizer makes them, not {given}")
+    if not len(tokens):
+        return tokens.new_empty(0)
+    low, high = tokens.aminmax() if tokens.numel() else (0, 0)
+    if low < 0 or high > end_of_text:
+        raise UserError(f"tokens go from {int(low)} to {int(high)}: this model knows 0 to {end_of_text}")
+    is_end = tokens == end_of_text
+    endless = (~is_end.any(1)).nonzero()
+    if len(endless):
+        raise UserError(
+            f"row {int(endless[0])} of the tokens {tuple(tokens.shape)} has no end-of-text token "
+            f"({end_of_text}): tokenize with diffclip.get_tokenizer()"
+        )
+    return is_end.int().argmax(1)
 
 
 def _set_by_layer(blocks: nn.Module, config: ModelConfig, tower: str) -> None:
@@ -200,5 +206,7 @@ def _set_by_layer(blocks: nn.Module, config: ModelConfig, tower: str) -> None:
     for layer, block in enumerate(blocks.children()):
         if layers is not None and layer not in layers:
             block.attn = StandardAttention(width, heads, qkv_bias=True)
-        elif isinstance(block.attn, DifferentialAttention):
+        elif isinstance(block.attn, DifferentialAttention | NormedAttention) and not isinstance(
+            block.attn, GatedMapsAttention
+        ):
             block.attn.lambda_init = config.lambda_init_at(layer)

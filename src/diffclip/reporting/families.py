@@ -13,13 +13,24 @@ from pathlib import Path
 from diffclip.analysis.curves import read_warnings
 from diffclip.errors import UserError
 from diffclip.evaluation.stats.seeds import split_seed
-from diffclip.models.presets import SIZES
+from diffclip.models.presets import PRESETS, SIZES
 from diffclip.reporting.collect import Collection, RunDirectory
 
 BASELINE = "CLIP"
 # The paper's order, and its names.
-# Those of other forms of differential attention come last.
-OTHER_FORMS = {"differential_v2": "DiffCLIP v2", "differential_gated": "DiffCLIP gated"}
+# Other forms of attention, and the controls, come last.
+OTHER_FORMS = {
+    "differential_v2": "DiffCLIP v2",
+    "differential_gated": "DiffCLIP gated",
+    "differential_unnormed": "DiffCLIP unnormed",
+    "differential_clamped": "DiffCLIP clamped",
+    "dint": "DINT",
+    "mdgsa": "M-DGSA",
+    "gated": "gated CLIP",
+    "no_second_map": "CLIP, no second map",
+    "standard_normed": "normed CLIP",
+    "standard_wide": "wide CLIP",
+}
 KINDS = (BASELINE, "DiffCLIP", "DiffCLIP*", "DiffCLIP†", "DiffCLIP text", *OTHER_FORMS.values())
 PRETRAINING = re.compile(r"(cc\d+m|yfcc\d+m|laion\d+[mb]|redcaps)", re.IGNORECASE)
 SEED_PLACE = re.compile(r"[-_./]?seed[-_=]?\*")
@@ -130,6 +141,8 @@ def _members(collection: Collection) -> list[Member]:
 def kind_of(model: str, run: RunDirectory | None = None) -> str:
     """One of KINDS, from the run's config; of an unfinished run, which has none, its recipe; else from the name."""
     name = model.lower()
+    if run is None and name in PRESETS and PRESETS[name].vision_attention in OTHER_FORMS:
+        return OTHER_FORMS[PRESETS[name].vision_attention]
     both = "diffclip" in name or name.startswith("diff")
     differential = {"vision": both and not name.endswith("_text"), "text": both and not name.endswith("_vision")}
     dynamic = name.endswith("_dynamic")

@@ -21,10 +21,11 @@ from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, our_own
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.image_text import ImageTextModel, Tokenize
+from diffclip.models.library import LibraryModel, Trainable
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights.files import CONFIG_NAME, WEIGHTS_NAME, locate
 from diffclip.models.weights.foreign import Expressed, open_model
-from diffclip.models.wrapped import Wrapped
 from diffclip.text import listed
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Preprocess:
         return normalise(pixels, self.config.image_mean, self.config.image_std)
 
 
-def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
+def save(model: Trainable, directory: str | Path, **metadata: Any) -> None:
     """Write model.safetensors and config.json, which `load` takes, into `directory`, made if need be.
 
     Both are written under other names and then renamed, so that a reader never sees half a file. The configuration
@@ -55,7 +56,9 @@ def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
     write(state, model.config, directory, **metadata)
 
 
-def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | Path, **metadata: Any) -> None:
+def write(
+    tensors: Mapping[str, Tensor], config: ModelConfig | LibraryConfig, directory: str | Path, **metadata: Any
+) -> None:
     """`save` of a model's tensors, on the CPU, apart from the model. Raises OSError."""
     directory = Path(directory)
     fields = asdict(config)
@@ -105,11 +108,17 @@ def load(
     path = locate(source)
     opened = open_model(path, overrides)
     exact = torch.promote_types(dtype or torch.float32, torch.float32)
-    model = opened if isinstance(opened, Wrapped) else _filled(opened, exact)
+    model = _filled(opened, exact) if isinstance(opened, Expressed) else opened
     model = model.to(device, dtype).eval()
     if compile:
         our_own(model, "compile=True").compile()
     return model, Preprocess(model.config), model.tokenizer
+
+
+def load_trainable(source: str | Path, *, what: str, **overrides: Any) -> Trainable:
+    """`load` for what our loop can change, which messages call `what`. Raises UserError for any other model."""
+    model = load(source, **overrides)[0]
+    return model if isinstance(model, LibraryModel) else our_own(model, what)
 
 
 def load_clip(source: str | Path, device: torch.device | str = "cpu", *, what: str, **overrides: Any) -> CLIP:
