@@ -20,7 +20,6 @@ from diffclip.evaluation.datasets.pairs import PairImages
 from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, record
 from diffclip.evaluation.tasks import grounding
-from diffclip.models.clip import our_own
 from diffclip.models.weights.store import fingerprint, load
 from diffclip.reporting.compare import ModelName, compare_two
 from diffclip.reporting.report import Options, report
@@ -110,7 +109,7 @@ def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Consol
     models = (clip, diffclip)
     raise_failures(run_suite(models, test_data(), path, console))
     for named in models:
-        grounded = grounding.evaluate(our_own(named.model, "grounding"), SceneSource("test"), limit=GROUNDED_IMAGES)
+        grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)
         record(path, key, grounded, fingerprint(named.model))
     first, second = (ModelName(label, m.name, m.pretrained) for label, m in zip(MODELS, models, strict=True))
