@@ -95,6 +95,8 @@ def test_a_run_and_one_that_starts_from_it_converted(tmp_path, monkeypatch, caps
     assert any("lambda_text" in line for line in (tmp_path / "after" / "metrics.jsonl").read_text().splitlines())
     cli.main(["info", "after"])
     assert "no_second_map" in capsys.readouterr().out
+    cli.main(["convert", "before", "--attention", "differential_gated", "--out", "converted"])
+    assert diffclip.load("converted")[0].config.attention == "differential_gated"
     with pytest.raises(SystemExit, match="another recipe"):
         cli.main([*quick, "--model.start", "before", "--out", "after", "--resume"])
 
