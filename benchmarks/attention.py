@@ -1,6 +1,6 @@
 """What does differential attention cost beside standard attention?
 
-    python benchmarks/attention.py [--rounds 9] [--only SHAPE] [--json FILE] [--write-table]
+    python benchmarks/attention.py [--rounds 9] [--only SHAPE…] [--dtype DTYPE…] [--json FILE] [--write-table]
 
 Contestants, interleaved in one process: standard attention, as torch's fused scaled_dot_product_attention and with its
 map materialised; differential attention with as many heads, by every backend of this library that runs here
@@ -9,10 +9,11 @@ All start from a tensor (B, N, 3C) as a joint projection makes it, and the backw
 rounds; memory is what both passes need beyond their input: by how much they raise the peak of a process of their own.
 
 --write-table also writes this kind of processor's rows in src/diffclip/models/attention/choice.json, which
-`backend="auto"` reads.
+`backend="auto"` reads. Rows of what was not measured stay.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -170,8 +171,10 @@ def choose(times: dict[str, tuple[float, float]], fused: str) -> str:
 
 
 def table(results: list[dict], before: dict) -> dict:
-    """choice.json with the rows of this kind of processor."""
+    """choice.json with the rows of this kind of processor, those that it had before included."""
+    own, command = attention_choice.processor(), "python benchmarks/attention.py --write-table"
     rows: dict = {"differential": {"compiled": {}, "operators": {}}, "standard": {"operators": {}}}
+    rows = copy.deepcopy(before["fastest"].get(own, rows))
     for result in results:
         times, dtype, tokens = result["milliseconds"], result["dtype"], str(SHAPES[result["shape"]][2])
         for kernel, name in (("compiled", "fused"), ("operators", "operators")):
@@ -182,7 +185,6 @@ def table(results: list[dict], before: dict) -> dict:
         for kernel in kinds.values():
             for dtype, row in kernel.items():
                 kernel[dtype] = dict(sorted(row.items(), key=lambda item: int(item[0])))
-    own, command = attention_choice.processor(), "python benchmarks/attention.py --write-table"
     measured = f"{command}; {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return {"measured": before["measured"] | {own: measured}, "fastest": before["fastest"] | {own: rows}}
 
@@ -190,18 +192,18 @@ def table(results: list[dict], before: dict) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", choices=SHAPES, help="one shape alone")
+    parser.add_argument("--only", choices=SHAPES, nargs="+", default=[*SHAPES], help="these shapes alone")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=[*DTYPES], help="these alone")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--write-table", action="store_true", help="write what backend='auto' reads")
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
-        print(memory_of(arguments.only, arguments.dtype, arguments.memory_of))
+        print(memory_of(arguments.only[0], arguments.dtype[0], arguments.memory_of))
         return 0
     results = []
-    for shape in [arguments.only] if arguments.only else SHAPES:
-        for dtype in DTYPES:
+    for shape in arguments.only:
+        for dtype in arguments.dtype:
             times = measure(shape, dtype, arguments.rounds)
             extra = memory(shape, dtype) if SHAPES[shape][2] > 2000 else {}
             baseline = min(times["standard, fused"][1], times["standard, eager"][1])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from diffclip.models.convert import convert
     from diffclip.models.presets import ModelConfig, list_models
     from diffclip.models.weights.store import load, save
+    from diffclip.use.classify import classify
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ _HOME = {
     "UnnormedDifferentialAttention": "diffclip.models.attention.variants",
     "UserError": "diffclip.errors",
     "WideAttention": "diffclip.models.attention.variants",
+    "classify": "diffclip.use.classify",
     "convert": "diffclip.models.convert",
     "create_model": "diffclip.models.clip",
     "differential_attention": "diffclip.models.attention.ops",
@@ -70,6 +72,7 @@ __all__ = [
     "UserError",
     "WideAttention",
     "analysis",
+    "classify",
     "convert",
     "create_model",
     "data",

@@ -9,17 +9,22 @@ from importlib.metadata import version
 import tyro
 
 from diffclip.commands.attend import attend
+from diffclip.commands.classify import classify
 from diffclip.commands.convert import convert
 from diffclip.commands.data import data, data_list, pack, show, verify
+from diffclip.commands.embed import embed
 from diffclip.commands.eval import evaluate
 from diffclip.commands.export import export
+from diffclip.commands.index import index
 from diffclip.commands.info import info
 from diffclip.commands.models import models
 from diffclip.commands.plan import plan
 from diffclip.commands.pope import pope
+from diffclip.commands.push import push
 from diffclip.commands.quickstart import quickstart
 from diffclip.commands.repeated import GivenTwice, join
 from diffclip.commands.report import report
+from diffclip.commands.search import search
 from diffclip.commands.sweep import sweep
 from diffclip.commands.train import train_command
 from diffclip.commands.vlm import answer, fetch, vlm
@@ -37,11 +42,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "sweep": sweep,
     "report": report,
+    "classify": classify,
+    "embed": embed,
+    "index": index,
+    "search": search,
     "attend": attend,
     "info": info,
     "models": models,
     "convert": convert,
     "export": export,
+    "push": push,
     "data": data,
     "pope": pope,
     "plan": plan,

@@ -23,7 +23,9 @@ def on(monkeypatch):
 
     def become(name, kernel=True):
         able = {key: key in CAN.get(name, ()) for keys in CAN.values() for key in keys}
+        level = "AVX512" if able["avx512_f"] else "AVX2" if able["avx2"] else "DEFAULT"
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
         monkeypatch.setattr(platform, "machine", lambda: {"NEON": "aarch64"}.get(name, "x86_64"))
         monkeypatch.setattr(native, "available", lambda dtype: kernel)
         choice._measured.cache_clear()
@@ -38,6 +40,12 @@ def test_a_processor_is_named_by_what_it_can_do(on, name):
     assert choice.processor() == name
 
 
+def test_pytorch_held_to_avx2_is_a_processor_with_avx2(on, monkeypatch):
+    on("AVX-512 BF16")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert choice.processor() == "AVX2"
+
+
 def test_processors_have_rows_of_their_own(on):
     """At 197 tokens in bfloat16 the kernel is the best form on Zen 4, and twice as slow as eager with AMX."""
     on("AVX-512 BF16")
@@ -50,9 +58,13 @@ def test_processors_have_rows_of_their_own(on):
     assert fastest("standard", "cpu", torch.float32, 32) == "sdpa"
     on("AMX", kernel=False)
     assert fastest("differential", "cpu", torch.float32, 197) == "eager"
+    on("AVX2")
+    assert fastest("differential", "cpu", torch.float32, 197) == "fused"
+    on("AVX2", kernel=False)  # in bfloat16 there is none: products of eager run without vectors there
+    assert fastest("differential", "cpu", torch.bfloat16, 197) == "sdpa"
 
 
-@pytest.mark.parametrize("name", ["AVX-512", "AVX2", "NEON", "riscv64"])
+@pytest.mark.parametrize("name", ["AVX-512", "NEON", "riscv64"])
 def test_what_was_not_measured_is_said_once(on, name, caplog):
     on(name)
     for tokens in (32, 197, 2305):

@@ -50,7 +50,9 @@ def attend(
     for path, endings in ((out, FIGURES), (layers, FIGURES), (heads, FIGURES), (maps, ARRAYS)):
         if path is not None and path.suffix.lower() not in endings:
             raise UserError(f"{path}: its name must end in one of {', '.join(endings)}")
-    picture = _read(image)
+    from diffclip.data.images import decode_file
+
+    picture = decode_file(image)
     say_loading()
     if any(_is_vision_language(source) for source in (model, *beside)):
         if not all(_is_vision_language(source) for source in (model, *beside)) or control or layers or heads or maps:
@@ -110,15 +112,3 @@ def _draw_answers(models: tuple[str, ...], picture: NDArray[np.uint8], questions
     seen = visible(image_settings(opened.model), picture, SHOWN)
     save(answer_figure(seen, answers, questions), out)
     console.print(f"Written to {out}", highlight=False, soft_wrap=True)
-
-
-def _read(image: Path) -> NDArray[np.uint8]:
-    from diffclip.data.images import MAX_BYTES, BadImage, decode
-    from diffclip.reading import read_bytes
-
-    try:
-        return decode(read_bytes(image, MAX_BYTES))
-    except OSError as error:
-        raise UserError(f"cannot read {image}: {error.strerror}") from None
-    except BadImage as error:
-        raise UserError(f"{image} cannot be used as an image: {error.reason.replace('_', ' ')}") from None

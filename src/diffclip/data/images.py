@@ -26,6 +26,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from diffclip.errors import UserError
 from diffclip.reading import read_bytes
 
 MAX_PIXELS = 1 << 26  # 67 million: 192 MiB decoded
@@ -53,8 +54,13 @@ class BadImage(Exception):
         self.reason = reason
 
 
-def decode(image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS, shorter_edge: int | None = None
+) -> NDArray[np.uint8]:
     """The image as a writable uint8 array (H, W, 3), RGB. An array is only checked and handed back.
+
+    shorter_edge: a plain JPEG may be decoded smaller, by a factor that TurboJPEG has, while both edges stay at least
+    this long. A photograph of twelve megapixels then takes a fifth of the time.
 
     The number of pixels is read from the header, before anything is decoded. It may never be larger than
     `max_pixels`, nor than Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`.
@@ -67,7 +73,7 @@ def decode(image: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> ND
             raise BadImage("wrong_shape")
         return image
     _check_bytes(image)
-    plain = _plain_jpeg(image, max_pixels)
+    plain = _plain_jpeg(image, max_pixels, shorter_edge)
     if plain is not None:
         return plain
     with opened(image, max_pixels) as pillow:
@@ -111,7 +117,7 @@ def opened(image: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
             raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from error
 
 
-def _plain_jpeg(image: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
+def _plain_jpeg(image: bytes, max_pixels: int, shorter_edge: int | None) -> NDArray[np.uint8] | None:
     """A JPEG without faults, in YCbCr, RGB or grey; None for everything else, and for too many pixels."""
     if not image.startswith(b"\xff\xd8\xff"):
         return None
@@ -121,7 +127,8 @@ def _plain_jpeg(image: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
             max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels
         ):
             return None
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image)
+        least = shorter_edge if shorter_edge is not None and shorter_edge < min(height, width) else 0  # 0: as it is
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image, min_height=least, min_width=least)
     except ValueError:
         return None
     return pixels
@@ -164,3 +171,13 @@ def _deep_grey_to_rgb(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
         raise BadImage("unsupported_mode")
     scaled = ((wide * 255 + 32767) // 65535).astype(np.uint8)
     return np.repeat(scaled[:, :, None], 3, axis=2)
+
+
+def decode_file(path: str | Path) -> NDArray[np.uint8]:
+    """An image file that a person named, (H, W, 3) uint8 RGB. Raises UserError for what is none."""
+    try:
+        return decode(read_bytes(path, MAX_BYTES))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except BadImage as error:
+        raise UserError(f"{path} cannot be used as an image: {error.reason.replace('_', ' ')}") from None

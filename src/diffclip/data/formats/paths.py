@@ -199,10 +199,10 @@ def _no_split(root: Path, split: str, known: list[str]) -> UserError:
     return UserError(f"{root} is not divided into splits: leave split {split!r} out; {where}")
 
 
-def images_below(folder: Path, others: Counter[str]) -> list[str]:
+def images_below(folder: Path, others: Counter[str], also: tuple[str, ...] = ()) -> list[str]:
     """The images, sorted, in a folder and those below it, linked ones too; not hidden ones, which systems leave there.
 
-    others: is given how many other files there are, by their ending.
+    others: is given how many other files there are, by their ending. also: further endings of images.
     """
     seen, found = set(), list[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -216,7 +216,7 @@ def images_below(folder: Path, others: Counter[str]) -> list[str]:
             if name[0] == "." or name.lower() in LEFTOVERS:
                 continue
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES:
+            if suffix in SUFFIXES or suffix in also:
                 found.append(os.path.join(place, name))
             else:
                 others[suffix] += 1

@@ -72,6 +72,8 @@ def processor(device: str = "cpu") -> str:
     """What this machine computes with: on a CPU AMX, AVX-512 BF16, AVX-512, AVX2, NEON or the architecture's name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # also where ATEN_CPU_CAPABILITY holds PyTorch to it
+        return "AVX2"
     capabilities = torch.cpu.get_capabilities()
     machine = platform.machine()
     other = "NEON" if machine in ("aarch64", "arm64") else machine
@@ -119,7 +121,7 @@ def _row(kind: str, device: str, dtype: str) -> Mapping[str, str] | None:
     if device != "cpu" or dtype not in ("float32", "bfloat16"):
         return None
     compiled = kind == "differential" and native_attention.available(getattr(torch, dtype))
-    row: Mapping[str, str] = _measured()[kind]["compiled" if compiled else "operators"][dtype]
+    row: Mapping[str, str] | None = _measured()[kind]["compiled" if compiled else "operators"].get(dtype)
     return row
 
 

@@ -1,8 +1,6 @@
-"""Find a file of weights, on disk or on the Hugging Face hub, and read it without running anything in it."""
+"""Find a file of weights, on disk or on the hub, and read it without running anything in it."""
 
 import argparse
-import logging
-import os
 import pickle
 import re
 import tarfile
@@ -17,9 +15,8 @@ from torch import Tensor
 from diffclip import reading
 from diffclip.data.formats.paths import contents
 from diffclip.errors import UserError
-from diffclip.models.weights import torchscript
-
-log = logging.getLogger(__name__)
+from diffclip.models.weights import sentence_folder, torchscript
+from diffclip.models.weights.hub import HUB, asked_of_hub, download, open_clips_tag
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -28,7 +25,6 @@ LOCAL = "local-dir:"
 """open_clip's word for a folder."""
 OPEN_CLIP_WEIGHTS_NAME = "open_clip_model.safetensors"
 PICKLES = ("*.pt", "*.pth", "*.bin")
-_HUB = re.compile(r"(?P<asked>hf:|hf-hub:)?(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 # In the order in which they are looked for: on the hub, open_clip's file may lie beside one of another
 # library.
 _WORDS = ["*.json", "*.txt", "*.model"]  # configurations and vocabularies
@@ -40,10 +36,14 @@ _PREFIXES = ("module.", "model.")
 def locate(source: str | Path) -> Path:
     """The file of weights that `source` means: a file, a directory that holds one, or a model of the hub.
 
-    The hub is asked for "hf:owner/name" and "hf:owner/name@revision". Without "hf:" it is asked, with a warning, only
+    The hub is asked for "hf:owner/name" and "hf:owner/name@revision", and for weights by open_clip's name, such as
+    "ViT-B-32/laion2b_s34b_b79k". For any other name without "hf:" it is asked, with a warning, only
     where no folder is called as the owner: a mistyped path would give whoever has that name the say over the model.
     Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
     """
+    if tagged := open_clips_tag(str(source)):
+        name, file = tagged
+        return download(name, None, [*_WORDS, file]) / file if file else _on_hub(name, None)
     on_hub = asked_of_hub(str(source))
     if on_hub:
         return _on_hub(*on_hub)
@@ -65,22 +65,9 @@ def locate(source: str | Path) -> Path:
     if path.parent.is_dir():
         raise UserError(
             f"{source} is neither a file nor a directory; {path.parent} is, and {contents(path.parent)}"
-            + (f"; if you mean the Hugging Face hub, write hf:{source}" if _HUB.fullmatch(str(source)) else "")
+            + (f"; if you mean the Hugging Face hub, write hf:{source}" if HUB.fullmatch(str(source)) else "")
         )
     raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as hf:owner/name@revision")
-
-
-def asked_of_hub(source: str) -> tuple[str, str | None] | None:
-    """The name and maybe the revision on the Hugging Face hub that a person means; None for a path.
-
-    Warns where that is only likely: "owner/name" is no path, as no folder is called as the owner.
-    """
-    hub = _HUB.fullmatch(source)
-    if hub is None or (not hub["asked"] and os.path.lexists(Path(source).parent)):
-        return None
-    if not hub["asked"]:
-        log.warning("%s is not on this disk: the Hugging Face hub is asked for it, as for hf:%s", source, source)
-    return hub["name"], hub["revision"]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -188,6 +175,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Path | None:
+    directory = sentence_folder.encoder_of(directory)
     for patterns in ([OPEN_CLIP_WEIGHTS_NAME], [WEIGHTS_NAME], INDICES[:1], ["*.safetensors"], INDICES, PICKLES):
         found = sorted(path for pattern in patterns for path in directory.glob(pattern))
         if len(found) > 1:
@@ -199,18 +187,8 @@ def _in_directory(directory: Path) -> Path | None:
 
 
 def _on_hub(name: str, revision: str | None) -> Path:
-    import huggingface_hub  # takes half a second to import, and only this needs it
-
     for patterns in DOWNLOADS:
-        try:
-            wanted = {"revision": revision} if revision else {}
-            directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **wanted))
-        except Exception as error:  # offline, refused, unknown: of several libraries' types
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UserError(
-                f"{name} is no file or directory here, and the Hugging Face hub does not give it: {reason}"
-            ) from None
-        found = _in_directory(directory)
+        found = _in_directory(download(name, revision, patterns))
         if found is not None:
             return found
     raise UserError(f"{name} on the Hugging Face hub holds no .safetensors, .pt, .pth or .bin file")

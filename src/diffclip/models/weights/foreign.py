@@ -17,7 +17,7 @@ from diffclip.models.library import LibraryModel
 from diffclip.models.library_config import LibraryConfig, from_fields
 from diffclip.models.presets import ModelConfig, override
 from diffclip.models.weights import convert, open_clip, transformers_folder
-from diffclip.models.weights.files import OPEN_CLIP_CONFIG_NAME, read_tensors
+from diffclip.models.weights.files import CONFIG_NAME, OPEN_CLIP_CONFIG_NAME, read_json, read_tensors
 from diffclip.models.wrapped import Wrapped
 from diffclip.text import listed
 
@@ -35,6 +35,7 @@ class Expressed:
 
 def open_model(path: Path, overrides: Mapping[str, Any]) -> Expressed | Wrapped | LibraryModel:
     """A file of weights, ours or another program's. overrides: fields of ModelConfig. Raises UserError."""
+    _refuse_timms(path)
     if transformers_folder.is_one(path):
         return _of_transformers(path, overrides)
     tensors, settings = read_tensors(path)
@@ -85,3 +86,15 @@ def _of_library(config: LibraryConfig, tensors: Mapping[str, Tensor], path: Path
 def _refuse(overrides: Mapping[str, Any], path: Path) -> None:
     if overrides:
         raise UserError(f"{path} is used as it is: it has no setting {', '.join(overrides)} to override")
+
+
+def _refuse_timms(path: Path) -> None:
+    file = path.with_name(CONFIG_NAME)
+    if path.name.startswith("open_clip") or not file.is_file():
+        return
+    content = read_json(file)
+    if isinstance(content.get("architecture"), str) and "pretrained_cfg" in content:
+        raise UserError(
+            f"{path.parent} is timm's {content['architecture']}, an image tower alone: without a text tower there is "
+            "nothing to compare an image with; give a CLIP, such as open_clip's with a tower of timm's"
+        )

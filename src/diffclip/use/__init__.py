@@ -1,0 +1,1 @@
+"""Use a model on pictures of one's own: labels and features of whatever images there are."""

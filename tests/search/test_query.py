@@ -1,0 +1,182 @@
+"""`diffclip search`: what is found is what exact arithmetic finds."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffclip
+from diffclip import cli
+from diffclip.search import duplicates, query, store, update
+from diffclip.search.query import Filters, Part
+from diffclip.search.store import Index
+from diffclip.use.encoder import open_encoder
+from use_pictures import encoded, model_folder, picture
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    return open_encoder(model)
+
+
+@pytest.fixture
+def index(encoder, album, tmp_path):
+    uri = str(tmp_path / "index")
+    with update.open_index(uri, encoder, [str(album)], []) as opened:
+        update.update(opened, encoder)
+    return uri
+
+
+def names(hits):
+    return [os.path.basename(hit.path) for hit in hits]
+
+
+def ended(*arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(map(str, arguments)))
+    return str(end.value.code)
+
+
+def test_scores_are_cosines_of_the_weighted_sum(index, album, encoder, capsys):
+    cli.main(
+        ["search", index, "beach", "--image", str(album / "sea/a.png"), "--minus", "people", "--weights", "1", "2",
+         "0.5", "--format", "json"]
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    net, _, tokenizer = diffclip.load(encoder.source)
+    beach, people = net.encode_text(tokenizer(["beach", "people"]), normalize=True).detach().double().numpy()
+    paths = [row["path"] for row in found]
+    images = encoder.images([encoder.pixels(Path(path).read_bytes()) for path in paths]).astype(np.float64)
+    wanted = beach + 2 * images[[os.path.basename(path) for path in paths].index("a.png")] - 0.5 * people
+    expected = [sum(a * b for a, b in zip(row, wanted, strict=True)) / np.sqrt(wanted @ wanted) for row in images]
+    np.testing.assert_allclose([row["score"] for row in found], expected, atol=2e-3)
+    assert expected == sorted(expected, reverse=True)
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(since=datetime(2023, 7, 1)), {"c.jpg", "d.jpg"}),
+        (Filters(until=datetime(2024, 2, 29)), {"c.jpg"}),
+        (Filters(camera="eos"), {"d.jpg"}),
+        (Filters(camera="100% o'clock_"), set()),
+        (Filters(min_width=60), {"b.png"}),
+        (Filters(min_width=30, min_height=40), {"b.png", "c.jpg"}),
+        (Filters(folder="sea"), {"a.png", "b.png", "c.jpg"}),
+        (Filters(folder="hills/high"), {"e.png", "é ü.webp"}),
+        (Filters(folder="hill"), set()),
+    ],
+)
+def test_filters(index, album, encoder, filters, expected, monkeypatch):
+    monkeypatch.chdir(album)
+    hits = query.find(Index.open(index), query.vector_of(encoder, [Part("a")]), 10, filters=filters)
+    assert set(names(hits)) == expected
+
+
+def test_pages_follow_each_other(index, encoder):
+    opened, vector = Index.open(index), query.vector_of(encoder, [Part("a")])
+    whole = names(query.find(opened, vector, 6))
+    assert names(query.find(opened, vector, 4)) + names(query.find(opened, vector, 4, offset=4)) == whole
+
+
+def test_days_on_the_command_line(index, capsys):
+    for given, expected in (
+        (["--since", "2024", "--until", "2024"], ["d.jpg"]),
+        (["--until", "2023-07"], ["c.jpg"]),
+        (["--since", "2024-02-29", "--until", "2024-02-29"], ["d.jpg"]),
+    ):
+        cli.main(["search", index, "a", *given, "--format", "paths"])
+        assert [os.path.basename(line) for line in capsys.readouterr().out.splitlines()] == expected
+
+
+def test_near_duplicates_are_grouped(index, album, encoder, tmp_path, capsys):
+    (album / "copy.png").write_bytes((album / "sea/a.png").read_bytes())
+    (album / "near.jpg").write_bytes(encoded(picture(2, (64, 48)), "JPEG", quality=97))
+    with update.open_index(index, encoder, [], []) as opened:
+        update.update(opened, encoder)
+    cli.main(["search", index, "--duplicates", "--format", "json", "--threshold", "0.999"])
+    groups = json.loads(capsys.readouterr().out)
+    assert [[os.path.basename(path) for path in group["paths"]] for group in groups] == [
+        ["copy.png", "a.png"],
+        ["near.jpg", "b.png"],
+    ]
+    assert [group["identical"] for group in groups] == [True, False]
+    assert 0.999 <= groups[1]["least_cosine"] <= 1
+
+
+def test_groups_are_the_components_of_the_graph_of_near_pairs(index, monkeypatch):
+    monkeypatch.setattr(duplicates, "BLOCK", 2)
+    opened = Index.open(index)
+    table = opened.pictures.search().select(["path", "vector"]).limit(None).to_arrow()
+    vectors = store.matrix(table["vector"]).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors @ vectors.T
+    threshold = float(np.sort(cosines[np.triu_indices(6, 1)])[-3])  # three pairs
+    reach = cosines >= threshold
+    for _ in range(6):
+        reach = (reach.astype(int) @ reach.astype(int)) > 0
+    paths = table["path"].to_pylist()
+    expected = {frozenset(np.array(paths)[row].tolist()) for row in reach if row.sum() > 1}
+    assert {frozenset(group.paths) for group in duplicates.duplicates(opened, threshold - 1e-6)} == expected
+
+
+def test_a_large_index_finds_nearly_what_comparing_all_finds(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "EXACT", 2000)
+    monkeypatch.setattr(store, "SETTINGS", {"num_sub_vectors": 8})
+    about = store.About("m", "f", "float32", 16, ("/p",))
+    index = Index.create(str(tmp_path / "i"), about)
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(2500, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    files = [store.File(f"/p/{number}.jpg", 1, 1) for number in range(2500)]
+    index.add([store.Row(f, f.path, store.Facts(), v) for f, v in zip(files, vectors, strict=True)])
+    index.tidy()
+    assert {column for one in index.pictures.list_indices() for column in one.columns} == {"id", "vector"}
+    fresh = generator.normal(size=16).astype(np.float32)
+    index.add([store.Row(store.File("/p/fresh.jpg", 1, 1), "fresh", store.Facts(), fresh / np.linalg.norm(fresh))])
+    assert query.find(index, fresh, 1)[0].path == "/p/fresh.jpg"  # what the vector index has not yet seen
+    right = 0
+    for wanted in vectors[:20]:
+        exact = set(np.argsort(-(vectors @ wanted))[:10].tolist())
+        right += len(exact & {int(os.path.basename(h.path)[:-4]) for h in query.find(index, wanted, 10)})
+    assert right >= 0.9 * 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to look for"),
+        ([" "], "an empty text"),
+        (["word " * 10_000], "50,000 characters: give at most"),
+        (["a", "--minus", "a"], "cancel each other out"),
+        (["a", "--weights", "1", "2"], "2 numbers for 1 parts"),
+        (["a", "--weights", "-1"], "a number below 0"),
+        (["a", "--weights", "nan"], "must be a number"),
+        (["a", "--since", "yesterday"], "give a day, a month or a year"),
+        (["a", "--top", "0"], "at least 1"),
+        (["a", "--duplicates"], "leave the query out"),
+        (["--duplicates", "--camera", "x"], "leave the conditions out"),
+        (["--duplicates", "--threshold", "2"], "at most 1"),
+        (["--image", "none.png"], "cannot be used as an image: missing"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(index, arguments, message):
+    assert message in ended("search", index, *arguments)
+
+
+def test_a_model_that_is_gone_or_another(encoder, album, tmp_path, capsys):
+    model = model_folder(tmp_path / "model")
+    cli.main(["index", model, str(album), "--to", str(tmp_path / "i")])
+    os.rename(model, tmp_path / "moved")
+    assert "cannot be opened" in ended("search", tmp_path / "i", "a")
+    cli.main(["search", str(tmp_path / "i"), "a", "--model", str(tmp_path / "moved")])
+    assert "a.png" in capsys.readouterr().out
+    other = model_folder(tmp_path / "other", seed=3)
+    assert "features of two models do not compare" in ended("search", tmp_path / "i", "a", "--model", other)
+    assert "there is no index" in ended("search", tmp_path / "none", "a")
+    assert "is no index" in ended("search", album, "a")
+    assert "an index lies in a folder, or at" in ended("search", "db://x", "a")
