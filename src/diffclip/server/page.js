@@ -71,7 +71,7 @@ async function page(mine, first) {
 function tile(hit) {
   const facts = [hit.taken && `taken ${hit.taken.slice(0, 10)}`, hit.camera && `by ${hit.camera}`].filter(Boolean).join(" ");
   const image = element("img", { src: `/thumbnail/${desk()}/${hit.id}`, loading: "lazy", alt: `picture ${hit.name}${facts ? ", " + facts : ""}` });
-  const button = element("button", { type: "button", title: hit.name }, image, element("span", { textContent: `${hit.score.toFixed(3)}  ${hit.name}` }));
+  const button = element("button", { type: "button", title: hit.name }, image, element("span", { textContent: `${hit.score.toFixed(3)}  ${hit.name.split("/").pop()}` }));
   button.addEventListener("click", () => show(hit, button));
   return element("li", {}, button);
 }
