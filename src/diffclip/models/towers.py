@@ -7,6 +7,7 @@ from typing import Any
 
 import timm.layers
 import torch
+import torch.nn.functional as F
 from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -136,13 +137,16 @@ class TextTower(nn.Module):
         """(B, L) int64, L ≤ context_length → (B, width), read at the first end-of-text token of each row.
 
         Tokens on the CPU for a model on a GPU are sent there once their ends are known: looking for the ends on the GPU
-        would wait for all that it has to do. Raises UserError, with the row, if a row has no end-of-text token.
+        would wait for all that it has to do. What comes after the last end is not computed, see `computed_length`.
+        Raises UserError, with the row, if a row has no end-of-text token.
         """
         if is_tracing() or (isinstance(tokens, Tensor) and tokens.is_meta):
             return self.full(tokens)
         device = self.positional_embedding.device
         ends = self.find_ends(tokens)
-        tokens = tokens[:, : int(ends.max()) + 1 if len(ends) else 0].to(device, non_blocking=True)
+        longest = int(ends.max()) + 1 if len(ends) else 0
+        length = computed_length(longest, len(self.positional_embedding), device.type)
+        tokens = F.pad(tokens[:, :length], (0, max(0, length - tokens.shape[1]))).to(device, non_blocking=True)
         features = self.token_features(tokens)  # (B, longest, width)
         return features[torch.arange(len(tokens), device=device), ends.to(device, non_blocking=True)]
 
@@ -176,6 +180,14 @@ class TextTower(nn.Module):
     def find_ends(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one, or no ids."""
         return find_ends(tokens, self.end_of_text)
+
+
+def computed_length(longest: int, context_length: int, device: str) -> int:
+    """How many tokens of each text are computed, `longest` having the last end: on a GPU a multiple of 16.
+
+    There cuDNN plans its attention anew for each length, which takes up to a second (docs/performance.md).
+    """
+    return min(context_length, -(-longest // 16) * 16) if device == "cuda" else longest
 
 
 def find_ends(tokens: Tensor, end_of_text: int) -> Tensor:
