@@ -51,6 +51,8 @@ NOT_RUN = {
     r"^vlm (fetch|train|pope)": "a language model to be fetched; tests/vlm has one that is made on the spot",
     r"^report paper": "of the results of such a model",
     r"sugarcrepe winoground --root": "benchmarks to be downloaded; their tests have stand-ins, drawn scenes run here",
+    r"--model.library transformers": "stand-ins have the sizes of our models; tests/models/test_library.py trains one",
+    r"sweeps/(carry_|study)": "their steps do not fit the stand-ins; tests/test_sweep.py reads each of them",
     r"imagenet1k=": "ImageNet in several processes: tests/training/test_distributed_runs.py, with other data",
 }
 # What is replaced in an argument, in this order.

@@ -35,6 +35,10 @@ from diffclip.training.step import Schedule
 # Baseline first: label, preset.
 MODELS = {"CLIP": "clip_vit_quickstart", "DiffCLIP": "diffclip_vit_quickstart"}
 
+LABELS = ("a star", "an arrow", "a heart")
+RELEASED = "hf:hammh0a/DiffCLIP_ViTB16_CC12M"
+"""What the last lines of the quickstart name: labels of scenes, and a model for photographs."""
+
 EVALUATION_MINUTES = 1.5
 """What evaluation and the report take on two CPU cores, kept free of the budget."""
 TIMED_STEPS = 6
@@ -87,6 +91,14 @@ def run(out: Path, minutes: float, seed: int) -> Path:
         },
     )
     console.print(f"Report: {files.page}   took {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
+    labels = " ".join(f'"{label}"' for label in LABELS)
+    for line in (
+        "Try it on scenes, which is all that these two have seen:",
+        f'  diffclip classify {runs["DiffCLIP"]} "scenes:test?length=5" --labels {labels}',
+        "On your own pictures, with a released model of 0.6 GB:",
+        f'  diffclip classify {RELEASED} PICTURES --labels "a cat" "a dog" "a beach"',
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
     return files.page
 
 

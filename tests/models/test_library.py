@@ -75,6 +75,18 @@ def test_conversion_starts_exactly_and_reloads(family, tmp_path):
     assert {name: "lambda_" not in name for name in decays} == decays
 
 
+@pytest.mark.parametrize("form", ["differential", "differential_v2", "no_second_map"])
+@pytest.mark.parametrize("family", ["clip", "blip"])
+def test_in_bfloat16_lambda_and_the_temperature_stay_exact(family, form, tmp_path):
+    model = diffclip.convert(small(family), form, inexact=True)
+    diffclip.save(model, tmp_path)
+    half, _, _ = diffclip.load(tmp_path, dtype=torch.bfloat16)
+    exact = {name for name, p in half.named_parameters() if p.dtype is torch.float32}
+    assert exact == {name for name, _ in model.named_parameters() if "lambda_" in name or name == "logit_scale"}
+    found = compare(model, *encoders(half))
+    assert min(found.image_cosine, found.text_cosine) > 0.99
+
+
 def encoders(model):
     return model.encode_image, model.encode_text
 
@@ -95,6 +107,8 @@ def test_a_run_and_one_that_starts_from_it_converted(tmp_path, monkeypatch, caps
     assert any("lambda_text" in line for line in (tmp_path / "after" / "metrics.jsonl").read_text().splitlines())
     cli.main(["info", "after"])
     assert "no_second_map" in capsys.readouterr().out
+    cli.main(["convert", "before", "--attention", "differential_gated", "--out", "converted"])
+    assert diffclip.load("converted")[0].config.attention == "differential_gated"
     with pytest.raises(SystemExit, match="another recipe"):
         cli.main([*quick, "--model.start", "before", "--out", "after", "--resume"])
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.clip import evaluation_mode
 from diffclip.models.image_text import ImageTextModel
 

@@ -14,7 +14,7 @@ from diffclip import durable
 from diffclip.analysis.attention_maps import image_attention, text_attention
 from diffclip.analysis.relevance import relevance
 from diffclip.data.transforms import normalise
-from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.clip import check_finite
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.image_text import ImageTextModel

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.attention.kinds import DIFFERENTIAL
-from diffclip.models.attention.ops import AttentionMaps
 from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
 from diffclip.models.initialise import initialise
 from diffclip.models.maps import forward_with_maps

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffclip.errors import UserError
-from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.precision import full_precision
 

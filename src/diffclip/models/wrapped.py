@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffclip.errors import UserError
-from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
 

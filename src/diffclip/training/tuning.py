@@ -71,7 +71,10 @@ def _put_adapters(model: CLIP, tuning: Tuning) -> None:
         import peft
     except ImportError:
         raise UserError("tuning.lora_rank needs the peft library: pip install 'diffclip[lora]'") from None
-    towers = {"visual": (tuning.vision_rate, model.visual), "text": (tuning.text_rate, model.text)}
+    towers: dict[str, tuple[float, Any]] = {
+        "visual": (tuning.vision_rate, model.visual),
+        "text": (tuning.text_rate, model.text),
+    }
     wanted = [
         f"{tower}.blocks.{number}.{name}"
         for tower, (rate, module) in towers.items()
@@ -112,4 +115,4 @@ def scale_lambda(model: nn.Module, share: float) -> None:
     """Multiply λ of every layer by a share in [0, 1], in what it computes and in what it reports."""
     for module in model.modules():
         if hasattr(module, "lambda_scale"):
-            module.lambda_scale = share
+            setattr(module, "lambda_scale", share)  # noqa: B010  a module's attributes are typed as tensors

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffclip.models.attention.layer import DifferentialAttention
+from diffclip.models.attention.layer import HEAD_NORM_EPS, DifferentialAttention
 from diffclip.models.attention.version2 import token_lambdas
+from diffclip.models.precision import full_precision
 from diffclip.models.presets import check_heads
 
 # Class of transformers' → where its matrices for q, k, v and the output are, and its head width.
@@ -27,6 +29,7 @@ FAMILIES = {
     "AlignTextAttention": _BERT,
     "BlipTextAttention": _BERT,
 }
+_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 FUSED = "BlipAttention"
 """Of transformers too: `qkv` and `projection`, laid out as timm's."""
 
@@ -53,6 +56,12 @@ class Second(nn.Module):
     def token_lambdas(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, H, 1)."""
         return self.lambda_scale * token_lambdas(self.lambda_proj, self.to_lambda, x).unsqueeze(-1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Second":
+        """`.half()`, `.to(torch.bfloat16)` and the like, which leave what makes λ as exact as it is."""
+        with full_precision(self.lambda_proj.weight, self.lambda_proj.bias):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class TwoQueries(Second):
@@ -122,8 +131,9 @@ class PaperSubtracted(nn.Module):
         self.out, self.width, self.lambda_init = out, width, lambda_init
         weight = out.weight
         like = DifferentialAttention(2 * width, 2, lambda_init=lambda_init, device=weight.device, dtype=weight.dtype)
-        self.norm: nn.Module = like.norm
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
+        assert isinstance(like.norm, nn.RMSNorm)
+        self.norm: nn.RMSNorm = like.norm
+        for name in _VECTORS:
             self.register_parameter(name, getattr(like, name))
 
     lam = DifferentialAttention.lam
@@ -132,9 +142,16 @@ class PaperSubtracted(nn.Module):
         first, second = heads.view(*heads.shape[:-1], -1, 2, 2 * self.width).unbind(-2)  # (B, N, H/2, 2D) each
         wide = torch.promote_types(heads.dtype, torch.float32)
         left = first.to(wide) - self.lam() * second.to(wide)  # type: ignore[misc]  # it has the same four vectors
-        normed = (1 - self.lambda_init) * self.norm(left)
+        weight = (1 - self.lambda_init) * self.norm.weight.to(wide)
+        normed = F.rms_norm(left, weight.shape, weight, HEAD_NORM_EPS)
         result: Tensor = self.out(normed.to(heads.dtype).flatten(-2))
         return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PaperSubtracted":
+        """As DifferentialAttention's: the vectors of λ stay as exact as they are."""
+        with full_precision(*(getattr(self, name) for name in _VECTORS)):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class InBlip(nn.Module):

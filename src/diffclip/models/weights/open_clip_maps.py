@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffclip.models.attention.ops import attention_map
+from diffclip.models.attention.forms import attention_map
 from diffclip.models.wrapped import Recorder
 
 
