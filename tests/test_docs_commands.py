@@ -46,6 +46,7 @@ OTHERS = {
 NOT_RUN = {
     r"^quickstart": "test_quickstart.py runs it",
     r"hf:hammh0a/": "a released model, to be downloaded",
+    r"^push (?!.*--dry-run)": "it writes to the hub: tests/reporting/test_push.py has a stand-in",
     r"(https|s3|pipe):": "streams: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
     r"^vlm (fetch|train|pope)": "a language model to be fetched; tests/vlm has one that is made on the spot",
     r"^report paper": "of the results of such a model",

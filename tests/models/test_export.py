@@ -268,7 +268,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_vocabulary_of_its_own_is_refused(tmp_path):
-    from diffclip.models.export.huggingface import export
+    from diffclip.models.export.transformers import export
 
     with pytest.raises(UserError, match="vocab_size = 100"):
         export(small_model(vocab_size=100), tmp_path)

@@ -324,8 +324,9 @@ def test_a_folder_of_another_kind_or_half_of_one_is_refused(tmp_path):
     del transformers
 
 
-def test_a_wrapped_model_is_evaluated_and_not_changed(tmp_path, capsys):
+def test_a_wrapped_model_is_evaluated_and_not_changed(tmp_path, capsys, caplog):
     open_clip_folder(tmp_path / "laion", vision={"ls_init_value": 0.5})
+    caplog.clear()
     data = "scenes=scenes:test?size=32&length=16"
     tasks = ("zero_shot", "retrieval", "corruptions", "robustness")
     laion, out = str(tmp_path / "laion"), str(tmp_path / "out")
@@ -334,9 +335,10 @@ def test_a_wrapped_model_is_evaluated_and_not_changed(tmp_path, capsys):
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(lines) == len(tasks)
     assert {line["model"] for line in lines} == {"clip"}
+    assert "randomly" not in caplog.text  # as open_clip says before its weights are there
     with pytest.raises(SystemExit, match="noise"):
         cli.main([*arguments, "--tasks", "noise"])
-    assert "noise needs attention layers of ours: open_clip's CLIP is used as it is (no CLIP of ours has ls_init" in (
+    assert "noise needs a CLIP of ours: open_clip's CLIP is used as it is (no CLIP of ours has ls_init" in (
         capsys.readouterr().out
     )
     for options in ({"compile": True}, {"lambda_init": 0.5}):

@@ -1,6 +1,7 @@
 """push: the card says what the run and the results say, and the hub's stand-in gets the files, or nothing."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -45,9 +46,10 @@ def push(*options):
     cli.main(["push", "run", "me/pets", "--license", "mit", *options])
 
 
-def test_a_dry_run_shows_all_and_asks_nothing(run, monkeypatch, capsys):
+def test_a_dry_run_shows_all_and_asks_nothing(run, monkeypatch, capsys, caplog):
     monkeypatch.setattr("huggingface_hub.HfApi", None)
     push("--results", "eval", "--dry-run")
+    assert "older" not in caplog.text
     said = capsys.readouterr().out
     _, head, text = said.split("---\n", 2)
     metadata = yaml.safe_load(head)
@@ -65,6 +67,9 @@ def test_a_dry_run_shows_all_and_asks_nothing(run, monkeypatch, capsys):
     for secret in ("somebody", "/secret", str(run.parent)):
         assert secret not in said
     assert "Nothing was sent" in text
+    os.utime("eval/results.jsonl", (1, 1))
+    push("--results", "eval", "--dry-run")
+    assert "results.jsonl is older than run/model.safetensors: are its results of these weights?" in caplog.text
 
 
 def test_the_hub_gets_weights_configuration_and_card(run, stand_in, capsys):

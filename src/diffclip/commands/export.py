@@ -18,14 +18,8 @@ LARGEST_OF_PIXELS = 0.06  # of a normalised pixel: three of 255 levels, as libra
 
 
 Target = Literal["transformers", "sentence-transformers", "open_clip", "timm", "onnx"]
-# The module of each, and the extra that it needs.
-MODULES = {
-    "transformers": ("huggingface", "vlm"),
-    "sentence-transformers": ("sentence_transformers", "sentence"),
-    "open_clip": ("open_clip", ""),
-    "timm": ("timm", ""),
-    "onnx": ("onnx", "onnx"),
-}
+EXTRAS = {"transformers": "vlm", "sentence-transformers": "sentence", "onnx": "onnx"}
+"""What each needs beyond diffclip's own dependencies."""
 
 
 def export(
@@ -67,13 +61,12 @@ def export(
     options: dict[str, Any] = {}
     if int8:
         options = {"int8": True, "images": [Image.fromarray(decode_file(path)) for path in images], "texts": texts}
-    module, extra = MODULES[to]
     try:
-        work = import_module(f"diffclip.models.export.{module}").export
+        work = import_module(f"diffclip.models.export.{to.replace('-', '_')}").export
     except ModuleNotFoundError as error:
-        if not extra:
+        if to not in EXTRAS:
             raise
-        raise UserError(f"--to {to} needs {error.name}: pip install 'diffclip[{extra}]'") from None
+        raise UserError(f"--to {to} needs {error.name}: pip install 'diffclip[{EXTRAS[to]}]'") from None
     check_free(out)
     loaded = load_clip(model, what="export")
     found = work(loaded, out, **options)

@@ -177,7 +177,7 @@ def our_own(model: ImageTextModel, what: str) -> CLIP:
     """The model, which must be a `CLIP`. Raises UserError for any other, whose layers `what` cannot use."""
     if not isinstance(model, CLIP):
         facts = model.describe()
-        raise UserError(f"{what} needs attention layers of ours: {facts['model']} is used as it is ({facts['why']})")
+        raise UserError(f"{what} needs a CLIP of ours: {facts['model']} is used as it is ({facts['why']})")
     return model
 
 

@@ -94,9 +94,20 @@ class ImageTextModel(nn.Module):
             f"{facts['model']} shows no attention maps of its layers: it is used as it is ({facts['why']})"
         )
 
+    def check_pixels(self, pixels: Tensor) -> None:
+        """Raises UserError for other pixels than floats (B, 3, image_size, image_size)."""
+        size = self.config.image_size
+        if pixels.shape[1:] != (3, size, size) or not pixels.is_floating_point():
+            raise UserError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: give floats (batch, 3, {size}, {size})")
+
     def work(self) -> tuple[float, float]:
-        """Roughly what an image takes, and a usual text: parameters, once for each token."""
-        raise NotImplementedError
+        """Roughly what an image takes, and a usual text: parameters, once for each token.
+
+        Of layers that are not known: as if half of the parameters were for 197 tokens of an image, half for 16 of a
+        text.
+        """
+        half = sum(parameter.numel() for parameter in self.parameters()) / 2
+        return 197 * half, 16 * half
 
     def describe(self) -> dict[str, str]:
         """What `diffclip info` shows of it."""

@@ -55,9 +55,7 @@ class LibraryModel(ImageTextModel):
 
     def tower(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) → (B, width), as the class pools them, before any projection."""
-        size = self.config.image_size
-        if pixels.shape[1:] != (3, size, size) or not pixels.is_floating_point():
-            raise UserError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: give floats (batch, 3, {size}, {size})")
+        self.check_pixels(pixels)
         if not len(pixels):
             return pixels.new_empty(0, self.tower_width)
         dtype = next(self.inner.parameters()).dtype
@@ -120,11 +118,6 @@ class LibraryModel(ImageTextModel):
             if values:
                 found[name] = torch.stack(values)
         return found
-
-    def work(self) -> tuple[float, float]:
-        """As if half of the parameters were for 197 tokens of an image, and half for 16 of a text."""
-        half = sum(parameter.numel() for parameter in self.parameters()) / 2
-        return 197 * half, 16 * half
 
     def describe(self) -> dict[str, str]:
         """Of `diffclip info`: model, attention and λ."""

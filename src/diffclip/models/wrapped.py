@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffclip.errors import UserError
 from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
@@ -64,15 +63,10 @@ class Wrapped(ImageTextModel):
 
     def tower(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) → (B, embed_dim)."""
-        self._check(pixels)
+        self.check_pixels(pixels)
         if not len(pixels):
             return pixels.new_empty(0, self.tower_width)
         return self._image(self.inner, pixels.to(next(self.inner.parameters()).dtype))
-
-    def _check(self, pixels: Tensor) -> None:
-        size = self.config.image_size
-        if pixels.shape[1:] != (3, size, size) or not pixels.is_floating_point():
-            raise UserError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: give floats (batch, 3, {size}, {size})")
 
     def project_image(self, features: Tensor, normalize: bool = False) -> Tensor:
         """The same features, maybe normalised."""
@@ -91,7 +85,7 @@ class Wrapped(ImageTextModel):
 
     def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
         """Normalised pixels (B, 3, S, S) → (B, embed_dim), and the maps of the layers."""
-        self._check(pixels)
+        self.check_pixels(pixels)
         features, maps = self._recorded().image(self.inner, pixels.to(next(self.inner.parameters()).dtype))
         return features, [AttentionMaps(each, each) for each in maps]
 
@@ -114,11 +108,6 @@ class Wrapped(ImageTextModel):
         if self._recorder is None:
             raise self._without_maps()
         return self._recorder
-
-    def work(self) -> tuple[float, float]:
-        """As if half of the parameters were for 197 tokens of an image, and half for 16 of a text."""
-        half = sum(parameter.numel() for parameter in self.parameters()) / 2
-        return 197 * half, 16 * half
 
     def describe(self) -> dict[str, str]:
         """What it is, and why it is used as it is."""

@@ -3,6 +3,7 @@
 What of a path or an address tells only of the machine or its user is left out: a card is public.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,9 +19,12 @@ from diffclip.evaluation.results import NOT_SCORES, Result
 from diffclip.evaluation.stats.bootstrap import Interval, mean_interval
 from diffclip.evaluation.task import metric_of, metric_title, title_of_task
 from diffclip.models.clip import CLIP, count_parameters
+from diffclip.models.weights.files import WEIGHTS_NAME
 from diffclip.recipe_files import read_toml
 from diffclip.reporting.collect import Collection, collect
 from diffclip.reporting.tables.formats import plain
+
+log = logging.getLogger(__name__)
 
 PAPER = "2503.06626"
 INTERVAL = "the test images resampled (bootstrap, 95 %); it says nothing about other training runs"
@@ -179,6 +183,10 @@ def _numbers(source: str, folder: Path, given: Sequence[Path]) -> Iterator[Numbe
     if not found:
         others = ", ".join(sorted({result.pretrained for result in collection.results})) or "no model"
         raise UserError(f"{', '.join(map(str, inputs))}: no result is of {source}, but of {others}")
+    weights = Path(source) if Path(source).is_file() else folder / WEIGHTS_NAME
+    files = {collection.origin[result.key] for result in found} if weights.is_file() else set()
+    for path in sorted(path for path in files if _written(path) < _written(weights)):
+        log.warning("%s is older than %s: are its results of these weights?", path, weights)
     for result in sorted(found, key=lambda each: each.key):
         examples = collection.examples(result.key)
         for metric in result.metrics:
@@ -188,6 +196,10 @@ def _numbers(source: str, folder: Path, given: Sequence[Path]) -> Iterator[Numbe
             values = None if examples is None else examples.values.get(metric)
             kept = None if values is None else values[~values.isnan()].double().numpy()
             yield Number(result, metric, None if kept is None or not len(kept) else mean_interval(kept))
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _is_of(result: Result, source: str, folder: Path, collection: Collection) -> bool:

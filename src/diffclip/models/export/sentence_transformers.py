@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from diffclip import durable
 from diffclip.models import parity
 from diffclip.models.clip import CLIP
-from diffclip.models.export import huggingface
+from diffclip.models.export import transformers
 from diffclip.models.parity import Parity
 
 ENCODERS = {"text": "get_text_features", "image": "get_image_features"}
@@ -26,7 +26,7 @@ FILES = {
 
 def export(model: CLIP, out: Path) -> Parity:
     """Write the folder, open it with sentence-transformers, and compare from images and texts on. Raises UserError."""
-    huggingface.write(model, out)
+    transformers.write(model, out)
     for name, content in FILES.items():
         durable.write_text(out / name, json.dumps(content, indent=1) + "\n")
     return _compare(model, out)

@@ -86,8 +86,9 @@ def load(
     Args:
         source: a run directory or another that holds model.safetensors and config.json; a file of weights: ours, the
             released DiffCLIP's, SLIP's, open_clip's or OpenAI's TorchScript archive; a folder of open_clip
-            ("local-dir:" before it or not) or of transformers; an index of shards; or "hf:owner/name", maybe with
-            "@revision", which holds one of these on the Hugging Face hub (docs/models.md). Of a pickle nothing but
+            ("local-dir:" before it or not), of transformers, or of sentence-transformers with one of these in it; an
+            index of shards; "hf:owner/name", maybe with "@revision", which holds one of these on the Hugging Face hub;
+            or weights by open_clip's name, "ViT-B-32/laion2b_s34b_b79k" (docs/models.md). Of a pickle nothing but
             tensors is ever built, and no code of an archive or folder runs.
         device: where the model goes.
         compile: compile the blocks of both towers (CLIP.compile): the first images and the first texts then take a
