@@ -32,7 +32,9 @@ from torch import Tensor, nn
 
 from diffclip.models.attention import choice as attention_choice
 from diffclip.models.attention import native as native_attention
-from diffclip.models.attention.ops import attention_map, differential_attention
+from diffclip.models.attention.calibration import choose
+from diffclip.models.attention.forms import attention_map
+from diffclip.models.attention.ops import differential_attention
 
 SHAPES = {  # (batch, heads, tokens, head width), and whether causal
     "b16 image": (16, 12, 197, 64, False),
@@ -42,7 +44,6 @@ SHAPES = {  # (batch, heads, tokens, head width), and whether causal
     "image of 768 pixels": (1, 12, 2305, 64, False),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SHARE = 1.05  # a backend that is no slower than eager by more than this is taken for what it saves in memory
 TABLE = Path(attention_choice.__file__).with_name("choice.json")
 
 
@@ -163,13 +164,6 @@ def memory(shape: str, dtype: str) -> dict[str, float]:
     return found
 
 
-def choose(times: dict[str, tuple[float, float]], fused: str) -> str:
-    """Fused where it costs no more than 5 % over the fastest other one, since it keeps no map; else that one."""
-    others = {name: times[name][1] for name in ("eager", "sdpa")}
-    best = min(others, key=others.__getitem__)
-    return "fused" if times[fused][1] <= SHARE * others[best] else best
-
-
 def table(results: list[dict], before: dict) -> dict:
     """choice.json with the rows of this kind of processor, those that it had before included."""
     own, command = attention_choice.processor(), "python benchmarks/attention.py --write-table"
@@ -178,9 +172,10 @@ def table(results: list[dict], before: dict) -> dict:
     for result in results:
         times, dtype, tokens = result["milliseconds"], result["dtype"], str(SHAPES[result["shape"]][2])
         for kernel, name in (("compiled", "fused"), ("operators", "operators")):
-            rows["differential"][kernel].setdefault(dtype, {})[tokens] = choose(times, name)
-        standard = "sdpa" if times["standard, fused"][1] <= times["standard, eager"][1] else "eager"
-        rows["standard"]["operators"].setdefault(dtype, {})[tokens] = standard
+            forms = {"eager": times["eager"][1], "sdpa": times["sdpa"][1], "fused": times[name][1]}
+            rows["differential"][kernel].setdefault(dtype, {})[tokens] = choose(forms)
+        standard = {"sdpa": times["standard, fused"][1], "eager": times["standard, eager"][1]}
+        rows["standard"]["operators"].setdefault(dtype, {})[tokens] = choose(standard)
     for kinds in rows.values():
         for kernel in kinds.values():
             for dtype, row in kernel.items():

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
+import shlex
 
 import pytest
 
-from diffclip import quickstart
+from diffclip import cli, quickstart
 from diffclip.config import load_recipe
 from diffclip.data.scenes import FineGrainedSource
 from diffclip.errors import UserError
@@ -51,7 +52,11 @@ def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys, monkeypa
     page = report.read_text()
     assert not re.search(r'(?:src|href)="(?!data:|#|https://arxiv)', page)
     assert all(word in page for word in ("DiffCLIP", "scenes/test_sketch", "λ by layer", "Where the models look"))
-    assert "top-1 accuracy" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "top-1 accuracy" in shown
+    command = next(line for line in shown.splitlines() if "diffclip classify" in line and "scenes:test" in line)
+    cli.main(shlex.split(command)[1:])
+    assert capsys.readouterr().out.count("%") == 5
 
     weights = (out / "clip" / "model.safetensors").stat().st_mtime_ns
     again = []

@@ -25,6 +25,7 @@ from diffclip.commands.quickstart import quickstart
 from diffclip.commands.repeated import GivenTwice, join
 from diffclip.commands.report import report
 from diffclip.commands.search import search
+from diffclip.commands.serve import serve
 from diffclip.commands.sweep import sweep
 from diffclip.commands.train import train_command
 from diffclip.commands.vlm import answer, fetch, vlm
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "index": index,
     "search": search,
+    "serve": serve,
     "attend": attend,
     "info": info,
     "models": models,

@@ -126,7 +126,6 @@ def test_groups_are_the_components_of_the_graph_of_near_pairs(index, monkeypatch
 
 def test_a_large_index_finds_nearly_what_comparing_all_finds(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "EXACT", 2000)
-    monkeypatch.setattr(store, "SETTINGS", {"num_sub_vectors": 8})
     about = store.About("m", "f", "float32", 16, ("/p",))
     index = Index.create(str(tmp_path / "i"), about)
     generator = np.random.default_rng(0)

@@ -34,7 +34,7 @@ def attend(
     """Draw where a model looks in an image for each text, beside others if you like.
 
     Args:
-        model: A run directory, a .safetensors file, a released checkpoint, or hf:OWNER/NAME of the hub. Or the folder
+        model: What diffclip.load takes, if its attention maps can be had: a run, a file, hf:OWNER/NAME. Or the folder
             of a vision-language model: then --text are questions, and the figure shows where their answers begin.
         image: The image, a file.
         beside: Further models, a row of the figure each.
@@ -62,14 +62,14 @@ def attend(
 
     from diffclip.analysis.look import look, save_arrays
     from diffclip.distributed import default_device
-    from diffclip.models.weights.store import load_clip
+    from diffclip.models.weights.store import load
     from diffclip.reporting.figures.attention import head_figure, layer_figure, relevance_figure
     from diffclip.reporting.figures.style import save
     from diffclip.terminal import Terminal
 
     models, texts = (model, *beside), (*text, *control)
     looks = {
-        label: look(load_clip(source, default_device(), what="attend"), picture, texts)
+        label: look(load(source, default_device())[0], picture, texts)
         for label, source in zip(_labels(models), models, strict=True)
     }
     console = Terminal()

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.attention.kinds import DIFFERENTIAL
 from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
 from diffclip.models.initialise import initialise
+from diffclip.models.maps import forward_with_maps
 from diffclip.models.presets import ModelConfig, model_config
 from diffclip.models.towers import TextTower, VisionTower
 
@@ -93,6 +95,26 @@ class CLIP(ImageTextModel):
         """
         features = self.text.full(tokens) @ self.text_projection
         return normalized(features) if normalize else features
+
+    def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
+        """Normalised pixels (B, 3, S, S) → (B, embed_dim), and the maps of the layers; see diffclip.models.maps."""
+        features, maps = forward_with_maps(self.visual, pixels)
+        return features @ self.image_projection, maps
+
+    def text_maps(self, tokens: Tensor) -> list[AttentionMaps]:
+        """(B, L) int64 → the maps of the layers. N counts the tokens of the longest text."""
+        return forward_with_maps(self.text, tokens)[1]
+
+    def on_patches(self, maps: Tensor) -> Tensor:
+        """Image maps (…, N, N) → (…, rows, columns): the class token's row, without itself."""
+        rows = maps[..., 0, self.visual.num_prefix_tokens :]
+        return rows.reshape(*rows.shape[:-1], *self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        rows, columns = self.visual.patch_embed.grid_size
+        return rows, columns
 
     def compile(self, **options: Any) -> None:
         """Compile every block of both towers in place, so that encode_image, encode_text and forward run compiled.

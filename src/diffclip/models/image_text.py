@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffclip.errors import UserError
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.precision import full_precision
 
@@ -62,6 +64,35 @@ class ImageTextModel(nn.Module):
         with full_precision(*(scalar for scalar in scalars if scalar is not None)):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
+        """Normalised pixels (B, 3, S, S) → encode_image's features, and the maps of the layers that made them.
+
+        Maps are in the features' graph, from the input on. Raises UserError for a model whose maps cannot be had.
+        """
+        raise self._without_maps()
+
+    def text_maps(self, tokens: Tensor) -> list[AttentionMaps]:
+        """Ids (B, L) → the maps of the text tower's layers, from the input on. Raises UserError as image_maps does."""
+        raise self._without_maps()
+
+    def on_patches(self, maps: Tensor) -> Tensor:
+        """Image maps (…, N, N) → (…, rows, columns): the rows of which the feature is read, without the class token.
+
+        That is the class token's row, or the mean of the patches' rows where features are their mean.
+        """
+        raise self._without_maps()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of what `on_patches` gives. Raises UserError as image_maps does."""
+        raise self._without_maps()
+
+    def _without_maps(self) -> UserError:
+        facts = self.describe()
+        return UserError(
+            f"{facts['model']} shows no attention maps of its layers: it is used as it is ({facts['why']})"
+        )
 
     def work(self) -> tuple[float, float]:
         """Roughly what an image takes, and a usual text: parameters, once for each token."""

@@ -19,7 +19,7 @@ from diffclip.use.encoder import Encoder, Features
 LONGEST = 2000
 """Characters of a text that is looked for; models read some seventy words."""
 COLUMNS = ["id", "path", "raw", "taken", "camera", "width", "height", "size"]
-PROBES, REFINE = 40, 20
+PROBES, REFINE = 40, 4
 """Of the vector index, where there is one: benchmarks/search.py measured recall and time."""
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from diffclip.errors import UserError
 from diffclip.models.attention.choice import autocast_dtype, fastest
+from diffclip.models.attention.forms import AttentionMaps, attention_map, differential_maps
 from diffclip.models.attention.head_norm import head_norm
-from diffclip.models.attention.ops import AttentionMaps, attention_map, differential_attention, differential_maps
+from diffclip.models.attention.ops import differential_attention
 from diffclip.models.plain import is_plain
 from diffclip.models.precision import full_precision
 from diffclip.models.presets import check_heads

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from diffclip.errors import UserError
 from diffclip.models.attention.choice import fastest
+from diffclip.models.attention.forms import AttentionMaps, attention_map
 from diffclip.models.attention.head_norm import head_norm
 from diffclip.models.attention.layer import HEAD_NORM_EPS, DifferentialAttention, StandardAttention
-from diffclip.models.attention.ops import AttentionMaps, attention_map
 from diffclip.models.attention.version2 import token_lambdas
 from diffclip.models.precision import full_precision
 from diffclip.models.presets import check_heads

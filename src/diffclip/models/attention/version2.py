@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffclip.models.attention.choice import fastest, no_autocast
+from diffclip.models.attention.forms import AttentionMaps, attention_map
 from diffclip.models.attention.layer import StandardAttention
-from diffclip.models.attention.ops import AttentionMaps, attention_map
 from diffclip.models.precision import full_precision
 
 

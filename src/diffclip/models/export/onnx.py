@@ -49,7 +49,7 @@ def export(
     write_image_tower(model, out / IMAGE)
     _write(_Tower(model, model.encode_full_text), parity.inputs(model.config)[1], "tokens", out / TEXT)
     for graph in (out / IMAGE, out / TEXT) if int8 else ():
-        _round(graph)
+        round_weights(graph)
     bias = float(model.logit_bias.detach()) if model.config.logit_bias is not None else None
     how = {
         "pixels": {
@@ -80,8 +80,8 @@ def write_image_tower(model: CLIP, path: Path) -> None:
     _write(_Tower(model, model.encode_image), parity.inputs(model.config)[0], "pixels", path)
 
 
-def _round(graph: Path) -> None:
-    """A graph on disk in int8, in its place."""
+def round_weights(graph: Path) -> None:
+    """Round the weights of a graph on disk to int8, in its place. Raises OSError."""
     with tempfile.TemporaryDirectory() as made, durable.writing(graph) as rounded:
         shaped = Path(made) / "shaped.onnx"
         quant_pre_process(str(graph), str(shaped), skip_symbolic_shape=True)

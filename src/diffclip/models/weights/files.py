@@ -1,10 +1,5 @@
 """Find a file of weights, on disk or on the hub, and read it without running anything in it."""
 
-import argparse
-import pickle
-import re
-import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +10,7 @@ from torch import Tensor
 from diffclip import reading
 from diffclip.data.formats.paths import contents
 from diffclip.errors import UserError
-from diffclip.models.weights import sentence_folder, torchscript
+from diffclip.models.weights import pickles, sentence_folder, torchscript
 from diffclip.models.weights.hub import HUB, asked_of_hub, download, open_clips_tag
 
 WEIGHTS_NAME = "model.safetensors"
@@ -92,7 +87,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is no readable safetensors file: {error}") from None
         return _all_there(_unprefixed(tensors), path), _configuration(path, inside)
-    return _all_there(_unprefixed(_state_dict(_unpickle(path), path)), path), None
+    return _all_there(_unprefixed(pickles.read(path)), path), None
 
 
 def files_of(path: Path) -> list[Path]:
@@ -208,50 +203,3 @@ def _configuration(path: Path, inside: str | None) -> dict[str, Any] | None:
             + "; restore the one that was changed"
         )
     return config
-
-
-def _unpickle(path: Path) -> Any:
-    _refuse_other_archives(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), reading.named(path) as name:
-            return torch.load(name, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-        what = f"asks for {wanted[1]}" if wanted else "is no pickle of tensors"
-        raise UserError(
-            f"{path} {what}; only tensors and argparse.Namespace are ever read from a pickle, "
-            "so that loading runs no code: ask for the weights as safetensors"
-        ) from None
-    except Exception as error:  # on broken files torch's reader raises errors of a dozen types
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be read as PyTorch weights: {reason}") from None
-
-
-def _refuse_other_archives(path: Path) -> None:
-    """What torch also reads but no longer writes: tar archives, which it would unpack, and what inflates."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                inflated = next((f for f in archive.infolist() if f.compress_type != zipfile.ZIP_STORED), None)
-            if inflated:
-                raise UserError(f"{path} cannot be read as PyTorch weights: {inflated.filename} in it is compressed")
-        elif tarfile.is_tarfile(path):
-            raise UserError(
-                f"{path} cannot be read as PyTorch weights: it is a tar archive; save it with a newer torch"
-            )
-    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as PyTorch weights: {error}") from None
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    tensors = {str(name): tensor for name, tensor in content.items()}
-    others = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
-    if others:
-        raise UserError(f"{path} holds no dictionary of tensors: {others[0]} is a {type(tensors[others[0]]).__name__}")
-    return tensors

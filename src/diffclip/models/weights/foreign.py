@@ -18,6 +18,7 @@ from diffclip.models.library_config import LibraryConfig, from_fields
 from diffclip.models.presets import ModelConfig, override
 from diffclip.models.weights import convert, open_clip, transformers_folder
 from diffclip.models.weights.files import CONFIG_NAME, OPEN_CLIP_CONFIG_NAME, read_json, read_tensors
+from diffclip.models.weights.transformers_names import renamed
 from diffclip.models.wrapped import Wrapped
 from diffclip.text import listed
 
@@ -65,7 +66,7 @@ def _of_transformers(path: Path, overrides: Mapping[str, Any]) -> Expressed | Wr
     if why:
         _refuse(overrides, path)
         return folder.wrap(why)
-    tensors = convert.fuse_projections(transformers_folder.renamed(read_tensors(path)[0]), str(path))
+    tensors = convert.fuse_projections(renamed(read_tensors(path)[0]), str(path))
     config = override(override(ModelConfig(), folder.model_settings()), overrides)
     return Expressed(config, tensors, f"{path} (named as in diffclip)", folder.tokenizer)
 

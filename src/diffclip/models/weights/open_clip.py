@@ -14,6 +14,7 @@ from diffclip.errors import UserError
 from diffclip.models.image_settings import OPENAI_MEAN, OPENAI_STD, ImageSettings
 from diffclip.models.weights.convert import NOT_WEIGHTS
 from diffclip.models.weights.files import OPEN_CLIP_CONFIG_NAME, read_json
+from diffclip.models.weights.open_clip_maps import recorder_of
 from diffclip.models.wrapped import Wrapped
 from diffclip.text import listed
 
@@ -171,4 +172,5 @@ def _wrapped(
         logit_scale=inner.logit_scale,
         logit_bias=getattr(inner, "logit_bias", None),
         facts=facts,
+        recorder=recorder_of(inner),
     )
