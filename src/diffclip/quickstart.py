@@ -24,7 +24,7 @@ from diffclip.models.weights.store import fingerprint, load
 from diffclip.reporting.compare import ModelName, compare_two
 from diffclip.reporting.report import Options, report
 from diffclip.reporting.rows import Row
-from diffclip.reporting.tables.comparison import two_models
+from diffclip.reporting.tables.comparison import brief
 from diffclip.reporting.verdicts import headline
 from diffclip.terminal import Terminal
 from diffclip.training import checkpoint
@@ -62,13 +62,12 @@ def run(out: Path, minutes: float, seed: int) -> Path:
                 trainer.train(recipe, runs[label], resume=True)
             except Stopped:
                 raise Stopped(f"stopped while training {label}, and saved; the same command goes on") from None
-    console.print("Comparing both on test, shifted and fine-grained scenes")
     clip, diffclip = (
         NamedModel(preset, str(runs[label]), load(runs[label], device=default_device())[0])
         for label, preset in MODELS.items()
     )
     rows = _compare(clip, diffclip, out / "results.jsonl", console)
-    console.print(two_models(rows, width=console.width))
+    console.print(brief(rows))
     console.print(headline(rows))
     recipe = recipes["DiffCLIP"]
     files = report(
@@ -119,7 +118,7 @@ def _speed(label: str, run: Path, begun: str) -> str:
 def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> tuple[Row, ...]:
     """Both models on every test set, with the results in `path`, and on where they look."""
     models = (clip, diffclip)
-    raise_failures(run_suite(models, test_data(), path, console))
+    raise_failures(run_suite(models, test_data(), path, console, brief=True))
     for named in models:
         grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)

@@ -100,6 +100,8 @@ def taking(device: str, chosen: Mapping[str, Rows]) -> Iterator[None]:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _spans(kind: Kind, device: str, dtype: torch.dtype) -> tuple[tuple[tuple[int, str], ...], str]:
     """What is fastest up to some numbers of tokens, ascending, and what beyond."""
+    if (kind, device, dtype) == ("differential", "cpu", torch.bfloat16):
+        native_attention.say_refused()
     name = str(dtype).removeprefix("torch.")
     taken = _taken.get(device, {}).get(kind)
     row = _row(kind, device, name) if taken is None else taken.get(name)

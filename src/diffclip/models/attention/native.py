@@ -48,16 +48,14 @@ FLAGS = (
 def available(dtype: torch.dtype) -> bool:
     """Whether tensors of this dtype on the CPU can use the kernel; builds it the first time it is asked."""
     library = _library() if dtype in DTYPES else None
-    if library is None:
-        return False
-    usable = bool(library.usable(dtype is torch.bfloat16))
-    if not usable:
-        _say_refused()
-    return usable
+    return library is not None and bool(library.usable(dtype is torch.bfloat16))
 
 
 @functools.cache
-def _say_refused() -> None:
+def say_refused() -> None:
+    """Where bfloat16 is computed in, and the kernel is there but for that: a warning, once."""
+    if not available(torch.float32) or available(torch.bfloat16):
+        return
     log.warning(
         "this processor does not multiply bfloat16: differential attention in it runs on PyTorch's operators, and "
         "takes about twice as long as in float32"
