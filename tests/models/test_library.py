@@ -45,6 +45,9 @@ def test_features_are_those_of_the_class(family):
     alone = torch.cat([model.encode_text(row.unsqueeze(0)) for row in tokens])
     torch.testing.assert_close(model.encode_text(tokens), alone, rtol=1e-4, atol=1e-5)
     assert not any("temperature" in name or name.startswith("inner.logit") for name, _ in model.named_parameters())
+    (model.encode_image(pixels) * model.encode_text(tokens)).sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == ["logit_scale"]  # several processes wait for every other gradient
     assert model.encode_text(tokens[:0]).shape[0] == model.encode_image(pixels[:0]).shape[0] == 0
 
 

@@ -41,6 +41,8 @@ class LibraryModel(ImageTextModel):
         for name in _OWN_SCALARS:
             if hasattr(self.inner, name):
                 delattr(self.inner, name)
+        if config.family == "align":
+            self.inner.text_model.pooler = None  # the class reads the first token past it
         bias = config.logit_bias
         start = INITIAL_LOGIT_SCALE if bias is None else INITIAL_SIGMOID_SCALE
         self.logit_scale: nn.Parameter = nn.Parameter(torch.tensor(start))
