@@ -266,10 +266,10 @@ def test_two_servers_fifty_clients_and_a_writer(started, album):
     def ask(number):
         body = {"desk": 0, "parts": [{"kind": "text", "what": f"star {number % 7}"}], "count": 10, "offset": 0}
         request = Request(f"{urls[number % 2]}search", json.dumps(body).encode(), {"content-type": "application/json"})
-        return len(json.load(urlopen(request, timeout=60))["hits"])
+        return len(json.load(urlopen(request, timeout=300))["hits"])
 
     with ThreadPoolExecutor(50) as pool:
-        asked = [pool.submit(ask, number) for number in range(200)]
+        asked = [pool.submit(ask, number) for number in range(100)]
         encoder = open_encoder(sources[0])
         for number in range(3):
             (album / f"new{number}.png").write_bytes(encoded(picture(60 + number)))
@@ -279,10 +279,10 @@ def test_two_servers_fifty_clients_and_a_writer(started, album):
     assert set(counts) <= {6, 7, 8, 9}
     assert ask(0) == ask(1) == 9  # both see what was written
     with pytest.raises(HTTPError, match="403"):
-        urlopen(Request(urls[0], headers={"Host": "evil.example"}), timeout=60)
+        urlopen(Request(urls[0], headers={"Host": "evil.example"}), timeout=300)
     for process, number in zip(processes, (signal.SIGINT, signal.SIGTERM), strict=True):
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=120)
         assert "Traceback" not in err
         assert process.returncode in (0, -signal.SIGTERM)
 

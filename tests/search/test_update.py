@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on(encoder, tmp_path):
     )
     command = [sys.executable, "-c", code, "index", encoder.source, str(folder), "--to", uri]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 90
+    until = time.monotonic() + 300
     while time.monotonic() < until and not (os.path.isdir(f"{uri}/about.lance") and len(Index.open(uri)) >= 48):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
