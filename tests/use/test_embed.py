@@ -115,7 +115,7 @@ def test_a_killed_command_goes_on(model, tmp_path):
     )
     command = [sys.executable, "-c", program, "embed", model, "scenes:test?size=64&length=4000", "--out", str(out)]
     parts, process = tmp_path / ".a.npz.parts", subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(list(parts.glob("*.safetensors"))) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

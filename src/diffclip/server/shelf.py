@@ -33,12 +33,11 @@ class Shelf:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._thumbnails = durable.cache_folder() / "thumbnails"
 
     def thumbnail(self, id: str) -> bytes:
         """A JPEG of at most 320 pixels, made once for a content. Raises NotThere, BadImage."""
         row = self._row(id)
-        path = self._thumbnails / row["content"][:2] / f"{row['content']}.jpg"
+        path = _thumbnails() / row["content"][:2] / f"{row['content']}.jpg"
         with suppress(OSError):
             return path.read_bytes()
         made = as_jpeg(self._decoded(path_of(row), THUMBNAIL), THUMBNAIL, 80)
@@ -95,9 +94,13 @@ def as_jpeg(pixels: NDArray[np.uint8], edge: int, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def _thumbnails() -> Path:
+    return durable.cache_folder() / "thumbnails"
+
+
 def prune(most: int = KEPT) -> None:
     """Delete the thumbnails that were made first, until at most so many bytes are left."""
-    folder = durable.cache_folder() / "thumbnails"
+    folder = _thumbnails()
     files: list[tuple[float, int, Path]] = []
     for path in folder.glob("*/*.jpg"):
         with suppress(OSError):
