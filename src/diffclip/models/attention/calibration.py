@@ -96,11 +96,9 @@ def _times(kind: str, dtype: torch.dtype, tokens: int, images: int) -> dict[str,
 
 
 def _forms(kind: str) -> dict[str, Callable[[Tensor], Tensor]]:
-    def split(x: Tensor, v_heads: int) -> list[Tensor]:
-        return [
-            part.unflatten(-1, (heads, -1)).transpose(1, 2)
-            for part, heads in zip(x.chunk(3, -1), (HEADS, HEADS, v_heads), strict=True)
-        ]
+    def split(x: Tensor, v_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = x.chunk(3, -1)
+        return _heads(q, HEADS), _heads(k, HEADS), _heads(v, v_heads)
 
     def differential(form: str) -> Callable[[Tensor], Tensor]:
         return lambda x: BACKENDS[form](AttentionCall(*split(x, HEADS // 2), torch.tensor(0.5), False, None, 0.0))
@@ -112,3 +110,8 @@ def _forms(kind: str) -> dict[str, Callable[[Tensor], Tensor]]:
     if kind == "standard":
         return {"sdpa": lambda x: F.scaled_dot_product_attention(*split(x, HEADS)), "eager": eager}
     return {form: differential(form) for form in ("eager", "fused", "sdpa")}
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) → (B, heads, N, C/heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
