@@ -114,4 +114,4 @@ def _forms(kind: str) -> dict[str, Callable[[Tensor], Tensor]]:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, C) → (B, heads, N, C/heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
