@@ -92,6 +92,16 @@ def test_without_tasks_data_get_what_they_can_serve_and_nothing_served_is_an_err
     assert not (tmp_path / "b" / "results.jsonl").exists()
 
 
+def test_what_is_not_computed_in_float32_is_named_so(capsys, tmp_path, models):
+    arguments = (models[1], "--data", f"mine={pictures(tmp_path / 'mine')}", "--out", tmp_path, "--tasks", "zero_shot")
+    run(capsys, *arguments)
+    lines, message = run(capsys, *arguments, "--dtype", "bfloat16")
+    assert message is None
+    assert lines[0] == "1 results to compute, 0 known already; 12 images to encode"  # not by float32's features
+    found = results.read(tmp_path / "results.jsonl")
+    assert [result.pretrained for result in found] == [str(models[1]), f"{models[1]} in bfloat16"]
+
+
 def test_two_models_are_compared_by_name_on_what_was_asked_for(capsys, tmp_path, models):
     data = pictures(tmp_path / "mine")
     for tasks in (("zero_shot", "noise"), ("zero_shot",)):

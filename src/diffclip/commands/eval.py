@@ -40,6 +40,7 @@ def evaluate(
     repeats: int = 1,
     batch_size: int = 256,
     workers: int = 2,
+    dtype: Literal["float32", "bfloat16"] = "float32",
     max_skipped: float = 0.01,
     verbose: bool = False,
 ) -> None:
@@ -68,6 +69,8 @@ def evaluate(
             the standard deviation between the repeats as acc1_sd.
         batch_size: Images encoded at a time.
         workers: Processes that decode images.
+        dtype: What models compute in. bfloat16 is faster on GPUs and where a processor multiplies it; results name the
+            model with it, and attacks are made in float32 all the same.
         max_skipped: Share of a split's images that may be missing or unreadable; above it the exit status is 1.
         verbose: Compare two models by every metric, rather than by one a task.
     """
@@ -99,6 +102,7 @@ def evaluate(
         cache=cache,
         force=force,
         settings=settings,
+        dtype=dtype,
         max_skipped=max_skipped,
         verbose=verbose,
     )
@@ -113,6 +117,7 @@ def run(
     cache: Path | None,
     force: bool,
     settings: Settings,
+    dtype: str = "float32",
     max_skipped: float = 0.01,
     verbose: bool = False,
 ) -> None:
@@ -142,7 +147,7 @@ def run(
         raise UserError(f"--data names {twice} twice: results would replace each other, so give each its own name")
     path, features = out / "results.jsonl", FeatureCache(cache or out / "features")
     with joined() as world:
-        named = [named_model(source) for source in models]
+        named = [named_model(source, dtype) for source in models]
         if world.size > 1:
             encode_distributed(named, data, path, settings, features, world, force=force)
     if not world.is_main:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from diffclip.distributed import default_device
 from diffclip.models.clip import CLIP
 from diffclip.models.image_text import ImageTextModel
@@ -19,10 +21,10 @@ class NamedModel:
     model: ImageTextModel
 
 
-def named_model(source: str) -> NamedModel:
-    """A model by where it lies, and its preset."""
-    model = load(source, device=default_device())[0]
-    return NamedModel(_preset_of(model), source, model)
+def named_model(source: str, dtype: str = "float32") -> NamedModel:
+    """A model by where it lies, and what it computes in where that is not float32; and its preset."""
+    model = load(source, device=default_device(), dtype=getattr(torch, dtype))[0]
+    return NamedModel(_preset_of(model), source if dtype == "float32" else f"{source} in {dtype}", model)
 
 
 def _preset_of(model: ImageTextModel) -> str:
