@@ -24,10 +24,9 @@ def index(
     dtype: Literal["float32", "bfloat16", "int8"] = "float32",
     batch_size: int | None = None,
 ) -> None:
-    """Index the pictures in folders, so that `diffclip search` and `diffclip serve` find them.
+    """Index the pictures in folders, for `diffclip search` and `diffclip serve`.
 
-    The same command again brings an index up to date: what is new, changed, moved or deleted costs only itself. A run
-    that was stopped goes on. Hidden files, leftovers of other programs and links stay out.
+    Again, it brings the index up to date: what is as before costs nothing.
 
     Args:
         model: What diffclip.load takes: a run, a folder, a file, hf:OWNER/NAME.

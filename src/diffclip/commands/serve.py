@@ -17,7 +17,7 @@ def serve(
     allow_host: tuple[str, ...] = (),
     model: tuple[str, ...] = (),
 ) -> None:
-    """Serve a page for indexes until Ctrl-C. Several are shown side by side, such as a CLIP's and a DiffCLIP's.
+    """Serve a page for an index until Ctrl-C; several are shown side by side.
 
     Args:
         indexes: What `diffclip index` wrote.
