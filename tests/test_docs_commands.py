@@ -54,6 +54,7 @@ NOT_RUN = {
     r"^report paper": "of the results of such a model",
     r"sugarcrepe winoground --root": "benchmarks to be downloaded; their tests have stand-ins, drawn scenes run here",
     r"--model.library transformers": "stand-ins have the sizes of our models; tests/models/test_library.py trains one",
+    r"--model.start START": "printed the numbers beside it, from a model that is not there",
     r"sweeps/(carry_|study)": "their steps do not fit the stand-ins; tests/test_sweep.py reads each of them",
     r"imagenet1k=": "ImageNet in several processes: tests/training/test_distributed_runs.py, with other data",
 }
