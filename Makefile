@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test docs bench gpu check audit format clean
+.PHONY: install quickstart test docs bench study gpu check audit format clean
 
 install: .venv/installed
 
@@ -31,6 +31,9 @@ bench: install  ## every benchmark of speed, under 15 minutes on two idle cores;
 	  echo; echo "$$script"; \
 	  $(BIN)/python $$script --json benchmarks/results/$$(basename $$script .py).json || exit 1; \
 	done
+
+study: install  ## the study of docs/study.md, or what is left of it: some hours a stage; CIFAR=DIR has the images
+	$(BIN)/python benchmarks/study.py --data '$(CIFAR)' --out runs/study
 
 gpu: install  ## in .gpu what a GPU machine without a network needs for benchmarks/gpu.py; CIFAR=DIR takes images along
 	$(BIN)/python benchmarks/gpu_pack.py .gpu $(if $(CIFAR),--cifar '$(CIFAR)')

@@ -1,6 +1,6 @@
 """What does differential attention cost beside standard attention?
 
-    python benchmarks/attention.py [--rounds 9] [--only SHAPE] [--json FILE] [--write-table]
+    python benchmarks/attention.py [--rounds 9] [--only SHAPE…] [--dtype DTYPE…] [--json FILE] [--write-table]
 
 Contestants, interleaved in one process: standard attention, as torch's fused scaled_dot_product_attention and with its
 map materialised; differential attention with as many heads, by every backend of this library that runs here
@@ -9,10 +9,11 @@ All start from a tensor (B, N, 3C) as a joint projection makes it, and the backw
 rounds; memory is what both passes need beyond their input: by how much they raise the peak of a process of their own.
 
 --write-table also writes this kind of processor's rows in src/diffclip/models/attention/choice.json, which
-`backend="auto"` reads.
+`backend="auto"` reads. Rows of what was not measured stay.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -31,7 +32,9 @@ from torch import Tensor, nn
 
 from diffclip.models.attention import choice as attention_choice
 from diffclip.models.attention import native as native_attention
-from diffclip.models.attention.ops import attention_map, differential_attention
+from diffclip.models.attention.calibration import choose
+from diffclip.models.attention.forms import attention_map
+from diffclip.models.attention.ops import differential_attention
 
 SHAPES = {  # (batch, heads, tokens, head width), and whether causal
     "b16 image": (16, 12, 197, 64, False),
@@ -41,7 +44,6 @@ SHAPES = {  # (batch, heads, tokens, head width), and whether causal
     "image of 768 pixels": (1, 12, 2305, 64, False),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SHARE = 1.05  # a backend that is no slower than eager by more than this is taken for what it saves in memory
 TABLE = Path(attention_choice.__file__).with_name("choice.json")
 
 
@@ -162,27 +164,22 @@ def memory(shape: str, dtype: str) -> dict[str, float]:
     return found
 
 
-def choose(times: dict[str, tuple[float, float]], fused: str) -> str:
-    """Fused where it costs no more than 5 % over the fastest other one, since it keeps no map; else that one."""
-    others = {name: times[name][1] for name in ("eager", "sdpa")}
-    best = min(others, key=others.__getitem__)
-    return "fused" if times[fused][1] <= SHARE * others[best] else best
-
-
 def table(results: list[dict], before: dict) -> dict:
-    """choice.json with the rows of this kind of processor."""
+    """choice.json with the rows of this kind of processor, those that it had before included."""
+    own, command = attention_choice.processor(), "python benchmarks/attention.py --write-table"
     rows: dict = {"differential": {"compiled": {}, "operators": {}}, "standard": {"operators": {}}}
+    rows = copy.deepcopy(before["fastest"].get(own, rows))
     for result in results:
         times, dtype, tokens = result["milliseconds"], result["dtype"], str(SHAPES[result["shape"]][2])
         for kernel, name in (("compiled", "fused"), ("operators", "operators")):
-            rows["differential"][kernel].setdefault(dtype, {})[tokens] = choose(times, name)
-        standard = "sdpa" if times["standard, fused"][1] <= times["standard, eager"][1] else "eager"
-        rows["standard"]["operators"].setdefault(dtype, {})[tokens] = standard
+            forms = {"eager": times["eager"][1], "sdpa": times["sdpa"][1], "fused": times[name][1]}
+            rows["differential"][kernel].setdefault(dtype, {})[tokens] = choose(forms)
+        standard = {"sdpa": times["standard, fused"][1], "eager": times["standard, eager"][1]}
+        rows["standard"]["operators"].setdefault(dtype, {})[tokens] = choose(standard)
     for kinds in rows.values():
         for kernel in kinds.values():
             for dtype, row in kernel.items():
                 kernel[dtype] = dict(sorted(row.items(), key=lambda item: int(item[0])))
-    own, command = attention_choice.processor(), "python benchmarks/attention.py --write-table"
     measured = f"{command}; {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return {"measured": before["measured"] | {own: measured}, "fastest": before["fastest"] | {own: rows}}
 
@@ -190,18 +187,18 @@ def table(results: list[dict], before: dict) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", choices=SHAPES, help="one shape alone")
+    parser.add_argument("--only", choices=SHAPES, nargs="+", default=[*SHAPES], help="these shapes alone")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=[*DTYPES], help="these alone")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--write-table", action="store_true", help="write what backend='auto' reads")
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
-        print(memory_of(arguments.only, arguments.dtype, arguments.memory_of))
+        print(memory_of(arguments.only[0], arguments.dtype[0], arguments.memory_of))
         return 0
     results = []
-    for shape in [arguments.only] if arguments.only else SHAPES:
-        for dtype in DTYPES:
+    for shape in arguments.only:
+        for dtype in arguments.dtype:
             times = measure(shape, dtype, arguments.rounds)
             extra = memory(shape, dtype) if SHAPES[shape][2] > 2000 else {}
             baseline = min(times["standard, fused"][1], times["standard, eager"][1])

@@ -222,3 +222,22 @@ def test_no_console_reads_markup_or_emoji_in_names():
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if re.search(r"\bConsole\(", line) and "quiet=True" not in line:
                 assert "markup=False, emoji=False" in line, f"{file}, line {number}"
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "wanted"),
+    [
+        ("linux", {}, {"GOMP_SPINCOUNT": "30000"}),
+        ("darwin", {}, {"OMP_WAIT_POLICY": "passive"}),
+        ("linux", {"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+        ("linux", {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_how_threads_wait_is_the_users_choice_first(platform, given, wanted):
+    code = (
+        f"import sys; sys.platform = {platform!r}; import os; from diffclip.__main__ import set_environment as s; s(); "
+        "print({k: v for k, v in os.environ.items() if k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')})"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(wanted)

@@ -46,12 +46,15 @@ OTHERS = {
 NOT_RUN = {
     r"^quickstart": "test_quickstart.py runs it",
     r"hf:hammh0a/": "a released model, to be downloaded",
+    r"^push (?!.*--dry-run)": "it writes to the hub: tests/reporting/test_push.py has a stand-in",
     r"photos\.index": "of such a model; the same on a model that is made here is in use.md",
     r"^serve": "serves until Ctrl-C: tests/search/test_server.py and test_browser.py",
     r"(https|s3|pipe):": "streams: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
     r"^vlm (fetch|train|pope)": "a language model to be fetched; tests/vlm has one that is made on the spot",
     r"^report paper": "of the results of such a model",
     r"sugarcrepe winoground --root": "benchmarks to be downloaded; their tests have stand-ins, drawn scenes run here",
+    r"--model.library transformers": "stand-ins have the sizes of our models; tests/models/test_library.py trains one",
+    r"sweeps/(carry_|study)": "their steps do not fit the stand-ins; tests/test_sweep.py reads each of them",
     r"imagenet1k=": "ImageNet in several processes: tests/training/test_distributed_runs.py, with other data",
 }
 # What is replaced in an argument, in this order.

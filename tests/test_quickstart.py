@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from diffclip.data.scenes import FineGrainedSource
 from diffclip.errors import UserError
 from diffclip.evaluation import results
 from diffclip.reporting.report import ReportFiles
+from diffclip.terminal import Terminal
 
 
 def shrunk(path):
@@ -36,7 +38,8 @@ def small(monkeypatch):
 
 
 def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys, monkeypatch):
-    out = tmp_path / "quick"
+    monkeypatch.chdir(tmp_path)
+    out = Path("quick")
     report = quickstart.run(out, minutes=60, seed=3)
     clip, diffclip = (load_recipe(out / name / "recipe.toml") for name in ("clip", "diffclip"))
     assert (clip.model.preset, diffclip.model.preset) == ("clip_vit_quickstart", "diffclip_vit_quickstart")
@@ -63,8 +66,14 @@ def test_both_are_trained_alike_compared_and_reported(tmp_path, capsys, monkeypa
     monkeypatch.setattr(
         quickstart, "report", lambda _, to, *__, **___: again.append(to) or ReportFiles(report, 0, 0, ())
     )
+    monkeypatch.setattr(quickstart, "Terminal", lambda: Terminal(force_terminal=True, width=80, color_system=None))
+    capsys.readouterr()
     assert quickstart.run(out, minutes=60, seed=3) == report
     assert again == [out]
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n]*\r(?=[^\n])", "", capsys.readouterr().out).rstrip().splitlines()
+    erased, more = 1, len(("clip's bar", "diffclip's", "drawing"))  # a real terminal erases evaluation's bar
+    assert len(lines) - erased + more <= 25, lines
+    assert [line for line in lines if len(line) > 80 and "diffclip classify" not in line] == []
     assert (out / "clip" / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(UserError, match="holds runs of seed 3, not 4"):
         quickstart.run(out, minutes=60, seed=4)

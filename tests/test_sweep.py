@@ -21,6 +21,7 @@ from diffclip.config import load_recipe, read_toml, to_toml
 from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.stats import seeds
+from diffclip.models.weights.store import save
 from diffclip.recipe_files import merge_tables, parse_settings
 from diffclip.reporting.design import Design, Outcome, read_study
 from diffclip.reporting.tables import comparison
@@ -29,9 +30,10 @@ from diffclip.sweep_config import Sweep, Variant, load_sweep, recipe_of
 from diffclip.sweep_sizes import fit_sizes, held_out
 from diffclip.training import checkpoint, step
 from diffclip.training import setup as trainer
+from small_models import RUN, small_model
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "sweeps"
-COMPLETE = sorted(path for path in FOLDER.glob("*.toml") if not path.name.startswith("on_"))
+COMPLETE = sorted(p for p in FOLDER.glob("*.toml") if not p.name.startswith(("on_", "carry_tuned")))
 ELSEWHERE = sorted(FOLDER.glob("on_*.toml"))
 
 BASE = """
@@ -133,7 +135,8 @@ def test_a_sweep_on_too_few_pairs_or_none_is_one_line():
 
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda path: path.stem)
 def test_every_variant_of_every_sweep_is_a_valid_recipe(path):
-    about_models = path.stem != "cheaper"  # which is about CIFAR-10 and how to train on it
+    # The others bring their data and how to train.
+    about_models = path.stem != "cheaper" and not path.stem.startswith(("carry_", "study"))
     for files in ([path], *([path, where] for where in ELSEWHERE if about_models)):
         sweep = load_sweep(*files)
         made = [recipe_of(sweep, variant, 7) for variant in sweep.variant]
@@ -145,6 +148,16 @@ def test_every_variant_of_every_sweep_is_a_valid_recipe(path):
             assert len(set(models)) == len(models), "two variants are the same model"
             base = load_recipe(sweep.base)
             assert all((r.data, r.optimizer, r.loss) == (base.data, base.optimizer, base.loss) for r in made)
+
+
+def test_a_second_map_is_compared_with_the_same_parameters_without_one(tmp_path):
+    save(small_model("clip", size=RUN), tmp_path)
+    sweep = load_sweep(FOLDER / "carry_tuned.toml", settings={"model": {"start": str(tmp_path)}})
+    made = {variant.name: recipe_of(sweep, variant, 0) for variant in sweep.variant}
+    kinds = {name: recipe.model.resolve().vision_attention for name, recipe in made.items()}
+    assert kinds == {"plain": "standard", "no second map": "no_second_map", "second map": "differential_v2"}
+    assert sweep.baseline == "no second map"
+    assert len({(r.data, r.optimizer, r.training) for r in made.values()}) == 1
 
 
 def test_figure_5_has_the_papers_models_and_its_six_groups():

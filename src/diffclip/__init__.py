@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from diffclip.errors import UserError
     from diffclip.models.attention.layer import DifferentialAttention
     from diffclip.models.attention.ops import differential_attention
+    from diffclip.models.attention.variants import (
+        ClampedDifferentialAttention,
+        DintAttention,
+        GatedAttention,
+        GatedMapsAttention,
+        NormedAttention,
+        UnnormedDifferentialAttention,
+        WideAttention,
+    )
+    from diffclip.models.attention.version2 import DifferentialAttentionV2, GatedDifferentialAttention, NoSecondMap
     from diffclip.models.clip import CLIP, create_model
     from diffclip.models.convert import convert
     from diffclip.models.presets import ModelConfig, list_models
@@ -22,9 +32,19 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CLIP": "diffclip.models.clip",
+    "ClampedDifferentialAttention": "diffclip.models.attention.variants",
     "DifferentialAttention": "diffclip.models.attention.layer",
+    "DifferentialAttentionV2": "diffclip.models.attention.version2",
+    "DintAttention": "diffclip.models.attention.variants",
+    "GatedAttention": "diffclip.models.attention.variants",
+    "GatedDifferentialAttention": "diffclip.models.attention.version2",
+    "GatedMapsAttention": "diffclip.models.attention.variants",
     "ModelConfig": "diffclip.models.presets",
+    "NoSecondMap": "diffclip.models.attention.version2",
+    "NormedAttention": "diffclip.models.attention.variants",
+    "UnnormedDifferentialAttention": "diffclip.models.attention.variants",
     "UserError": "diffclip.errors",
+    "WideAttention": "diffclip.models.attention.variants",
     "classify": "diffclip.use.classify",
     "convert": "diffclip.models.convert",
     "create_model": "diffclip.models.clip",
@@ -38,9 +58,19 @@ _PACKAGES = ("analysis", "data", "evaluation", "models", "reporting", "training"
 
 __all__ = [
     "CLIP",
+    "ClampedDifferentialAttention",
     "DifferentialAttention",
+    "DifferentialAttentionV2",
+    "DintAttention",
+    "GatedAttention",
+    "GatedDifferentialAttention",
+    "GatedMapsAttention",
     "ModelConfig",
+    "NoSecondMap",
+    "NormedAttention",
+    "UnnormedDifferentialAttention",
     "UserError",
+    "WideAttention",
     "analysis",
     "classify",
     "convert",

@@ -18,8 +18,10 @@ PATIENCE = 3.0
 SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # the hub would be told which libraries call it
     "DO_NOT_TRACK": "1",
-    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take the core of whatever else runs
 }
+# Threads that spin while they wait take the core of whatever else runs, and threads that sleep wake late. So many turns
+# cost nothing on an idle machine (docs/performance.md). GNU's OpenMP counts them; another one has sleep alone.
+WAITING = {"GOMP_SPINCOUNT": "30000"} if sys.platform == "linux" else {"OMP_WAIT_POLICY": "passive"}
 
 
 def main() -> None:
@@ -57,8 +59,9 @@ def main() -> None:
 
 
 def set_environment() -> None:
-    """`SETTINGS`, where the user has none."""
-    for name, value in SETTINGS.items():
+    """`SETTINGS`, where the user has none, and `WAITING`, where the user has said nothing of it."""
+    said = os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    for name, value in (SETTINGS if said else SETTINGS | WAITING).items():
         os.environ.setdefault(name, value)
 
 

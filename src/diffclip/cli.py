@@ -20,6 +20,7 @@ from diffclip.commands.info import info
 from diffclip.commands.models import models
 from diffclip.commands.plan import plan
 from diffclip.commands.pope import pope
+from diffclip.commands.push import push
 from diffclip.commands.quickstart import quickstart
 from diffclip.commands.repeated import GivenTwice, join
 from diffclip.commands.report import report
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": models,
     "convert": convert,
     "export": export,
+    "push": push,
     "data": data,
     "pope": pope,
     "plan": plan,

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from diffclip.data.options import Located
 from diffclip.errors import UserError, describe
+from diffclip.models.library_config import LibraryConfig, library_config
 from diffclip.models.presets import ModelConfig, model_config
 from diffclip.recipe_files import find_recipe, parse_toml, read_toml
 
@@ -34,8 +35,26 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Other attention put into the start before the first step, as `diffclip convert` does."""
+
+    __pydantic_config__ = STRICT
+
+    attention: Literal["", "differential_v2", "differential_gated", "differential", "no_second_map"] = ""
+    """Which; empty: the start is trained as it is. no_second_map is the control of a fair comparison: the parameters of
+    differential_v2, and no second map."""
+    towers: Literal["both", "vision", "text"] = "both"
+    layers: tuple[Count, ...] | None = None
+    """Which layers of each tower, counted from 0; by default all."""
+    lambda_init: float | None = None
+    """Where λ starts, by default 0.5; of differential, λ_init."""
+    inexact: bool = False
+    """Convert though the output moves: differential needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model: a preset, or one that exists, and what differs from it."""
+    """Which model: a preset, or one that exists, and what differs from it; or one of transformers' classes."""
 
     __pydantic_config__ = STRICT
 
@@ -44,33 +63,68 @@ class Model:
     start: str = ""
     """Weights to start from, in place of fresh ones: what `diffclip.load` takes. It says which model it is, and the
     preset is left out, or empty."""
+    library: Literal["diffclip", "transformers"] = "diffclip"
+    """Whose classes a model with fresh weights is made of. transformers: a CLIP, SigLIP, BLIP or ALIGN of theirs, which
+    reads texts by CLIP's tokenizer (docs/models.md)."""
+    architecture: str = ""
+    """Of transformers: a config.json, a folder that holds one, or clip_quickstart, siglip_quickstart, blip_quickstart,
+    align_quickstart."""
     overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Fields of ModelConfig that differ from the preset, such as `lambda_init = 0.5`, or from the start's, such as
-    `patch_dropout = 0.5`."""
+    `patch_dropout = 0.5`. Of transformers, fields of LibraryConfig, such as `attention = "differential"`, and of the
+    architecture, such as `"vision_config.num_hidden_layers" = 2`."""
+    convert: Conversion = field(default_factory=Conversion)
+    """Other attention put into the start."""
 
-    def resolve(self) -> ModelConfig:
-        """Raises UserError for a preset beside a start, and where the start cannot be loaded."""
-        if not self.start:
-            return model_config(self.preset, **self.overrides)
-        if self.preset not in ("", Model.preset):
+    def resolve(self) -> ModelConfig | LibraryConfig:
+        """Raises UserError for a preset beside a start or an architecture, and where the start cannot be loaded."""
+        given = next(
+            (f'{name} = "{value}"' for name in ("start", "architecture") if (value := getattr(self, name))), ""
+        )
+        if given and self.preset not in ("", Model.preset):
             raise UserError(
-                f'model.preset = "{self.preset}" beside model.start = "{self.start}": the start says which model it '
-                'is; leave the preset out, on the command line by --model.preset ""'
+                f'model.preset = "{self.preset}" beside model.{given}: the {given.partition(" ")[0]} says which model '
+                'it is; leave the preset out, on the command line by --model.preset ""'
             )
-        return _config_of(self.start, tuple(self.overrides.items()))
+        if self.start and (self.architecture or self.library != "diffclip"):
+            raise UserError("model.start says which model it is: leave model.library and model.architecture out")
+        if (self.library == "transformers" and not self.start) != bool(self.architecture):
+            raise UserError(
+                'model.library = "transformers" and model.architecture, such as "clip_quickstart", go together'
+            )
+        if self.convert != Conversion() and not (self.start and self.convert.attention):
+            raise UserError("model.convert needs model.start, the model that is converted, and model.convert.attention")
+        if self.start:
+            return _config_of(self.start, tuple(self.overrides.items()), self.convert)
+        if self.architecture:
+            return library_config(self.architecture, self.overrides)
+        return model_config(self.preset, **self.overrides)
+
+    def resolve_clip(self, what: str) -> ModelConfig:
+        """`resolve` for what can use a CLIP of ours alone, which messages call `what`. Raises UserError for another."""
+        config = self.resolve()
+        if isinstance(config, LibraryConfig):
+            raise UserError(f"{what} needs a model of ours, and {self.name} is made of transformers' classes")
+        return config
 
     @property
     def name(self) -> str:
-        """What a person calls it: the start or the preset, and the overrides."""
-        return (self.start or self.preset) + "".join(f" {key}={value}" for key, value in self.overrides.items())
+        """What a person calls it: the start, the architecture or the preset, and what differs from it."""
+        changes = dict(self.overrides)
+        if self.convert.attention:
+            changes["convert"] = self.convert.attention
+        base = self.start or self.architecture or self.preset
+        return base + "".join(f" {key}={value}" for key, value in changes.items())
 
 
 @cache  # a recipe is resolved again and again
-def _config_of(start: str, overrides: tuple[tuple[str, Any], ...]) -> ModelConfig:
-    from diffclip.models.weights.store import load_clip  # it needs torch, which a recipe without a start does not
+def _config_of(
+    start: str, overrides: tuple[tuple[str, Any], ...], conversion: Conversion
+) -> ModelConfig | LibraryConfig:
+    from diffclip.models.start import started  # it needs torch, which a recipe without a start does not
 
     try:
-        return load_clip(start, what="training", **dict(overrides)).config
+        return started(start, dict(overrides), vars(conversion)).config
     except UserError as error:
         raise UserError(f"model.start: {error}") from None
 
@@ -195,6 +249,28 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What of the model is trained, and how fast: for fine-tuning. By default all of it, alike (docs/tuning.md)."""
+
+    __pydantic_config__ = STRICT
+
+    vision_rate: NonNegative = 1.0
+    """Learning rate of the image tower and its projection, as a multiple of optimizer.lr; 0: they stay as they are
+    (LiT, Zhai et al. 2022)."""
+    text_rate: NonNegative = 1.0
+    """Of the text tower and its projection."""
+    lambda_rate: NonNegative = 1.0
+    """Of what makes λ and gates, times that of the tower."""
+    lambda_warmup_epochs: NonNegative = 0.0
+    """Epochs in which λ rises from nothing to what it is, linearly. A checkpoint from within has the whole λ."""
+    last_blocks: Count = 0
+    """Train so many blocks at the end of each tower, and what comes after them; 0: all. Earlier ones stay."""
+    lora_rank: Count = 0
+    """Train adapters of this rank (LoRA, Hu et al. 2021; peft) beside the matrices of the blocks, with the joint
+    projections, λ and the temperature; the rest stays. What is saved has the adapters merged. 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One data set that the model is judged on while and after it trains."""
 
@@ -225,6 +301,7 @@ class Recipe:
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+    tuning: Tuning = field(default_factory=Tuning)
     evaluation: tuple[Evaluation, ...] = ()
 
 
@@ -253,6 +330,11 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         raise UserError(f"{where}: {describe(error)}") from None
     config = recipe.model.resolve()
+    _check_tuning(recipe, config, where)
+    if isinstance(config, LibraryConfig):
+        _check_library(recipe, where)
+        _check_best(recipe.training, where)
+        return recipe
     if recipe.training.undropped_epochs and not config.patch_dropout:
         raise UserError(
             f"{where}: training.undropped_epochs: set model.overrides.patch_dropout, of which it is the end"
@@ -264,6 +346,56 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
             f'{where}: optimizer.kind = "adamw_8bit" does not go with training.layout = "fsdp": take "ddp", or "adamw"'
         )
     return recipe
+
+
+def _check_tuning(recipe: Recipe, config: ModelConfig | LibraryConfig, where: str) -> None:
+    tuning, training = recipe.tuning, recipe.training
+    if tuning.vision_rate == tuning.text_rate == 0:
+        raise UserError(f"{where}: tuning.vision_rate and tuning.text_rate are both 0: nothing would be trained")
+    if tuning.lora_rank and (training.ema or training.layout == "fsdp"):
+        other = "training.ema" if training.ema else 'training.layout = "fsdp"'
+        raise UserError(f"{where}: tuning.lora_rank does not go with {other}: leave one of them out")
+    if isinstance(config, ModelConfig):
+        kinds, depth = {config.vision_attention, config.text_attention}, min(config.vision_depth, config.text_depth)
+        if tuning.last_blocks > depth:
+            raise UserError(f"{where}: tuning.last_blocks = {tuning.last_blocks}: a tower has {depth} blocks")
+    else:
+        kinds = {config.attention}
+        for name in ("last_blocks", "lora_rank"):
+            if getattr(tuning, name):
+                raise UserError(f"{where}: tuning.{name} is for models of ours: leave it out")
+    if tuning.lambda_rate != 1 and kinds <= {"standard", "standard_normed", "standard_wide"}:
+        raise UserError(f"{where}: tuning.lambda_rate: {recipe.model.name} has neither λ nor gates")
+    if not tuning.lambda_warmup_epochs:
+        return
+    if kinds <= {"standard", "standard_normed", "standard_wide", "gated", "mdgsa"}:
+        raise UserError(f"{where}: tuning.lambda_warmup_epochs: {recipe.model.name} has no λ that could rise from 0")
+    if tuning.lambda_warmup_epochs > training.epochs:
+        raise UserError(
+            f"{where}: tuning.lambda_warmup_epochs = {tuning.lambda_warmup_epochs:g} is longer than training"
+        )
+    if training.compile:
+        raise UserError(
+            f"{where}: tuning.lambda_warmup_epochs does not go with training.compile: every step would compile"
+        )
+    if recipe.model.start and "differential_v2" in kinds:
+        raise UserError(
+            f"{where}: tuning.lambda_warmup_epochs: a model that starts from {recipe.model.start} with "
+            "differential_v2 gives what it gave with its own λ alone: leave it out, or take differential_gated"
+        )
+
+
+def _check_library(recipe: Recipe, where: str) -> None:
+    """What the loop does to models of ours alone."""
+    training, default = recipe.training, Training()
+    for name in ("image_sizes", "undropped_epochs", "compile", "layout"):
+        if getattr(training, name) != getattr(default, name):
+            raise UserError(
+                f"{where}: training.{name} is for models of ours, and {recipe.model.name} is made of transformers' "
+                "classes: leave it out"
+            )
+    if recipe.optimizer.kind == "adamw_8bit":
+        raise UserError(f'{where}: optimizer.kind = "adamw_8bit" is for models of ours: take "adamw"')
 
 
 def _check_sizes(stages: Sequence[tuple[int, int]], config: ModelConfig, where: str) -> None:

@@ -20,12 +20,11 @@ from diffclip.evaluation.datasets.pairs import PairImages
 from diffclip.evaluation.run.progress import raise_failures, run_suite
 from diffclip.evaluation.run.suite import DataSet, NamedModel, record
 from diffclip.evaluation.tasks import grounding
-from diffclip.models.clip import our_own
 from diffclip.models.weights.store import fingerprint, load
 from diffclip.reporting.compare import ModelName, compare_two
 from diffclip.reporting.report import Options, report
 from diffclip.reporting.rows import Row
-from diffclip.reporting.tables.comparison import two_models
+from diffclip.reporting.tables.comparison import brief
 from diffclip.reporting.verdicts import headline
 from diffclip.terminal import Terminal
 from diffclip.training import checkpoint
@@ -63,13 +62,12 @@ def run(out: Path, minutes: float, seed: int) -> Path:
                 trainer.train(recipe, runs[label], resume=True)
             except Stopped:
                 raise Stopped(f"stopped while training {label}, and saved; the same command goes on") from None
-    console.print("Comparing both on test, shifted and fine-grained scenes")
     clip, diffclip = (
         NamedModel(preset, str(runs[label]), load(runs[label], device=default_device())[0])
         for label, preset in MODELS.items()
     )
     rows = _compare(clip, diffclip, out / "results.jsonl", console)
-    console.print(two_models(rows, width=console.width))
+    console.print(brief(rows))
     console.print(headline(rows))
     recipe = recipes["DiffCLIP"]
     files = report(
@@ -120,9 +118,9 @@ def _speed(label: str, run: Path, begun: str) -> str:
 def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> tuple[Row, ...]:
     """Both models on every test set, with the results in `path`, and on where they look."""
     models = (clip, diffclip)
-    raise_failures(run_suite(models, test_data(), path, console))
+    raise_failures(run_suite(models, test_data(), path, console, brief=True))
     for named in models:
-        grounded = grounding.evaluate(our_own(named.model, "grounding"), SceneSource("test"), limit=GROUNDED_IMAGES)
+        grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
         key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)
         record(path, key, grounded, fingerprint(named.model))
     first, second = (ModelName(label, m.name, m.pretrained) for label, m in zip(MODELS, models, strict=True))

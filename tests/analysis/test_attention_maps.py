@@ -4,7 +4,6 @@ import torch
 
 import diffclip.analysis
 from diffclip.analysis import image_attention, relevance, text_attention
-from diffclip.analysis.attention_maps import class_token_rows
 from diffclip.models.maps import forward_with_maps
 from small_models import EQUATIONS, small_model
 
@@ -191,7 +190,7 @@ def test_maps_of_the_image_tower_equal_those_written_out(kind):
         expected = score(model.eval(), pixels[row : row + 1], np.ones(6), nothing)[1]
         for layer, maps in zip(layers, expected, strict=True):
             np.testing.assert_allclose(layer.combined[row].numpy(), maps, atol=1e-12)
-            rows = class_token_rows(model, layer.combined)
+            rows = model.on_patches(layer.combined)
             assert rows.shape == (2, len(maps), 2, 2)
             np.testing.assert_allclose(rows[row].numpy(), np.array(maps)[:, 0, 3:].reshape(-1, 2, 2), atol=1e-12)
     layer = layers[1]

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from diffclip.data.images import BadImage
+from diffclip.data.loading import loader as loading
 from diffclip.data.loading import workers as module
 from diffclip.data.loading.loader import Loader
 from diffclip.data.sources import Example
@@ -376,3 +378,16 @@ class Deadly(Pictures):
 def test_a_worker_that_dies_is_one_line():
     with pytest.raises(UserError, match=r"a worker process died, .*shm-size"):
         list(loader(Deadly(), num_workers=1).epoch(0))
+
+
+def test_what_is_pinned_keeps_its_counts(monkeypatch):
+    """torch pins a Counter by adding it to itself, and leaves a dataclass without `pin_memory` as it is."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor.clone())
+    batch = next(Loader(Pictures(), TrainTransform(16), get_tokenizer(), 4, seed=0).epoch(0))
+    item = loading._Good(batch, Counter(bad=3))
+    found = pin_memory(item)
+    assert found.skipped == {"bad": 3}
+    assert len(pinned) == 4
+    assert found.batch.pixels is not batch.pixels
+    assert torch.equal(found.batch.tokens, batch.tokens)

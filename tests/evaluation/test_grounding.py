@@ -93,9 +93,7 @@ class Model(torch.nn.Module):
     config = ImageSettings(image_size=16, image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0))
     tokenizer = Tokenizer(8)
 
-    class visual:
-        class patch_embed:
-            grid_size = (2, 2)
+    grid = (2, 2)
 
     def __init__(self):
         super().__init__()

@@ -10,7 +10,7 @@ from diffclip.data.transforms import EvalTransform
 from diffclip.errors import UserError
 from diffclip.evaluation.stats.bootstrap import mean_interval
 from diffclip.evaluation.tasks import noise
-from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.maps import forward_with_maps
 from small_models import small_model
 

@@ -10,7 +10,8 @@ from diffclip.models.attention import fused as fused_attention
 from diffclip.models.attention import native as native_attention
 from diffclip.models.attention import ops as attention_ops
 from diffclip.models.attention.choice import fastest
-from diffclip.models.attention.ops import BACKENDS, differential_attention
+from diffclip.models.attention.forms import BACKENDS
+from diffclip.models.attention.ops import differential_attention
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

@@ -256,3 +256,33 @@ def test_without_the_hub_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(diffclip.UserError, match=r"^runs/gone is no file .*: Cannot reach .* enabled\.$"):
         diffclip.load("runs/gone")
+
+
+def test_weights_by_open_clips_name(tmp_path, monkeypatch):
+    """open_clip's own table says where they lie."""
+    import open_clip
+
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def download(name, allow_patterns, **_):
+        seen.append(name)
+        for file in ("open_clip_model.safetensors", "pytorch_model.bin"):
+            save_file(TENSORS, tmp_path / file)
+        assert "pytorch_model.bin" in allow_patterns or "ViTamin" not in name
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate("ViT-B-32/laion2b_s34b_b79k").name == "open_clip_model.safetensors"
+    assert locate("ViTamin-S/datacomp1b").name == "pytorch_model.bin"  # the table names the file
+    assert seen == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "jienengchen/ViTamin-S"]
+    assert all(open_clip.get_pretrained_cfg(*of)["hf_hub"].count("/") == 2 for of in open_clip.list_pretrained())
+    with pytest.raises(
+        diffclip.UserError, match=r"no weights 'laion2b' of ViT-B-32; did you mean .*hf:ViT-B-32/laion2b"
+    ):
+        locate("ViT-B-32/laion2b")
+    locate("hf:ViT-B-32/laion2b")
+    (tmp_path / "ViT-B-32").mkdir()
+    with pytest.raises(diffclip.UserError, match="neither a file nor a directory"):
+        locate("ViT-B-32/laion2b_s34b_b79k")  # a folder of that name is here
+    assert seen[2:] == ["ViT-B-32/laion2b"]

@@ -10,7 +10,7 @@ from diffclip import UserError, cli
 from diffclip.models.parity import compare, inputs
 from small_models import TOWERS, small_model
 
-EXACT = ("differential_v2", "differential_gated")
+EXACT = ("differential_v2", "differential_gated", "no_second_map")
 NEW = (".attn.q2.", ".attn.lambda_proj.")
 
 
@@ -132,7 +132,6 @@ def test_a_timm_transformer():
         (lambda: torch.nn.Linear(2, 2), {}, "Linear cannot be converted.*no attention layers"),
         (lambda: torch.nn.TransformerEncoderLayer(4, 2), {}, "its attention is MultiheadAttention"),
         (lambda: timm.create_model("vit_tiny_patch16_224", depth=1, qk_norm=True), {}, "its attention is Attention"),
-        (lambda: torch.nn.Linear(2, 2), {"attention": "differential"}, "is for a CLIP"),
         (lambda: torch.nn.Linear(2, 2), {"towers": "text"}, "only a CLIP has two"),
     ],
 )

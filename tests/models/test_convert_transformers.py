@@ -5,9 +5,10 @@ import torch
 
 import diffclip
 from diffclip import UserError
+from diffclip.models.attention.layer import DifferentialAttention
 
 transformers = pytest.importorskip("transformers")
-EXACT = ("differential_v2", "differential_gated")
+EXACT = ("differential_v2", "differential_gated", "no_second_map")
 
 
 def of_transformers(name, implementation):
@@ -25,11 +26,13 @@ def of_transformers(name, implementation):
         "dinov2": lambda: transformers.Dinov2Config(**vision),
         "bert": lambda: transformers.BertConfig(**text),
         "align_text": lambda: transformers.AlignTextConfig(**text),
+        "blip_text": lambda: transformers.BlipTextConfig(**text, encoder_hidden_size=16),
+        "blip_vision": lambda: transformers.BlipVisionConfig(**vision),
     }
     torch.manual_seed(0)
     config = configs[name]()
     config._attn_implementation = implementation
-    kind = {"clip": "CLIP", "siglip": "Siglip", "dinov2": "Dinov2", "bert": "Bert", "align_text": "AlignText"}[name]
+    kind = "CLIP" if name == "clip" else "".join(part.title() for part in name.split("_"))
     model = getattr(transformers, f"{kind}Model")(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -37,7 +40,7 @@ def of_transformers(name, implementation):
     def run(model):
         if name in ("clip", "siglip"):
             return model(input_ids=tokens, pixel_values=pixels, attention_mask=mask).logits_per_image
-        if name == "dinov2":
+        if name in ("dinov2", "blip_vision"):
             return model(pixels).last_hidden_state
         return model(input_ids=tokens, attention_mask=mask).last_hidden_state
 
@@ -47,13 +50,16 @@ def of_transformers(name, implementation):
 @pytest.mark.parametrize("attention", EXACT)
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [*((name, "sdpa") for name in ("clip", "siglip", "dinov2", "bert")), ("clip", "eager"), ("align_text", "eager")],
+    [
+        *((name, "sdpa") for name in ("clip", "siglip", "dinov2", "bert")),
+        *((name, "eager") for name in ("clip", "align_text", "blip_text", "blip_vision")),
+    ],
 )
 def test_models_of_transformers(name, implementation, attention):
     model, run = of_transformers(name, implementation)
     converted = diffclip.convert(model, attention)
     torch.testing.assert_close(run(converted), run(model), rtol=1e-10, atol=1e-10)
-    new = {n: p for n, p in converted.named_parameters() if ".second." in n or ".lambda_proj." in n}
+    new = {n: p for n, p in converted.named_parameters() if any(s in n for s in (".second.", ".q2.", ".lambda_proj."))}
     assert len(new) == 4 * (4 if name in ("clip", "siglip") else 2)
     before = {n: p.detach().clone() for n, p in new.items()}
     optimizer = torch.optim.SGD(converted.parameters(), lr=1e-2)
@@ -71,6 +77,49 @@ def test_models_of_transformers(name, implementation, attention):
 
 def test_another_family_is_refused_with_what_was_found():
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    blip = transformers.BlipVisionModel(transformers.BlipVisionConfig(**small, image_size=16, patch_size=8))
-    with pytest.raises(UserError, match=r"CLIPAttention.* of transformers, and its attention is BlipAttention"):
-        diffclip.convert(blip)
+    vit = transformers.ViTModel(transformers.ViTConfig(**small, image_size=16, patch_size=8))
+    with pytest.raises(UserError, match=r"CLIPAttention.* of transformers, and its attention is ViTAttention"):
+        diffclip.convert(vit)
+
+
+@pytest.mark.parametrize("name", ["clip", "bert", "blip_text", "blip_vision"])
+def test_the_papers_form_is_that_of_our_own_layer(name):
+    """Our layer, which has a test of its own, with the matrices of the one that was wrapped."""
+    model, run = of_transformers(name, "sdpa" if name == "clip" else "eager")  # whose eager softmax is in float32
+    with pytest.raises(UserError, match="cannot start where this model is"):
+        diffclip.convert(model, "differential")
+    converted = diffclip.convert(model, "differential", lambda_init=0.3, inexact=True).double()
+    assert torch.isfinite(run(converted)).all()
+    torch.manual_seed(1)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    ours = DifferentialAttention(16, 2, lambda_init=0.3).double()
+    if name == "blip_vision":
+        layer = converted.encoder.layers[0].self_attn
+        assert isinstance(layer.attn, DifferentialAttention)
+        torch.testing.assert_close(layer(x)[0], layer.attn(x))
+        return
+    bert = name in ("bert", "blip_text")
+    layer = converted.encoder.layer[0].attention if bert else converted.vision_model.encoder.layers[0].self_attn
+    names = (
+        ("self.query", "self.key", "self.value", "output.dense") if bert else ("q_proj", "k_proj", "v_proj", "out_proj")
+    )
+    q, k, v, out = (layer.get_submodule(part) for part in names)
+    with torch.no_grad():
+        ours.qkv.weight.copy_(torch.cat([one.once.weight for one in (q, k, v)]))
+        ours.qkv.bias.copy_(torch.cat([one.once.bias for one in (q, k, v)]))
+        ours.proj.weight.copy_(out.out.weight)
+        ours.proj.bias.copy_(out.out.bias)
+        for part in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2", "norm.weight"):
+            ours.get_parameter(part).copy_(out.get_parameter(part).normal_())
+    if bert:  # the output of attention, before the residual and its norm
+        layer.output.LayerNorm = torch.nn.Identity()
+        torch.testing.assert_close(layer(x)[0] - x, ours(x), rtol=1e-9, atol=1e-9)
+    else:
+        torch.testing.assert_close(layer(hidden_states=x, attention_mask=None)[0], ours(x), rtol=1e-9, atol=1e-9)
+
+
+def test_heads_of_the_papers_form_make_pairs():
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    bert = transformers.BertModel(transformers.BertConfig(**small, vocab_size=9))
+    with pytest.raises(UserError, match="BertAttention: differential attention pairs its heads"):
+        diffclip.convert(bert, "differential", inexact=True)

@@ -34,8 +34,12 @@ def exported(to, capsys):
     cli.main(["export", "model", "--to", to, "--out", "out"])
     report = json.loads(Path("out/parity.json").read_text())
     assert f"{report['image']:.1e}" in capsys.readouterr().out
-    assert max(report["image"], report["text"]) <= 1e-5
-    assert report.keys() == {"image", "text", "image_cosine", "text_cosine", "pixels"}
+    assert max(report["image"], report["text"] or 0) <= 1e-5
+    assert (report["text"] is None) == (to == "timm")
+    both = {"image", "text", "image_cosine", "text_cosine", "pixels", "agreement", "milliseconds"}
+    assert report.keys() == both
+    assert (report["milliseconds"] is None) == (to != "onnx")
+    assert report["agreement"] is None
     assert (report["pixels"] is None) == (to == "onnx")
 
 
@@ -79,6 +83,67 @@ def test_transformers_pipeline_takes_the_folder(tmp_path, monkeypatch, capsys):
     )
 
 
+def test_sentence_transformers_opens_it(tmp_path, monkeypatch, capsys):
+    library = pytest.importorskip("sentence_transformers")
+    monkeypatch.chdir(tmp_path)
+    model = saved("model", "diffclip")
+    exported("sentence-transformers", capsys)
+    assert json.loads(Path("out/parity.json").read_text())["pixels"] == 0
+    assert diffclip.load("out")[0].config == model.config
+    double = library.SentenceTransformer("out", trust_remote_code=True, device="cpu")
+    assert double.get_embedding_dimension() == model.config.embed_dim
+    double.save("again")
+    _, texts = parity.examples()
+    again = library.SentenceTransformer("again", trust_remote_code=True, device="cpu")
+    assert (again.encode(texts) == double.encode(texts)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("clip", {}),
+        ("clip", {"vision_pre_norm": True, "vision_norm_eps": 1e-5, "vision_activation": "quick_gelu"}),
+        ("clip", {"resize": "squash", "interpolation": "bilinear", "resize_to": 20, "text_attention": "differential"}),
+        ("diffclip", {"resize": "shortest", "vision_depth": 3}),
+        ("diffclip", {"resize": "shortest", "vision_depth": 3, "lambda_init": 0.1, "vision_norm_eps": 1e-6}),
+        ("diffclip", {"resize": "shortest", "vision_depth": 3, "lambda_schedule": "depth"}),
+    ],
+)
+def test_timm_opens_the_image_tower(kind, changes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved("model", kind, **changes)
+    exported("timm", capsys)
+    with pytest.raises(UserError, match=r"out is timm's vit_base_patch16_.*224, an image tower alone"):
+        diffclip.load("out")
+
+
+def test_timm_opens_layers_whose_keys_of_lambda_are_zero(tmp_path):
+    from diffclip.models.export.timm import export
+
+    model = small_model("diffclip").eval()
+    attention = model.visual.blocks[0].attn
+    with torch.no_grad():
+        attention.lambda_k1.zero_()
+    assert export(model, tmp_path).image <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("differential_v2", {}, "vision_attention = 'differential_v2'"),
+        ("diffclip", {}, "resize = 'longest'"),
+        ("clip", {"vision_stem": "convolutions"}, "vision_stem = 'convolutions'"),
+        ("clip", {"vision_norm_eps": 1e-4, "crop": "floor"}, "resolved_vision_norm_eps = 0.0001, crop = 'floor'"),
+    ],
+)
+def test_timm_has_no_place_for_it(kind, changes, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved("model", kind, **changes)
+    with pytest.raises(SystemExit, match=f"timm has no place for {said}.*--to transformers"):
+        cli.main(["export", "model", "--to", "timm", "--out", "out"])
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("kind", ["diffclip", "differential_v2"])
 def test_onnx_takes_any_batch(kind, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
@@ -96,6 +161,57 @@ def test_onnx_takes_any_batch(kind, tmp_path, monkeypatch, capsys):
     how = json.loads((Path("out") / PREPROCESS).read_text())
     assert how["pixels"]["resize"] == model.config.resize
     assert how["logits"]["scale"] == pytest.approx(1 / 0.07)
+
+
+def test_onnx_in_int8_says_what_it_costs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    from PIL import Image
+
+    from diffclip.models.export.onnx import IMAGE, TEXT, runs
+
+    monkeypatch.chdir(tmp_path)
+    model = saved("model", "diffclip")
+    cli.main(["export", "model", "--to", "onnx", "--int8", "--out", "out"])
+    report = json.loads(Path("out/parity.json").read_text())
+    assert 1e-4 < report["image"] < 0.2
+    assert f"the same for {100 * report['agreement']:.1f} % of images" in capsys.readouterr().out
+    assert set(report["milliseconds"]) == {
+        f"{who}, {what}" for who in ("torch", "double") for what in ("image", "text")
+    }
+    encoders = [runs(Path("out") / name) for name in (IMAGE, TEXT)]
+    images, texts = parity.examples()
+    assert parity.agreement(model, model.encode_image, model.encode_text, images, texts[:3]) == 1.0
+    pixels, tokens = parity.inputs(model.config)
+    with torch.no_grad():  # the same, one image at a time
+        ours = model.encode_image(pixels) @ torch.nn.functional.normalize(model.encode_text(tokens[:3]), dim=-1).T
+        same = [int(row.argmax()) for row in ours]
+        double = encoders[0](pixels) @ torch.nn.functional.normalize(encoders[1](tokens[:3]), dim=-1).T
+    found = parity.agreement(model, *encoders, images, texts[:3])
+    assert found == sum(int(row.argmax()) == best for row, best in zip(double, same, strict=True)) / len(images)
+    images[0].save("a.png")
+    Image.new("RGB", (9, 9)).save("b.png")
+    cli.main(
+        ["export", "model", "--to", "onnx", "--int8", "--images", "a.png", "b.png", "--texts", "a", "b", "--out", "two"]
+    )
+    assert json.loads(Path("two/parity.json").read_text())["agreement"] in (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "timm", "--int8"], "--int8 goes with --to onnx, not with --to timm"),
+        (["--to", "onnx", "--texts", "a", "b"], "--images and --texts go with --int8"),
+        (["--to", "onnx", "--int8", "--texts", "a"], "--texts: give two or more"),
+        (["--to", "onnx", "--int8", "--images", "model/config.json"], "config.json cannot be used as an image: not an"),
+        (["--to", "onnx", "--int8", "--images", "absent.png"], "cannot read absent.png: No such file"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved("model")
+    with pytest.raises(SystemExit, match=said):
+        cli.main(["export", "model", "--out", "out", *options])
+    assert not Path("out").exists()
 
 
 OWN = {"vision_pre_norm": True, "vision_norm_eps": 1e-5, "vision_activation": "quick_gelu"}
@@ -152,7 +268,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_vocabulary_of_its_own_is_refused(tmp_path):
-    from diffclip.models.export.huggingface import export
+    from diffclip.models.export.transformers import export
 
     with pytest.raises(UserError, match="vocab_size = 100"):
         export(small_model(vocab_size=100), tmp_path)

@@ -8,6 +8,8 @@ import open_clip
 import pytest
 import released_models as released
 import torch
+from other_libraries import TEXTS as WORDS
+from other_libraries import equal, images
 
 import diffclip
 from diffclip.models.image_settings import OPENAI_MEAN
@@ -152,8 +154,11 @@ def test_open_clip_embeddings(quick_gelu, suffix, tmp_path):
 
         save_file(theirs.state_dict(), path)
     activations = {"vision_activation": "quick_gelu", "text_activation": "quick_gelu"} if quick_gelu else {}
-    model, _, _ = diffclip.load(path, **activations)
+    model, preprocess, tokenizer = diffclip.load(path, **activations)
     assert model.config.image_mean == OPENAI_MEAN
+    assert torch.equal(tokenizer(WORDS), open_clip.SimpleTokenizer()(WORDS))
+    for image in images():
+        equal(preprocess(image), open_clip.image_transform(48, is_train=False)(image))
     pixels, tokens = inputs(48)
     with torch.no_grad():
         image, text, scale = theirs(pixels, tokens)

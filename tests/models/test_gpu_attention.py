@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffclip.errors import UserError
-from diffclip.models.attention import choice, gpu, ops
+from diffclip.models.attention import choice, forms, gpu
 
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not for this system")
 
@@ -98,9 +98,9 @@ def test_who_gets_it(monkeypatch):
 
 
 def test_where_it_cannot_run_that_is_said():
-    call = ops.AttentionCall(*(torch.empty(1, 2, 4, 8, device="meta"),) * 3, 0.5, False, None, 0.0)
+    call = forms.AttentionCall(*(torch.empty(1, 2, 4, 8, device="meta"),) * 3, 0.5, False, None, 0.0)
     with pytest.raises(UserError, match=r"of 16, 32, 64; this is torch.float32, 8 wide, on meta: use sdpa"):
-        ops.BACKENDS["fused"](call)
+        forms.BACKENDS["fused"](call)
 
 
 COMPILE = """

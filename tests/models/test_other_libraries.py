@@ -1,15 +1,21 @@
-"""Folders of open_clip, OpenAI and transformers on random weights: the features, pixels and ids of those libraries.
-
-Texts hold what cleaning treats differently (curly quotes, entities, accents), images odd margins.
-"""
+"""Folders of open_clip, OpenAI and transformers on random weights: the features, pixels and ids of those libraries."""
 
 import json
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from other_libraries import (
+    PROCESSOR,
+    SIZES,
+    TEXTS,
+    clip_config,
+    clip_tokenizer,
+    equal,
+    images,
+    shaken,
+    transformers_folder,
+)
 from safetensors.torch import load_file, save_file
 
 import diffclip
@@ -17,38 +23,9 @@ from diffclip import cli
 from diffclip.models.clip import CLIP
 from diffclip.models.wrapped import Wrapped
 
-TEXTS = [
-    "a photo of a dog",
-    "Two red cubes — it’s “left” of &amp; a ball",
-    "",
-    "CAFÉ naïve 123 <end_of_text> ok",
-    "z" * 400,
-]
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 OPEN_CLIP = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
-
-
-def images():
-    noise = np.random.default_rng(0)
-    return [
-        Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-        for shape, size in (((6, 5, 3), (67, 41)), ((5, 6, 3), (32, 35)), ((9, 4, 3), (50, 120)))
-    ]
-
-
-def shaken(model):
-    """Random values for what would start as ones and zeros."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return model.eval()
-
-
-def equal(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert len(expected) == 1 or (expected[0] - expected[1]).abs().max() > 1e-5  # no constant
 
 
 def open_clip_folder(folder, changes=(), vision=(), text=(), pixels=None):
@@ -58,9 +35,9 @@ def open_clip_folder(folder, changes=(), vision=(), text=(), pixels=None):
     folder.mkdir(exist_ok=True)
     content = {"model_cfg": model, "preprocess_cfg": pixels or {}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
-    theirs = shaken(open_clip.create_model(f"local-dir:{folder}", load_weights=False))
+    theirs = shaken(open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False))
     save_file(theirs.state_dict(), folder / "open_clip_model.safetensors")
-    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", pretrained_text=False)
     return theirs.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
@@ -111,6 +88,16 @@ def test_an_open_clip_folder_is_obeyed_in_full(parts, kind, tmp_path):
     theirs = open_clip_folder(tmp_path / "laion", **parts)
     model = same_as_open_clip(f"local-dir:{tmp_path / 'laion'}", *theirs)
     assert type(model) is kind
+
+
+def test_a_text_tower_of_hugging_face_in_open_clips_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words, folder = str(tmp_path / "words"), tmp_path / "laion"
+    transformers.BertConfig(**SIZES, vocab_size=49408, max_position_embeddings=77).save_pretrained(words)
+    clip_tokenizer(transformers, folder)
+    text = {"hf_model_name": words, "hf_tokenizer_name": words, "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    model = same_as_open_clip(folder, *open_clip_folder(folder, {"custom_text": True}, text=text))
+    assert (model.describe()["model"], model.describe()["tokenizer"]) == ("open_clip's CustomTextCLIP", "HFTokenizer")
 
 
 @pytest.mark.parametrize(
@@ -198,46 +185,6 @@ def test_shards_are_put_together(tmp_path):
 
 
 # transformers
-
-
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-PROCESSOR = {"do_resize": True, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-
-
-def clip_tokenizer(transformers, folder):
-    from diffclip.data.tokenizer import _vocabulary_and_model
-
-    vocabulary, model = _vocabulary_and_model()
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    merges = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
-    made = transformers.CLIPTokenizer({names.get(k, k): v for k, v in vocabulary.items()}, merges, model_max_length=77)
-    made.save_pretrained(folder)
-
-
-def transformers_folder(folder, config, processor=None, **options):
-    """A folder with CLIP's tokenizer, as transformers writes it, and its model and processors."""
-    transformers = pytest.importorskip("transformers")
-    kind = getattr(transformers, options.pop("kind", "AutoModel"))
-    model = shaken(kind.from_config(config) if kind is transformers.AutoModel else kind(config))
-    model.save_pretrained(folder, **options)
-    (processor or transformers.CLIPImageProcessor(**PROCESSOR)).save_pretrained(folder)
-    clip_tokenizer(transformers, folder)
-    theirs = kind.from_pretrained(folder).eval()
-    return (
-        theirs,
-        transformers.AutoImageProcessor.from_pretrained(folder),
-        transformers.AutoTokenizer.from_pretrained(folder),
-    )
-
-
-def clip_config(**text):
-    transformers = pytest.importorskip("transformers")
-    special = {"bos_token_id": 49406, "eos_token_id": 49407, "vocab_size": 49408}
-    return transformers.CLIPConfig(
-        vision_config=SIZES | {"image_size": 32, "patch_size": 16, "projection_dim": 24},
-        text_config=SIZES | special | {"intermediate_size": 64, "projection_dim": 24} | text,
-        projection_dim=24,
-    )
 
 
 def same_as_transformers(source, theirs, processor, tokenizer, length=77, **asked):
@@ -377,8 +324,9 @@ def test_a_folder_of_another_kind_or_half_of_one_is_refused(tmp_path):
     del transformers
 
 
-def test_a_wrapped_model_is_evaluated_and_its_maps_are_refused(tmp_path, capsys):
+def test_a_wrapped_model_is_evaluated_and_not_changed(tmp_path, capsys, caplog):
     open_clip_folder(tmp_path / "laion", vision={"ls_init_value": 0.5})
+    caplog.clear()
     data = "scenes=scenes:test?size=32&length=16"
     tasks = ("zero_shot", "retrieval", "corruptions", "robustness")
     laion, out = str(tmp_path / "laion"), str(tmp_path / "out")
@@ -387,14 +335,12 @@ def test_a_wrapped_model_is_evaluated_and_its_maps_are_refused(tmp_path, capsys)
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(lines) == len(tasks)
     assert {line["model"] for line in lines} == {"clip"}
+    assert "randomly" not in caplog.text  # as open_clip says before its weights are there
     with pytest.raises(SystemExit, match="noise"):
         cli.main([*arguments, "--tasks", "noise"])
-    assert "noise needs attention layers of ours: open_clip's CLIP is used as it is (no CLIP of ours has ls_init" in (
+    assert "noise needs a CLIP of ours: open_clip's CLIP is used as it is (no CLIP of ours has ls_init" in (
         capsys.readouterr().out
     )
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(SystemExit, match="attend needs attention layers of ours"):
-        cli.main(["attend", laion, str(tmp_path / "a.png"), "--text", "a", "--out", str(tmp_path / "b.png")])
     for options in ({"compile": True}, {"lambda_init": 0.5}):
         with pytest.raises(diffclip.UserError, match="is used as it is"):
             diffclip.load(laion, **options)

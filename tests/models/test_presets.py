@@ -9,14 +9,14 @@ import pytest
 import diffclip
 from diffclip.models.presets import PRESETS, ModelConfig, model_config
 
-DIFFCLIP = [name for name in PRESETS if name.startswith("diffclip")]
+DIFFCLIP = [name for name in PRESETS if name.startswith("diffclip_vit_")]
 
 
 def test_every_size_has_every_variant():
     for size in ("t16", "s16", "b32", "b16", "l14", "h14", "quickstart"):
         names = [f"clip_vit_{size}"] + [f"diffclip_vit_{size}{v}" for v in ("", "_dynamic", "_vision", "_text")]
         assert set(names) <= set(diffclip.list_models())
-    assert len(diffclip.list_models()) == 7 * 5
+    assert len(diffclip.list_models()) == 7 * 5 + 3 * 11
 
 
 @pytest.mark.parametrize("name", DIFFCLIP)

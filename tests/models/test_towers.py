@@ -5,6 +5,7 @@ from torch import nn
 import diffclip
 from diffclip import create_model
 from diffclip.errors import UserError
+from diffclip.models import towers
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
 from diffclip.models.towers import TextTower, VisionTower
 from small_models import TOWERS
@@ -51,6 +52,23 @@ def test_what_follows_the_end_of_a_text_does_not_matter(name):
     torch.testing.assert_close(tower(changed)[0], tower(tokens)[0])
     changed[0, 2] += 1
     assert (tower(changed)[0] - tower(tokens)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_texts_are_computed_at_few_lengths_on_a_gpu(name, monkeypatch):
+    """Of the CPU the number of tokens is that of the longest text; longer ones have the same features."""
+    lengths = [towers.computed_length(longest, 77, "cuda") for longest in (0, 1, 16, 17, 64, 65, 77)]
+    assert lengths == [0, 16, 16, 32, 64, 77, 77]
+    assert towers.computed_length(17, 77, "cpu") == 17
+    torch.manual_seed(0)
+    tower, tokens = small(name).text, texts([4, 9])[:, :10]
+    expected = tower(tokens)
+    seen = []
+    computed, features = towers.computed_length, tower.token_features
+    monkeypatch.setattr(towers, "computed_length", lambda longest, most, _: computed(longest, most, "cuda"))
+    monkeypatch.setattr(tower, "token_features", lambda x: seen.append(x.shape[1]) or features(x))
+    torch.testing.assert_close(tower(tokens), expected)
+    assert seen == [16]
 
 
 def test_the_end_is_the_last_id_of_the_vocabulary():

@@ -1,9 +1,11 @@
+import json
+
 import pytest
 from made_results import make_run, put
 
 from diffclip.errors import UserError
 from diffclip.reporting.collect import collect
-from diffclip.reporting.families import find_groups, kind_of
+from diffclip.reporting.families import _size, find_groups, kind_of
 from diffclip.reporting.page import contents
 
 
@@ -89,6 +91,25 @@ def test_the_config_of_a_run_says_more_than_a_name(tmp_path):
     make_run(tmp_path / "r", seed=0, preset="diffclip_vit_quickstart_dynamic")
     groups = found(tmp_path, ("diffclip_128x4_patch4", str(tmp_path / "r")))
     assert shape(groups) == {"scenes": {"DiffCLIP*": [0]}}
+
+
+def test_other_kinds_of_attention_are_told_by_name_and_by_config(tmp_path):
+    assert kind_of("gated_vit_b16") == "gated CLIP"
+    assert kind_of("siglipmodel") == "CLIP"
+    assert kind_of("siglipmodel_differential") == "DiffCLIP"
+    assert kind_of("blipmodel_no_second_map") == "CLIP, no second map"
+    groups = {"siglip": "transformers' siglip", "clip": "transformers' clip"}
+    for family, attention, expected in (
+        ("siglip", {"attention": "differential"}, "DiffCLIP"),
+        ("siglip", {"attention": "differential_v2", "attention_towers": "text"}, "DiffCLIP v2"),
+        ("clip", {"attention": "differential", "attention_towers": "vision"}, "DiffCLIP†"),
+    ):
+        folder = tmp_path / expected
+        run = make_run(folder / "r", seed=0, preset="clip_vit_quickstart")
+        (run / "config.json").write_text(json.dumps({"library": "diffclip", "model": attention}))
+        (group,) = found(folder, (f"{family}model_differential", str(run)))
+        assert [one.label for one in group.families] == [expected]
+        assert _size(group.families[0].members[0]) == groups[family]
 
 
 def test_a_run_that_has_no_results_yet_joins_its_family(tmp_path):

@@ -140,6 +140,7 @@ def test_where_both_models_look_and_their_layers(client):
         ({"host": "192.168.1.2"}, 403),
         ({"host": "["}, 403),
         ({"origin": HOST}, 200),
+        ({"origin": HOST.replace("http:", "https:")}, 200),  # a proxy with TLS before it
         ({"origin": "http://127.0.0.1:9999"}, 403),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),

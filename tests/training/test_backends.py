@@ -10,7 +10,7 @@ from killed import recipe as small_recipe
 from diffclip import create_model
 from diffclip.distributed import World
 from diffclip.errors import UserError
-from diffclip.models.attention import choice, native, ops
+from diffclip.models.attention import choice, forms, native, ops
 from diffclip.training import backends
 from diffclip.training.setup import train
 from small_models import PICTURES
@@ -20,8 +20,8 @@ from small_models import PICTURES
 def used(monkeypatch):
     """The backends that were called, in order."""
     names = []
-    for name, run in list(ops.BACKENDS.items()):
-        monkeypatch.setitem(ops.BACKENDS, name, lambda call, name=name, run=run: names.append(name) or run(call))
+    for name, run in list(forms.BACKENDS.items()):
+        monkeypatch.setitem(forms.BACKENDS, name, lambda call, name=name, run=run: names.append(name) or run(call))
     return names
 
 

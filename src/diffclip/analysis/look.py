@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffclip import durable
-from diffclip.analysis.attention_maps import class_token_rows, image_attention, text_attention
+from diffclip.analysis.attention_maps import image_attention, text_attention
 from diffclip.analysis.relevance import relevance
 from diffclip.data.transforms import normalise
-from diffclip.models.attention.ops import AttentionMaps
-from diffclip.models.clip import CLIP, check_finite
-from diffclip.models.presets import ModelConfig
+from diffclip.models.attention.forms import AttentionMaps
+from diffclip.models.clip import check_finite
+from diffclip.models.image_settings import ImageSettings
+from diffclip.models.image_text import ImageTextModel
 
 SHOWN = 448
 """Pixels a side of an image in figures, at most; a smaller image keeps its own."""
@@ -24,7 +25,10 @@ SHOWN = 448
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """What the class token gives to each patch in one layer, in multiples of the even share 1/N."""
+    """What the class token gives to each patch in one layer, in multiples of the even share 1/N.
+
+    Of a model whose feature is the mean of its patches: what they give in the mean.
+    """
 
     maps: dict[str, NDArray[np.float64]]
     """Name ("A1", "A2", "A1 − λA2", or "A") → (heads, rows, columns)."""
@@ -49,7 +53,7 @@ class Look:
     """The text tower's layers for each text."""
 
 
-def inputs(model: CLIP, picture: NDArray[np.uint8], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def inputs(model: ImageTextModel, picture: NDArray[np.uint8], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Pixels (1, 3, S, S) of a picture (H, W, 3) uint8 and tokens (T, L) of texts, on the model's device."""
     config, device = model.config, next(model.parameters()).device
     pixels = config.transform(picture).to(device)  # (3, S, S) uint8
@@ -57,7 +61,7 @@ def inputs(model: CLIP, picture: NDArray[np.uint8], texts: Sequence[str]) -> tup
     return normalise(pixels[None], config.image_mean, config.image_std), tokens
 
 
-def visible(config: ModelConfig, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def visible(config: ImageSettings, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """The part of a picture (H, W, 3) that a model sees, at most `size` pixels a side: (h, w, 3) uint8."""
     transform, size = config.transform, min(size, *picture.shape[:2])
     resize_to = transform.resize_to and round(transform.resize_to * size / transform.size)
@@ -65,7 +69,7 @@ def visible(config: ModelConfig, picture: NDArray[np.uint8], size: int) -> NDArr
     return np.ascontiguousarray(part.permute(1, 2, 0).numpy())
 
 
-def look(model: CLIP, picture: NDArray[np.uint8], texts: Sequence[str]) -> Look:
+def look(model: ImageTextModel, picture: NDArray[np.uint8], texts: Sequence[str]) -> Look:
     """Maps and scores of one model on one image (H, W, 3) uint8. Raises UserError where a feature is not finite."""
     pixels, tokens = inputs(model, picture, texts)
     with torch.no_grad():
@@ -83,9 +87,9 @@ def look(model: CLIP, picture: NDArray[np.uint8], texts: Sequence[str]) -> Look:
     )
 
 
-def _class_token(model: CLIP, layer: AttentionMaps) -> LayerMaps:
+def _class_token(model: ImageTextModel, layer: AttentionMaps) -> LayerMaps:
     def rows(attention: Tensor) -> NDArray[np.float64]:
-        shares: NDArray[np.float64] = class_token_rows(model, attention)[0].double().numpy()
+        shares: NDArray[np.float64] = model.on_patches(attention)[0].double().numpy()
         return shares * layer.a1.shape[-1]
 
     if layer.a2 is None or layer.lam is None:

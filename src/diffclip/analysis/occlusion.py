@@ -5,13 +5,14 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from diffclip.models.clip import CLIP, evaluation_mode
+from diffclip.models.clip import evaluation_mode
+from diffclip.models.image_text import ImageTextModel
 
 CELLS = 8
 
 
 def occlusion(
-    model: CLIP, pixels: Tensor, tokens: Tensor, image_of_text: Tensor | None = None, *, cells: int = CELLS
+    model: ImageTextModel, pixels: Tensor, tokens: Tensor, image_of_text: Tensor | None = None, *, cells: int = CELLS
 ) -> Tensor:
     """By how much the score of a pair falls when a part of the image is covered: (T, cells, cells) float ≥ 0.
 

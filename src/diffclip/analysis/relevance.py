@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from diffclip.models.clip import CLIP, evaluation_mode
-from diffclip.models.maps import forward_with_maps
+from diffclip.models.clip import evaluation_mode
+from diffclip.models.image_text import ImageTextModel
 
 
-def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
+def relevance(model: ImageTextModel, pixels: Tensor, tokens: Tensor) -> Tensor:
     """What each image patch adds to the score of its image-text pair: (B, rows, columns) float ≥ 0.
 
     pixels (B, 3, S, S) float, normalised; tokens (B, L) int64, one text an image. After Chefer et al. 2021
@@ -18,10 +18,11 @@ def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
         Ā = mean over heads of (∇A ⊙ A)⁺
         R ← R + Ā R from the first block to the last, from R = 1,
 
-    read at the class token's row. In a differential layer A is the signed A1 − λ A2. The product ∇A ⊙ A is the first
-    order of what the weight adds to s, whatever its sign. So its positive part holds two kinds of patches: attended
-    ones (A > 0) whose values raise the score, and subtracted ones (A < 0) whose values would lower it. The map says
-    that a patch matters in favour of the text, not in which of these two ways.
+    read at the class token's row, or the mean of the patches' rows where the model's feature is their mean. In a
+    differential layer A is the signed A1 − λ A2. The product ∇A ⊙ A is the first order of what the weight adds to
+    s, whatever its sign. So its positive part holds two kinds of patches: attended ones (A > 0) whose values raise
+    the score, and subtracted ones (A < 0) whose values would lower it. The map says that a patch matters in favour
+    of the text, not in which of these two ways.
 
     Works in evaluation mode and leaves the model's mode and gradients as they were. Maps of two models are not on one
     scale: compare places in a map, not sizes between maps. Nor is the rule neutral between the two kinds of attention.
@@ -32,8 +33,8 @@ def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
         text = model.encode_text(tokens, normalize=True)  # (B, embed_dim)
     with evaluation_mode(model), torch.enable_grad():
         # From the pixels on, so that there are gradients also where the weights are frozen.
-        features, maps = forward_with_maps(model.visual, pixels.detach().requires_grad_())  # (B, width)
-        image = torch.nn.functional.normalize(features @ model.image_projection, dim=-1)
+        features, maps = model.image_maps(pixels.detach().requires_grad_())  # (B, embed_dim)
+        image = torch.nn.functional.normalize(features, dim=-1)
         attention = [recorded.combined for recorded in maps]  # (B, heads, N, N) each
         # Images of a batch do not see each other: the gradient of the sum holds each pair's own.
         gradients = torch.autograd.grad((image * text).sum(), attention)
@@ -42,6 +43,4 @@ def relevance(model: CLIP, pixels: Tensor, tokens: Tensor) -> Tensor:
         total = total.expand(len(pixels), -1, -1)  # (B, N, N)
         for weights, gradient in zip(attention, gradients, strict=True):
             total = total + (gradient * weights).clamp(min=0).mean(dim=1).to(total.dtype) @ total
-        patches = total[:, 0, model.visual.num_prefix_tokens :]  # (B, rows × columns)
-        grid: Tensor = patches.reshape(len(pixels), *model.visual.patch_embed.grid_size)
-        return grid
+        return model.on_patches(total)

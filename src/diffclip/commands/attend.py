@@ -34,7 +34,7 @@ def attend(
     """Draw where a model looks in an image for each text, beside others if you like.
 
     Args:
-        model: A run directory, a .safetensors file, a released checkpoint, or hf:OWNER/NAME of the hub. Or the folder
+        model: What diffclip.load takes, if its attention maps can be had: a run, a file, hf:OWNER/NAME. Or the folder
             of a vision-language model: then --text are questions, and the figure shows where their answers begin.
         image: The image, a file.
         beside: Further models, a row of the figure each.
@@ -50,7 +50,9 @@ def attend(
     for path, endings in ((out, FIGURES), (layers, FIGURES), (heads, FIGURES), (maps, ARRAYS)):
         if path is not None and path.suffix.lower() not in endings:
             raise UserError(f"{path}: its name must end in one of {', '.join(endings)}")
-    picture = _read(image)
+    from diffclip.data.images import decode_file
+
+    picture = decode_file(image)
     say_loading()
     if any(_is_vision_language(source) for source in (model, *beside)):
         if not all(_is_vision_language(source) for source in (model, *beside)) or control or layers or heads or maps:
@@ -60,14 +62,14 @@ def attend(
 
     from diffclip.analysis.look import look, save_arrays
     from diffclip.distributed import default_device
-    from diffclip.models.weights.store import load_clip
+    from diffclip.models.weights.store import load
     from diffclip.reporting.figures.attention import head_figure, layer_figure, relevance_figure
     from diffclip.reporting.figures.style import save
     from diffclip.terminal import Terminal
 
     models, texts = (model, *beside), (*text, *control)
     looks = {
-        label: look(load_clip(source, default_device(), what="attend"), picture, texts)
+        label: look(load(source, default_device())[0], picture, texts)
         for label, source in zip(_labels(models), models, strict=True)
     }
     console = Terminal()
@@ -110,15 +112,3 @@ def _draw_answers(models: tuple[str, ...], picture: NDArray[np.uint8], questions
     seen = visible(image_settings(opened.model), picture, SHOWN)
     save(answer_figure(seen, answers, questions), out)
     console.print(f"Written to {out}", highlight=False, soft_wrap=True)
-
-
-def _read(image: Path) -> NDArray[np.uint8]:
-    from diffclip.data.images import MAX_BYTES, BadImage, decode
-    from diffclip.reading import read_bytes
-
-    try:
-        return decode(read_bytes(image, MAX_BYTES))
-    except OSError as error:
-        raise UserError(f"cannot read {image}: {error.strerror}") from None
-    except BadImage as error:
-        raise UserError(f"{image} cannot be used as an image: {error.reason.replace('_', ' ')}") from None

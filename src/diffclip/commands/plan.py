@@ -60,7 +60,7 @@ def plan(
     )
     given, where = load_recipe(recipe), machines(on)
     planned = estimate.plan(given, where, assumptions)
-    differential = "diffclip" if given.model.resolve().is_differential else "clip"
+    differential = "diffclip" if given.model.resolve_clip("diffclip plan").is_differential else "clip"
     table = estimate.scales(f"{differential}_vit_", where, assumptions) if scale else []
     if json:
         print(_json(planned, table))

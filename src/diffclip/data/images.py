@@ -26,6 +26,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from diffclip.errors import UserError
 from diffclip.reading import read_bytes
 
 MAX_PIXELS = 1 << 26  # 67 million: 192 MiB decoded
@@ -170,3 +171,13 @@ def _deep_grey_to_rgb(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
         raise BadImage("unsupported_mode")
     scaled = ((wide * 255 + 32767) // 65535).astype(np.uint8)
     return np.repeat(scaled[:, :, None], 3, axis=2)
+
+
+def decode_file(path: str | Path) -> NDArray[np.uint8]:
+    """An image file that a person named, (H, W, 3) uint8 RGB. Raises UserError for what is none."""
+    try:
+        return decode(read_bytes(path, MAX_BYTES))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except BadImage as error:
+        raise UserError(f"{path} cannot be used as an image: {error.reason.replace('_', ' ')}") from None

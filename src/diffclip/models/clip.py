@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.errors import UserError
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.attention.kinds import DIFFERENTIAL
 from diffclip.models.image_text import ImageTextModel, Tokenize, normalized
 from diffclip.models.initialise import initialise
+from diffclip.models.maps import forward_with_maps
 from diffclip.models.presets import ModelConfig, model_config
 from diffclip.models.towers import TextTower, VisionTower
 
@@ -94,6 +96,26 @@ class CLIP(ImageTextModel):
         features = self.text.full(tokens) @ self.text_projection
         return normalized(features) if normalize else features
 
+    def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
+        """Normalised pixels (B, 3, S, S) → (B, embed_dim), and the maps of the layers; see diffclip.models.maps."""
+        features, maps = forward_with_maps(self.visual, pixels)
+        return features @ self.image_projection, maps
+
+    def text_maps(self, tokens: Tensor) -> list[AttentionMaps]:
+        """(B, L) int64 → the maps of the layers. N counts the tokens of the longest text."""
+        return forward_with_maps(self.text, tokens)[1]
+
+    def on_patches(self, maps: Tensor) -> Tensor:
+        """Image maps (…, N, N) → (…, rows, columns): the class token's row, without itself."""
+        rows = maps[..., 0, self.visual.num_prefix_tokens :]
+        return rows.reshape(*rows.shape[:-1], *self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        rows, columns = self.visual.patch_embed.grid_size
+        return rows, columns
+
     def compile(self, **options: Any) -> None:
         """Compile every block of both towers in place, so that encode_image, encode_text and forward run compiled.
 
@@ -121,7 +143,7 @@ class CLIP(ImageTextModel):
         """Of `diffclip info`: model, attention and λ."""
         config = self.config
         facts = {
-            "model": "CLIP" if {config.vision_attention, config.text_attention} == {"standard"} else "DiffCLIP",
+            "model": "DiffCLIP" if config.is_differential else "CLIP",
             "vision": f"{config.vision_depth} layers, {config.vision_width} wide, {config.vision_heads} heads, "
             f"{config.vision_attention} attention, patches of {config.patch_size}",
             "text": f"{config.text_depth} layers, {config.text_width} wide, {config.text_heads} heads, "
@@ -155,7 +177,7 @@ def our_own(model: ImageTextModel, what: str) -> CLIP:
     """The model, which must be a `CLIP`. Raises UserError for any other, whose layers `what` cannot use."""
     if not isinstance(model, CLIP):
         facts = model.describe()
-        raise UserError(f"{what} needs attention layers of ours: {facts['model']} is used as it is ({facts['why']})")
+        raise UserError(f"{what} needs a CLIP of ours: {facts['model']} is used as it is ({facts['why']})")
     return model
 
 
@@ -168,12 +190,12 @@ def create_model(name: str, **overrides: Any) -> CLIP:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """{"total", "visual", "text", "lambda", "head_norm", "second_query"}: the last three are what differential
+    """{"total", "visual", "text", "lambda", "head_norm", "second_query", "gate"}: the last four are what other
     attention adds.
 
     The towers are counted with their projections; logit_scale is in the total only.
     """
-    counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm", "second_query"), 0)
+    counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm", "second_query", "gate"), 0)
     for name, parameter in model.named_parameters():
         size = parameter.numel()
         counts["total"] += size
@@ -185,6 +207,8 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
             counts["lambda"] += size
         elif ".attn.norm." in name:
             counts["head_norm"] += size
+        elif ".attn.gate_proj." in name:
+            counts["gate"] += size
         elif ".attn.q2." in name:
             counts["second_query"] += size
     return counts

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffclip.errors import UserError
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.precision import full_precision
 
@@ -63,9 +65,49 @@ class ImageTextModel(nn.Module):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
+        """Normalised pixels (B, 3, S, S) → encode_image's features, and the maps of the layers that made them.
+
+        Maps are in the features' graph, from the input on. Raises UserError for a model whose maps cannot be had.
+        """
+        raise self._without_maps()
+
+    def text_maps(self, tokens: Tensor) -> list[AttentionMaps]:
+        """Ids (B, L) → the maps of the text tower's layers, from the input on. Raises UserError as image_maps does."""
+        raise self._without_maps()
+
+    def on_patches(self, maps: Tensor) -> Tensor:
+        """Image maps (…, N, N) → (…, rows, columns): the rows of which the feature is read, without the class token.
+
+        That is the class token's row, or the mean of the patches' rows where features are their mean.
+        """
+        raise self._without_maps()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of what `on_patches` gives. Raises UserError as image_maps does."""
+        raise self._without_maps()
+
+    def _without_maps(self) -> UserError:
+        facts = self.describe()
+        return UserError(
+            f"{facts['model']} shows no attention maps of its layers: it is used as it is ({facts['why']})"
+        )
+
+    def check_pixels(self, pixels: Tensor) -> None:
+        """Raises UserError for other pixels than floats (B, 3, image_size, image_size)."""
+        size = self.config.image_size
+        if pixels.shape[1:] != (3, size, size) or not pixels.is_floating_point():
+            raise UserError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: give floats (batch, 3, {size}, {size})")
+
     def work(self) -> tuple[float, float]:
-        """Roughly what an image takes, and a usual text: parameters, once for each token."""
-        raise NotImplementedError
+        """Roughly what an image takes, and a usual text: parameters, once for each token.
+
+        Of layers that are not known: as if half of the parameters were for 197 tokens of an image, half for 16 of a
+        text.
+        """
+        half = sum(parameter.numel() for parameter in self.parameters()) / 2
+        return 197 * half, 16 * half
 
     def describe(self) -> dict[str, str]:
         """What `diffclip info` shows of it."""

@@ -13,7 +13,7 @@ init = "matched" (the default) draws both kinds of model alike:
     text: SLIP's (and OpenAI CLIP's) rules, normal throughout: token embedding std 0.02, positions 0.01, q, k
         and v d^-1/2, the projections that end a half-block d^-1/2 (2L)^-1/2, the first MLP layer (2d)^-1/2;
         attention's biases 0, those of the MLP PyTorch's default.
-    differential_v2 and differential_gated: the second query like the first, the weights and biases of λ 0.
+    differential_v2 and differential_gated: the second query like the first. Weights and biases of λ and gates: 0.
     joint projections: normal, std width^-1/2. λ vectors: normal, std 0.1. Norms: weight 1, bias 0.
         Temperature: ln(1/0.07).
 init = "released" is the published pairing: linear layers in differential vision blocks keep PyTorch's
@@ -56,9 +56,9 @@ def _draw(values: Tensor, name: str, owner: nn.Module, config: ModelConfig, gene
         values.fill_(config.logit_bias or 0.0)
     elif isinstance(owner, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
         values.fill_(1.0 if kind == "weight" else 0.0)
-    elif ".attn.lambda_proj." in name:
-        values.zero_()  # λ starts at σ(0) = ½, or at tanh(0) = 0
-    elif isinstance(owner, DifferentialAttention):
+    elif ".attn.lambda_proj." in name or ".attn.gate_proj." in name:
+        values.zero_()  # λ or the gate starts at σ(0) = ½, or at tanh(0) = 0
+    elif isinstance(owner, DifferentialAttention) and kind.startswith("lambda_"):
         values.normal_(std=0.1, generator=generator)  # the λ vectors
     elif name in ("image_projection", "text_projection"):
         values.normal_(std=values.shape[0] ** -0.5, generator=generator)

@@ -11,8 +11,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
-from diffclip.models.attention.ops import AttentionMaps
 
 
 @contextmanager

@@ -15,7 +15,25 @@ from diffclip.errors import UserError, describe
 from diffclip.models.image_settings import ImageSettings, Number, Size
 from diffclip.text import did_you_mean
 
-Attention = Literal["standard", "differential", "differential_v2", "differential_gated"]
+Attention = Literal[
+    "standard",
+    "differential",
+    "differential_v2",
+    "differential_gated",
+    "differential_unnormed",
+    "differential_clamped",
+    "dint",
+    "mdgsa",
+    "gated",
+    "no_second_map",
+    "standard_normed",
+    "standard_wide",
+]
+"""docs/variants.md has them in one table."""
+CONTROLS = ("standard", "gated", "no_second_map", "standard_normed", "standard_wide")
+"""Those with one map a head."""
+PAIRED = ("differential", "differential_unnormed", "differential_clamped", "dint", "mdgsa", "standard_normed")
+"""Those that join two heads into one."""
 Activation = Literal["gelu", "quick_gelu"]
 
 SIZES = (
@@ -58,7 +76,7 @@ class ModelConfig(ImageSettings):
     vision_heads: Size = 12
     vision_attention: Attention = "standard"
     """differential: that of the paper. differential_v2 and differential_gated: a second query a head, and a λ for each
-    token and head (docs/convert.md)."""
+    token and head. The others are variants and controls (docs/variants.md)."""
     vision_attention_layers: Layers | None = None
     """Which layers have it, while the others are standard; None: all."""
     vision_activation: Activation = "gelu"
@@ -83,7 +101,8 @@ class ModelConfig(ImageSettings):
     text_mlp_ratio: Ratio | None = None
     """Of the text tower, where it is not mlp_ratio."""
     lambda_init: Number = 0.8
-    """λ_init of every layer of attention "differential", in [0, 1); not used with lambda_schedule = "depth"."""
+    """λ_init of every layer of attention "differential", its variants and "standard_normed", in [0, 1); not used with
+    lambda_schedule = "depth"."""
     lambda_schedule: Literal["constant", "depth"] = "constant"
     """depth: limit − drop·exp(−rate·l) for layer l, counted from 0 at the input: published as 0.8 − 0.6·exp(−0.3·l)."""
     lambda_depth_limit: Number = 0.8
@@ -114,7 +133,7 @@ class ModelConfig(ImageSettings):
             raise UserError(f"patch_size = {self.patch_size}: a stem of convolutions needs a power of two")
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
-            check_heads(width, heads, getattr(self, f"{tower}_attention") == "differential", tower)
+            check_heads(width, heads, getattr(self, f"{tower}_attention") in PAIRED, tower)
             self._check_layers(tower)
         if not 0 <= self.lambda_init < 1:
             raise UserError(f"lambda_init = {self.lambda_init}: give a number in [0, 1); 1 would multiply heads by 0")
@@ -150,8 +169,8 @@ class ModelConfig(ImageSettings):
 
     @property
     def is_differential(self) -> bool:
-        """Whether a tower has differential attention, of any form."""
-        return (self.vision_attention, self.text_attention) != ("standard", "standard")
+        """Whether a tower has differential attention, of any form: two maps a head."""
+        return not {self.vision_attention, self.text_attention} <= {*CONTROLS}
 
     @property
     def resolved_vision_norm_eps(self) -> float:
@@ -233,6 +252,23 @@ def _sizes() -> dict[str, ModelConfig]:
     }
 
 
+VARIANTS: Mapping[str, Attention] = {
+    "diffclip_v2": "differential_v2",
+    "diffclip_gated": "differential_gated",
+    "diffclip_unnormed": "differential_unnormed",
+    "diffclip_clamped": "differential_clamped",
+    "dint": "dint",
+    "mdgsa": "mdgsa",
+    "gated": "gated",
+    "no_second_map": "no_second_map",
+    "clip_normed": "standard_normed",
+    "clip_wide": "standard_wide",
+}
+"""First part of a preset's name → the attention of both towers."""
+VARIED = ("s16", "b16", "quickstart")
+"""The sizes that have every variant."""
+
+
 def _presets() -> dict[str, ModelConfig]:
     # The paper's DiffCLIP* is `_dynamic`, its DiffCLIP† `_vision`.
     presets = {}
@@ -243,6 +279,13 @@ def _presets() -> dict[str, ModelConfig]:
         presets[f"diffclip_vit_{size}_dynamic"] = replace(both, lambda_schedule="depth")
         presets[f"diffclip_vit_{size}_vision"] = replace(both, text_attention="standard")
         presets[f"diffclip_vit_{size}_text"] = replace(both, vision_attention="standard")
+    for size in VARIED:
+        config = presets[f"clip_vit_{size}"]
+        for name, attention in VARIANTS.items():
+            presets[f"{name}_vit_{size}"] = replace(config, vision_attention=attention, text_attention=attention)
+        second = presets[f"diffclip_v2_vit_{size}"]
+        # An MLP of 3.5 instead of 4 widths gives back the C² of the second query; C·(H + 1) for λ remains.
+        presets[f"diffclip_v2_even_vit_{size}"] = replace(second, mlp_ratio=3.5)
     return presets
 
 

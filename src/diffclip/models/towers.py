@@ -7,6 +7,7 @@ from typing import Any
 
 import timm.layers
 import torch
+import torch.nn.functional as F
 from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from diffclip.errors import UserError
 from diffclip.models.attention.choice import is_tracing
 from diffclip.models.attention.kinds import ATTENTION
 from diffclip.models.attention.layer import DifferentialAttention, StandardAttention
+from diffclip.models.attention.variants import GatedMapsAttention, NormedAttention
 from diffclip.models.mlp import Mlp
 from diffclip.models.patch_dropout import PatchDropout
 from diffclip.models.presets import ModelConfig
@@ -135,13 +137,16 @@ class TextTower(nn.Module):
         """(B, L) int64, L ≤ context_length → (B, width), read at the first end-of-text token of each row.
 
         Tokens on the CPU for a model on a GPU are sent there once their ends are known: looking for the ends on the GPU
-        would wait for all that it has to do. Raises UserError, with the row, if a row has no end-of-text token.
+        would wait for all that it has to do. What comes after the last end is not computed, see `computed_length`.
+        Raises UserError, with the row, if a row has no end-of-text token.
         """
         if is_tracing() or (isinstance(tokens, Tensor) and tokens.is_meta):
             return self.full(tokens)
         device = self.positional_embedding.device
         ends = self.find_ends(tokens)
-        tokens = tokens[:, : int(ends.max()) + 1 if len(ends) else 0].to(device, non_blocking=True)
+        longest = int(ends.max()) + 1 if len(ends) else 0
+        length = computed_length(longest, len(self.positional_embedding), device.type)
+        tokens = F.pad(tokens[:, :length], (0, max(0, length - tokens.shape[1]))).to(device, non_blocking=True)
         features = self.token_features(tokens)  # (B, longest, width)
         return features[torch.arange(len(tokens), device=device), ends.to(device, non_blocking=True)]
 
@@ -174,22 +179,35 @@ class TextTower(nn.Module):
 
     def find_ends(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one, or no ids."""
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
-            given = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise UserError(f"tokens must be integers (batch, tokens), as the tokenizer makes them, not {given}")
-        if not len(tokens):
-            return tokens.new_empty(0)
-        low, high = tokens.aminmax() if tokens.numel() else (0, 0)
-        if low < 0 or high > self.end_of_text:
-            raise UserError(f"tokens go from {int(low)} to {int(high)}: this model knows 0 to {self.end_of_text}")
-        is_end = tokens == self.end_of_text
-        endless = (~is_end.any(1)).nonzero()
-        if len(endless):
-            raise UserError(
-                f"row {int(endless[0])} of the tokens {tuple(tokens.shape)} has no end-of-text token "
-                f"({self.end_of_text}): tokenize with diffclip.get_tokenizer()"
-            )
-        return is_end.int().argmax(1)
+        return find_ends(tokens, self.end_of_text)
+
+
+def computed_length(longest: int, context_length: int, device: str) -> int:
+    """How many tokens of each text are computed, `longest` having the last end: on a GPU a multiple of 16.
+
+    There cuDNN plans its attention anew for each length, which takes up to a second (docs/performance.md).
+    """
+    return min(context_length, -(-longest // 16) * 16) if device == "cuda" else longest
+
+
+def find_ends(tokens: Tensor, end_of_text: int) -> Tensor:
+    """(B, L) → (B,), where each row's first end-of-text token is. UserError for a row without one, or no ids."""
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
+        given = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise UserError(f"tokens must be integers (batch, tokens), as the tokenizer makes them, not {given}")
+    if not len(tokens):
+        return tokens.new_empty(0)
+    low, high = tokens.aminmax() if tokens.numel() else (0, 0)
+    if low < 0 or high > end_of_text:
+        raise UserError(f"tokens go from {int(low)} to {int(high)}: this model knows 0 to {end_of_text}")
+    is_end = tokens == end_of_text
+    endless = (~is_end.any(1)).nonzero()
+    if len(endless):
+        raise UserError(
+            f"row {int(endless[0])} of the tokens {tuple(tokens.shape)} has no end-of-text token "
+            f"({end_of_text}): tokenize with diffclip.get_tokenizer()"
+        )
+    return is_end.int().argmax(1)
 
 
 def _set_by_layer(blocks: nn.Module, config: ModelConfig, tower: str) -> None:
@@ -200,5 +218,7 @@ def _set_by_layer(blocks: nn.Module, config: ModelConfig, tower: str) -> None:
     for layer, block in enumerate(blocks.children()):
         if layers is not None and layer not in layers:
             block.attn = StandardAttention(width, heads, qkv_bias=True)
-        elif isinstance(block.attn, DifferentialAttention):
+        elif isinstance(block.attn, DifferentialAttention | NormedAttention) and not isinstance(
+            block.attn, GatedMapsAttention
+        ):
             block.attn.lambda_init = config.lambda_init_at(layer)

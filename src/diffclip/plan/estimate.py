@@ -123,7 +123,7 @@ class Plan:
 
 def plan(recipe: Recipe, machines: Machines, assumptions: Assumptions = Assumptions()) -> Plan:
     """Raises UserError where the recipe's data are not here and it states no `data.examples`."""
-    config = recipe.model.resolve()
+    config = recipe.model.resolve_clip("diffclip plan")
     examples, _ = dry_run.training_examples(recipe)
     schedule = Schedule.of(recipe, examples)
     batch, kind = recipe.training.batch_size, machines.kind
@@ -166,7 +166,7 @@ def plan(recipe: Recipe, machines: Machines, assumptions: Assumptions = Assumpti
 
 def operations(recipe: Recipe, caption_tokens: int | None = None) -> dict[str, float]:
     """Part → operations of one pair, forward and backward, averaged over what a recipe changes while it trains."""
-    config, options = recipe.model.resolve(), recipe.training
+    config, options = recipe.model.resolve_clip("diffclip plan"), recipe.training
     undropped = max(0.0, options.epochs - options.undropped_epochs)
     stages = [stage for stage in options.image_sizes or ((0, config.image_size),) if stage[0] < options.epochs]
     changes = sorted({0.0, undropped, options.epochs, *(float(epoch) for epoch, _ in stages)})

@@ -28,7 +28,7 @@ def forward(config: ModelConfig, text_tokens: int | None = None, training: bool 
     return {
         "image: patches": sum(_stem(config)),
         **_blocks(
-            "image", tokens, config.vision_width, config.vision_depth, config.mlp_ratio, _doubled(config, "vision")
+            "image", tokens, config.vision_width, config.vision_depth, config.mlp_ratio, _added(config, "vision")
         ),
         "image: joint projection": 2 * config.vision_width * config.embed_dim,
         **_blocks(
@@ -37,7 +37,7 @@ def forward(config: ModelConfig, text_tokens: int | None = None, training: bool 
             config.text_width,
             config.text_depth,
             text_ratio,
-            _doubled(config, "text"),
+            _added(config, "text"),
         ),
         "text: joint projection": 2 * config.text_width * config.embed_dim,
     }
@@ -54,22 +54,36 @@ def training(
     return parts
 
 
-def _doubled(config: ModelConfig, tower: str) -> int:
-    """How many layers have a second query for each head, and so twice the maps."""
-    if getattr(config, f"{tower}_attention") not in ("differential_v2", "differential_gated"):
-        return 0
+# Of a layer, by its attention: products of width × width beside the four of q, k, v and the output; and maps and values
+# beside those of standard attention, as a share. "dint" and "mdgsa" multiply both maps with values of 2D.
+ADDED = {
+    "differential_v2": (1.0, 1.0),
+    "differential_gated": (1.0, 1.0),
+    "no_second_map": (1.0, 0.0),
+    "dint": (0.0, 0.5),
+    "mdgsa": (0.0, 0.5),
+    "standard_wide": (1.0, 0.25),
+}
+
+
+def _added(config: ModelConfig, tower: str) -> tuple[float, float]:
+    """What the layers of a tower have beside standard attention, in layers of it: (products, maps and values)."""
     layers = getattr(config, f"{tower}_attention_layers")
-    return int(getattr(config, f"{tower}_depth")) if layers is None else len(layers)
+    count = getattr(config, f"{tower}_depth") if layers is None else len(layers)
+    products, maps = ADDED.get(getattr(config, f"{tower}_attention"), (0.0, 0.0))
+    return count * products, count * maps
 
 
-def _blocks(tower: str, tokens: int, width: int, depth: int, mlp_ratio: float, doubled: int) -> dict[str, float]:
+def _blocks(
+    tower: str, tokens: int, width: int, depth: int, mlp_ratio: float, added: tuple[float, float]
+) -> dict[str, float]:
     """(A1 − λA2)V has the products of standard attention: H maps of N² from heads of D, then H/2 times values of 2D.
 
-    doubled: of the layers, those with a second query. λ's own product, to H channels, is left out.
+    added: what `_added` gives. λ's and gates' own products, to H channels, are left out.
     """
     return {
-        f"{tower}: attention, q k v and output": (4 * depth + doubled) * tokens * 2 * width**2,
-        f"{tower}: attention, maps and values": (depth + doubled) * 2 * 2 * tokens**2 * width,
+        f"{tower}: attention, q k v and output": (4 * depth + added[0]) * tokens * 2 * width**2,
+        f"{tower}: attention, maps and values": (depth + added[1]) * 2 * 2 * tokens**2 * width,
         f"{tower}: MLP": depth * tokens * 2 * 2 * width * int(width * mlp_ratio),
     }
 

@@ -203,7 +203,8 @@ def _read_run(path: Path) -> RunDirectory:
         log.warning("%s; it is passed over", error)
     try:
         table = reading.parse_json(reading.read_text(path / "config.json"))
-        config = table if isinstance(table, dict) else {}
+        inside = table.get("model", table) if isinstance(table, dict) else {}  # of 0.1 and before: by itself
+        config = inside if isinstance(inside, dict) else {}
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:

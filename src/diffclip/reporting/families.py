@@ -9,19 +9,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from diffclip.analysis.curves import read_warnings
 from diffclip.errors import UserError
 from diffclip.evaluation.stats.seeds import split_seed
-from diffclip.models.presets import SIZES
+from diffclip.models.presets import PRESETS, SIZES
 from diffclip.reporting.collect import Collection, RunDirectory
 
 BASELINE = "CLIP"
 # The paper's order, and its names.
-# Those of other forms of differential attention come last.
-OTHER_FORMS = {"differential_v2": "DiffCLIP v2", "differential_gated": "DiffCLIP gated"}
+# Other forms of attention, and the controls, come last.
+OTHER_FORMS = {
+    "differential_v2": "DiffCLIP v2",
+    "differential_gated": "DiffCLIP gated",
+    "differential_unnormed": "DiffCLIP unnormed",
+    "differential_clamped": "DiffCLIP clamped",
+    "dint": "DINT",
+    "mdgsa": "M-DGSA",
+    "gated": "gated CLIP",
+    "no_second_map": "CLIP, no second map",
+    "standard_normed": "normed CLIP",
+    "standard_wide": "wide CLIP",
+}
 KINDS = (BASELINE, "DiffCLIP", "DiffCLIP*", "DiffCLIP†", "DiffCLIP text", *OTHER_FORMS.values())
 PRETRAINING = re.compile(r"(cc\d+m|yfcc\d+m|laion\d+[mb]|redcaps)", re.IGNORECASE)
+LIBRARY = re.compile(r"(clip|siglip|blip|align)model(?:_(\w+))?")
+"""What results call a model of transformers' classes, with its attention where that is not standard."""
 SEED_PLACE = re.compile(r"[-_./]?seed[-_=]?\*")
 SIZE = re.compile(r"vit[_-]?([a-z]+[_-]?\d*)", re.IGNORECASE)
 
@@ -130,11 +144,16 @@ def _members(collection: Collection) -> list[Member]:
 def kind_of(model: str, run: RunDirectory | None = None) -> str:
     """One of KINDS, from the run's config; of an unfinished run, which has none, its recipe; else from the name."""
     name = model.lower()
+    preset, library = PRESETS.get(name), LIBRARY.fullmatch(name)
+    if run is None and preset is not None and preset.vision_attention in OTHER_FORMS:
+        return OTHER_FORMS[preset.vision_attention]
+    if run is None and library is not None:
+        return OTHER_FORMS.get(library[2] or "", "DiffCLIP" if library[2] == "differential" else BASELINE)
     both = "diffclip" in name or name.startswith("diff")
     differential = {"vision": both and not name.endswith("_text"), "text": both and not name.endswith("_vision")}
     dynamic = name.endswith("_dynamic")
     if run is not None:
-        fields = run.config or run.recipe.get("model", {}).get("overrides", {})
+        fields = _attentions(run.config or run.recipe.get("model", {}).get("overrides", {}))
         for tower in differential:
             attention = fields.get(f"{tower}_attention")
             if attention in OTHER_FORMS:
@@ -147,6 +166,16 @@ def kind_of(model: str, run: RunDirectory | None = None) -> str:
     if towers == (True, True):
         return "DiffCLIP*" if dynamic else "DiffCLIP"
     return {(False, False): BASELINE, (True, False): "DiffCLIP†", (False, True): "DiffCLIP text"}[towers]
+
+
+def _attentions(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a configuration; of transformers' models, which state one attention, that of each tower."""
+    if "attention" not in fields:
+        return fields
+    towers = {"both": ("vision", "text")}.get(fields.get("attention_towers", "both"), (fields.get("attention_towers"),))
+    return {
+        f"{tower}_attention": fields["attention"] if tower in towers else "standard" for tower in ("vision", "text")
+    }
 
 
 def _families(label: str, members: Sequence[Member]) -> list[Family]:
@@ -219,6 +248,8 @@ def _size(member: Member) -> str:
         preset = SIZE.search(str(recipe.get("start") or recipe.get("preset", "")))
         settings = ", ".join(f"{name} {value}" for name, value in sorted(changed.items()))
         return f"ViT-{preset.group(1)} with {settings}" if preset else settings
+    if library := LIBRARY.fullmatch(member.model.lower()):
+        return f"transformers' {library[1]}"
     match = SIZE.search(member.model) or SIZE.search(member.pretrained)
     if match:
         return f"ViT-{match.group(1).replace('_', '').replace('-', '')}"

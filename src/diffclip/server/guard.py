@@ -77,7 +77,8 @@ class Guard:
         if len(headers.getlist("host")) != 1 or not self._is_ours(host):
             return _no("this server is not called by that name; --allow-host NAME lets it be")
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if origin is not None and origin.lower() != f"http://{host}".lower():
+        # https of the same name is a proxy before this server.
+        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             return _no("pages of other sites may not ask")
         opened_by_hand = (
             scope["path"] == "/"

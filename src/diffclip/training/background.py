@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffclip.distributed import get_world
 from diffclip.errors import UserError
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.training import checkpoint
 from diffclip.training.checkpoint import Keep, Tensors
@@ -66,7 +67,7 @@ class BackgroundCheckpoints:
     The training thread pays for a copy of the tensors, and for waiting where the one before is still being written.
     """
 
-    def __init__(self, run: Path, config: ModelConfig | None, keep: Keep) -> None:
+    def __init__(self, run: Path, config: ModelConfig | LibraryConfig | None, keep: Keep) -> None:
         self._run, self._config, self._keep = run, config, keep
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

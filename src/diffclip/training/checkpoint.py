@@ -24,12 +24,14 @@ from torch import Tensor
 from diffclip import durable
 from diffclip.distributed import World, get_world
 from diffclip.errors import UserError
-from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights import store as weights
 from diffclip.reading import check_regular, named, parse_json, read_text
 from diffclip.training.ema import WeightAverage
 from diffclip.training.logs import METRICS
+from diffclip.training.tuning import has_adapters, merged
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +51,11 @@ class Keep:
     by: str = ""
 
 
-def state_tensors(model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
+def state_tensors(model: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
     """All tensors of a checkpoint, the living ones: `model` and `optimizer`; in shards, where the model is.
 
-    Where weights are averaged `model` has the average, and `trained` the weights that training goes on with.
+    Where weights are averaged `model` has the average, and `trained` the weights that training goes on with. Where
+    there are adapters `model` has them merged.
     """
     moments = {
         f"{key}.{name}": torch.as_tensor(value)  # a count of steps may be a Python number
@@ -61,6 +64,8 @@ def state_tensors(model: CLIP, optimizer: torch.optim.Optimizer, average: Weight
         for key, value in optimizer.state[parameter].items()
     }
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if has_adapters(model):
+        return {"model": merged(model), "optimizer": moments, "trained": trained}
     if average is None:
         return {"model": trained, "optimizer": moments}
     return {"model": trained | average.tensors, "optimizer": moments, "trained": trained}
@@ -68,7 +73,7 @@ def state_tensors(model: CLIP, optimizer: torch.optim.Optimizer, average: Weight
 
 def load_tensors(
     tensors: Tensors | None,
-    model: CLIP,
+    model: Trainable,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None = None,
     world: World = World(),  # noqa: B008  it is frozen
@@ -78,7 +83,7 @@ def load_tensors(
     tensors: whole ones. Of several processes the first has them, None elsewhere, and each gets its part.
     """
     files: Tensors = tensors or {"model": {}, "optimizer": {}, "trained": {}}
-    weights, moments = files["model" if average is None else "trained"], files["optimizer"]
+    weights, moments = files[_trained(model, average)], files["optimizer"]
     model.load_state_dict({name: world.scatter(weights.get(name), like) for name, like in model.state_dict().items()})
     for name, tensor in average.tensors.items() if average else ():
         tensor.copy_(world.scatter(files["model"].get(name), tensor))
@@ -92,8 +97,17 @@ def load_tensors(
         optimizer.state[parameters[of]][key] = value if value.is_floating_point() or value.ndim else value.item()
 
 
+def _trained(model: Trainable, average: WeightAverage | None) -> str:
+    """Which file has the weights that training goes on with."""
+    return "model" if average is None and not has_adapters(model) else "trained"
+
+
 def save(
-    run: Path, config: ModelConfig | None, tensors: Tensors, state: Mapping[str, Any], keep: Keep = Keep()
+    run: Path,
+    config: ModelConfig | LibraryConfig | None,
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    keep: Keep = Keep(),
 ) -> Path:
     """Write the checkpoint of `state["step"]`; once it is on the disk, delete what `keep` does not keep.
 
@@ -134,7 +148,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def restore(
-    run: Path, model: CLIP, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+    run: Path, model: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> dict[str, Any] | None:
     """Load the newest good checkpoint into model and optimizer and return its state; None where the run has none.
 
@@ -145,7 +159,7 @@ def restore(
     world = get_world()
     state, tensors = newest(run) if world.is_main else (None, None)
     if tensors is not None:
-        shapes = {name: tensor.shape for name, tensor in tensors["model"].items()}
+        shapes = {name: tensor.shape for name, tensor in tensors.get(_trained(model, average), {}).items()}
         others = [name for name, tensor in model.state_dict().items() if shapes.get(name) != tensor.shape]
         if others:  # as where somebody has deleted the recipe of the run
             raise UserError(f"the checkpoints of {run} are of another model ({others[0]}): resume with its recipe")

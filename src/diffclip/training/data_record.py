@@ -14,7 +14,7 @@ from diffclip.data.formats.stamp import Stamped
 from diffclip.data.formats.stream import is_stream
 from diffclip.data.sources import Source, open_source
 from diffclip.errors import UserError
-from diffclip.models.weights.store import fingerprint, load_clip
+from diffclip.models.weights.store import fingerprint, load_trainable
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def facts_of(recipe: Recipe, train: Source) -> Facts:
     """What a recipe reads from outside, as it is now. An evaluation that cannot be opened is left to say so itself."""
     facts = {"data.train": _facts(train)}
     if recipe.model.start:
-        facts[START] = {"stamp": fingerprint(load_clip(recipe.model.start, what="training"))}
+        facts[START] = {"stamp": fingerprint(load_trainable(recipe.model.start, what="training"))}
     for evaluation in recipe.evaluation:
         config = evaluation.source(recipe.data.train)
         if config.path and not is_stream(config.path):

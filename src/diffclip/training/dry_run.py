@@ -53,7 +53,7 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
     Captions are taken at their full length, so this is an upper bound for the text tower. With checkpointed
     activations: what lies outside the blocks, every block's input, and the largest block, which is run again alone.
     """
-    config = recipe.model.resolve()
+    config = recipe.model.resolve_clip("--dry-run")
     dtype = autocast_dtype(recipe.training.precision, default_device())
     with torch.device("meta"):
         model = CLIP(config)
@@ -87,7 +87,7 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
 
 def activation_growth(recipe: Recipe) -> tuple[int, int]:
     """Bytes of activations that each image of a batch adds, and those that exist once: of a step in one process."""
-    config, batch = recipe.model.resolve(), recipe.training.batch_size
+    config, batch = recipe.model.resolve_clip("--dry-run"), recipe.training.batch_size
     # Two small batches give the part that grows with the images; the features of a whole batch, their gradients and
     # the logits that exist at a time come to it.
     small, large = (activation_bytes(recipe, size) for size in (2, 4))
@@ -103,7 +103,7 @@ def state_bytes(recipe: Recipe, model: CLIP) -> int:
 def describe(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, value) rows for a person to read. Raises UserError as training itself would, but for absent data when
     the recipe states `data.examples`."""
-    config = recipe.model.resolve()
+    config = recipe.model.resolve_clip("--dry-run")
     with torch.device("meta"):
         model = CLIP(config)
     counts = count_parameters(model)
@@ -122,10 +122,12 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
         ("features", f"({batch}, {config.embed_dim}) each; logits ({batch}, {batch})"),
         ("parameters", f"{parameters:,}"),
     ]
-    if counts["lambda"]:
-        added = [counts["lambda"], counts["head_norm"], counts["second_query"]]
+    added = [counts[name] for name in ("lambda", "head_norm", "second_query", "gate")]
+    if any(added):
         numbers = " + ".join(f"{count:,}" for count in added)
-        rows.append(("of them λ, head norms, second queries", f"{numbers} ({sum(added) / parameters:.4%} of all)"))
+        rows.append(
+            ("of them λ, head norms, second queries, gates", f"{numbers} ({sum(added) / parameters:.4%} of all)")
+        )
     rows += [
         ("examples", f"{examples:,} {where}"),
         ("steps", f"{schedule.steps:,} = {recipe.training.epochs:g} epochs × {schedule.steps_per_epoch:,}"),

@@ -6,7 +6,7 @@ So features are first computed without activations, and each micro-batch is enco
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -52,8 +52,14 @@ def cached_backward(
                 else:
                     share.append(gradients[name][done[name] : done[name] + len(output)])
                     done[name] += len(output)
-            torch.autograd.backward(list(again.values()), share)
+            backward(again.values(), share)
     return loss
+
+
+def backward(outputs: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+    """Of several outputs, those that depend on something which is trained: a frozen tower's features do not."""
+    pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if output.requires_grad]
+    torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def _concatenate(parts: Sequence[Outputs]) -> Outputs:

@@ -20,6 +20,7 @@ from diffclip import durable
 from diffclip.config import Training
 from diffclip.distributed import World
 from diffclip.errors import Stopped, UserError
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.terminal import Terminal
 from diffclip.training import backends
@@ -61,7 +62,7 @@ class State(Protocol):
         """What is trained."""
 
     @property
-    def config(self) -> ModelConfig | None:
+    def config(self) -> ModelConfig | LibraryConfig | None:
         """Of a CLIP, whose checkpoints `diffclip.load` takes."""
 
     def step(self, number: int, batch: Any) -> tuple[float, float]:

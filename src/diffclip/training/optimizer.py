@@ -6,36 +6,48 @@ from typing import Any
 
 import torch
 
-from diffclip.config import Optimizer
+from diffclip.config import Optimizer, Tuning
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable
+from diffclip.training.tuning import is_lambda, rate_of
 
 # Of bitsandbytes: smaller tensors keep moments of 32 bits, larger ones have a scale for so many numbers.
 _SMALL, _BLOCK = 4096, 256
 
 
-def adamw(model: CLIP, config: Optimizer) -> torch.optim.Optimizer:
+def adamw(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> torch.optim.Optimizer:  # noqa: B008  frozen
     """AdamW: parameters of two or more dimensions decay, biases, norms, λ and the temperature do not.
 
-    The released model's training decides by the number of dimensions too; a class token of shape (1, 1, width) decays.
+    λ and gates never decay, whatever their shape. tuning: the learning rates of parts, kept as "rate" of each group.
+    What needs no gradient is left out. The released model's training decides by the number of dimensions too; a class
+    token of shape (1, 1, width) decays.
     Of the kind `adamw_8bit` (Dettmers et al. 2022; bitsandbytes) the moments of matrices are kept in 8 bits, each block
     of 256 with a scale; those of small tensors and of the token embedding, whose rows have gradients of very different
     sizes, stay in 32. Raises UserError where bitsandbytes is not installed.
     """
-    named = dict(model.named_parameters())
-    # λ's weights are a matrix in some forms of attention: decay would pull λ to one value.
-    decaying = [p for name, p in named.items() if p.ndim >= 2 and ".attn.lambda_" not in name]
-    undecayed = [p for name, p in named.items() if p.ndim < 2 or ".attn.lambda_" in name]
-    others = {"params": undecayed, "weight_decay": 0.0}
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = parameter.ndim >= 2 and not is_lambda(name), rate_of(name, tuning)
+            groups.setdefault(key, []).append(parameter)
+    made: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "rate": rate}
+        for (decays, rate), parameters in groups.items()
+        if parameters
+    ]
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.kind == "adamw":
-        return torch.optim.AdamW(
-            [{"params": decaying, "weight_decay": config.weight_decay}, others], **settings, fused=True
-        )
+        return torch.optim.AdamW(made, **settings, fused=True)
+    assert isinstance(model, CLIP)  # the recipe was checked
     embedding = model.text.token_embedding.weight
-    matrices = {"params": [p for p in decaying if p is not embedding], "weight_decay": config.weight_decay}
-    exact = {"params": [embedding], "weight_decay": config.weight_decay, "bits": 32}
-    optimizer: torch.optim.Optimizer = _adamw_8bit()([matrices, others, exact], **settings)
+    exact: list[dict[str, Any]] = []
+    for group in made:  # the embedding has a group of its own
+        own = [p for p in group["params"] if p is embedding]
+        group["params"] = [p for p in group["params"] if p is not embedding]
+        exact += [group | {"params": own, "bits": 32}] if own else []
+    kept = [group for group in made if group["params"]]
+    optimizer: torch.optim.Optimizer = _adamw_8bit()([*kept, *exact], **settings)
     return optimizer
 
 

@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffclip.distributed import World
 from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable
 
 
 class Replicated:
     """A model on every process, whose gradients are averaged over them (DDP); alone, the model itself."""
 
-    def __init__(self, model: CLIP, world: World, device: torch.device) -> None:
+    def __init__(self, model: Trainable, world: World, device: torch.device) -> None:
         self._model = model
         ids = [device.index] if device.type == "cuda" else None
         self._ddp = (
@@ -33,7 +34,7 @@ class Replicated:
     def finish(self) -> None:
         """After the backward passes of a step."""
 
-    def plain(self) -> CLIP:
+    def plain(self) -> Trainable:
         """The model as one process by itself has it."""
         return self._model
 
@@ -82,9 +83,12 @@ class Sharded:
 Layout = Literal["ddp", "fsdp"]
 
 
-def parallelize(model: CLIP, layout: Layout, world: World, device: torch.device) -> Replicated | Sharded:
+def parallelize(model: Trainable, layout: Layout, world: World, device: torch.device) -> Replicated | Sharded:
     """The model as the recipe wants it on the processes; one alone has nothing to share."""
-    return Sharded(model, world, device) if layout == "fsdp" and world.size > 1 else Replicated(model, world, device)
+    if layout == "fsdp" and world.size > 1:
+        assert isinstance(model, CLIP)  # the recipe was checked
+        return Sharded(model, world, device)
+    return Replicated(model, world, device)
 
 
 def local_tensor(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from diffclip.config import Recipe, to_toml
+from diffclip.config import Model, Recipe, to_toml
 from diffclip.data.formats.stream import Stream, is_stream, open_stream, runs_a_command
 from diffclip.data.loading.loader import Loader
 from diffclip.data.loading.stream_loader import StreamLoader
@@ -19,9 +19,10 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import ByEpoch, TrainTransform
 from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
-from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable, build
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
-from diffclip.models.weights.store import load_clip
+from diffclip.models.start import started
 from diffclip.training import data_record
 from diffclip.training.loop import Evaluator, Loop
 from diffclip.training.run_directory import claim_directory
@@ -132,17 +133,17 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
     )
 
 
-def new_model(settings: ModelConfig, seed: int, start: str = "") -> CLIP:
-    """A model as it is before the first step: with fresh weights, or those of the model `start`.
+def new_model(settings: ModelConfig | LibraryConfig, seed: int, model: Model) -> Trainable:
+    """A model as it is before the first step: with fresh weights, or those of `model.start`, converted if it says so.
 
     A bias of the logits that the start lacks is fresh.
     """
     torch.manual_seed(seed)
-    model = CLIP(settings)
-    if start:
-        weights = load_clip(start, what="training").state_dict()
-        model.load_state_dict(model.state_dict() | weights if "logit_bias" not in weights else weights)
-    return model
+    fresh = build(settings)
+    if model.start:
+        weights = started(model.start, model.overrides, vars(model.convert)).state_dict()
+        fresh.load_state_dict(fresh.state_dict() | weights if "logit_bias" not in weights else weights)
+    return fresh
 
 
 def new_state(recipe: Recipe, schedule: Schedule) -> TrainState:
@@ -151,11 +152,12 @@ def new_state(recipe: Recipe, schedule: Schedule) -> TrainState:
     if recipe.loss.kind == "sigmoid" and settings.logit_bias is None:
         settings = replace(settings, logit_bias=SIGMOID_BIAS)
     return TrainState(
-        new_model(settings, recipe.seed, recipe.model.start),
+        new_model(settings, recipe.seed, recipe.model),
         schedule,
         optimizer=recipe.optimizer,
         loss=recipe.loss,
         training=recipe.training,
+        tuning=recipe.tuning,
         seed=recipe.seed,
     )
 

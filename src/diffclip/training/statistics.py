@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffclip.distributed import get_world
-from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.clip import CLIP
 from diffclip.models.maps import forward_with_maps
 from diffclip.training.parallel import full_tensor, local_tensor

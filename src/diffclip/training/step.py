@@ -20,17 +20,20 @@ from diffclip.data.transforms import normalise
 from diffclip.distributed import default_device, get_world
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
+from diffclip.models.library import Trainable
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.patch_dropout import PatchDropout, patch_noise
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights import store as weights
 from diffclip.training import checkpoint
 from diffclip.training.ema import WeightAverage
-from diffclip.training.gradients import cached_backward
+from diffclip.training.gradients import backward, cached_backward
 from diffclip.training.loss import LOSSES, Pairing, backward_by_rows, gather, scatter_gradients
 from diffclip.training.monitor import Monitor
 from diffclip.training.optimizer import adamw, learning_rate
 from diffclip.training.parallel import full_tensor, parallelize
 from diffclip.training.statistics import layer_statistics
+from diffclip.training.tuning import has_adapters, merged, prepare, scale_lambda
 
 # Statistics by layer are of this many images and captions of the current batch.
 MONITORED = 8
@@ -87,22 +90,28 @@ class TrainState:
 
     def __init__(
         self,
-        model: CLIP,
+        model: Trainable,
         schedule: Schedule,
         *,
         optimizer: config.Optimizer,
         loss: config.Loss,
         training: config.Training,
+        tuning: config.Tuning = config.Tuning(),  # noqa: B008  it is frozen
         seed: int,
     ) -> None:
         self.schedule, self.world, self.device = schedule, get_world(), default_device()
         self.dtype = autocast_dtype(training.precision, self.device)
         self.model = model.to(self.device).train()
         self.model.set_grad_checkpointing(training.checkpoint_activations)
+        dropout = model.visual.patch_drop if isinstance(model, CLIP) else None
+        self._patch_drop = dropout if isinstance(dropout, PatchDropout) else None
+        self._patch_share = model.config.patch_dropout if isinstance(model, CLIP) else 0.0
         if training.compile:
             self.model.compile()
+        prepare(self.model, tuning)
+        self._lambda_steps = round(tuning.lambda_warmup_epochs * schedule.steps_per_epoch)
         self.layout = parallelize(self.model, training.layout, self.world, self.device)
-        self.optimizer = adamw(self.model, optimizer)
+        self.optimizer = adamw(self.model, optimizer, tuning)
         self.average = WeightAverage(self.model, training.ema) if training.ema else None
         self.loss_kind, self.shared_captions = loss.kind, loss.shared_captions
         self._rates, self._micro_batch, self._seed = optimizer, training.micro_batch, seed
@@ -124,7 +133,7 @@ class TrainState:
             loss = backward_by_rows(loss_of, gathered, self.world)  # of the loss in the gathered features
             gradients = scatter_gradients(gathered, features, pairing, self.world)  # in this rank's features
             if math.isfinite(loss):
-                torch.autograd.backward(list(features.values()), gradients)  # in the weights
+                backward(features.values(), gradients)  # in the weights
         if math.isfinite(loss):
             self.layout.finish()
             self.optimizer.step()
@@ -145,7 +154,7 @@ class TrainState:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ModelConfig | LibraryConfig:
         return self.model.config
 
     def figures(self) -> dict[str, Any]:
@@ -161,7 +170,7 @@ class TrainState:
         return nullcontext() if self.average is None else self.average.in_place(self.model)
 
     @contextmanager
-    def evaluated(self) -> Iterator[CLIP]:
+    def evaluated(self) -> Iterator[Trainable]:
         """Inside the `with`, the whole model in evaluation mode, with `evaluation_weights`."""
         with self.evaluation_weights():
             model = self.layout.plain()
@@ -179,11 +188,20 @@ class TrainState:
         """Write the model for `diffclip.load`."""
         with self.evaluation_weights():
             model = self.layout.plain()
-            if self.world.is_main:
+            if self.world.is_main and has_adapters(model):
+                weights.write(
+                    {name: tensor.cpu().contiguous() for name, tensor in merged(model).items()},
+                    model.config,
+                    run,
+                    step=self.schedule.steps,
+                )
+            elif self.world.is_main:
                 weights.save(model, run, step=self.schedule.steps)
 
     def statistics(self, batch: Batch) -> dict[str, list[float]]:
-        """layer_statistics of a few images and different captions of the batch."""
+        """layer_statistics of a few images and different captions of the batch; none of another library's layers."""
+        if not isinstance(self.model, CLIP):
+            return {}
         pixels = self._normalised(batch.pixels[:MONITORED])
         tokens = torch.unique(batch.tokens, dim=0)[:MONITORED].to(self.device)
         with self.autocast(), self._dropping(self._patch_noise(0, pixels)):
@@ -194,12 +212,14 @@ class TrainState:
         schedule = self.schedule
         rate = learning_rate(number, steps=schedule.steps, warmup_steps=schedule.warmup_steps, config=self._rates)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
+        if self._lambda_steps:
+            scale_lambda(self.model, min(1.0, (number + 1) / self._lambda_steps))
         # Before the forward pass, so that these gradients are gone when its activations come.
         self.optimizer.zero_grad(set_to_none=True)
-        if isinstance(self.model.visual.patch_drop, PatchDropout):
+        if self._patch_drop is not None:
             dropping = number < self._last_dropping
-            self.model.visual.patch_drop.prob = self.model.config.patch_dropout if dropping else 0.0
+            self._patch_drop.prob = self._patch_share if dropping else 0.0
         return rate
 
     def _split(self, number: int, batch: Batch) -> tuple[list[MicroBatch], Pairing]:
@@ -225,19 +245,20 @@ class TrainState:
 
     def _patch_noise(self, number: int, pixels: Tensor) -> Tensor | None:
         """(B, patches) for patch dropout, a function of seed, step and row; None for a model without it."""
-        if not isinstance(self.model.visual.patch_drop, PatchDropout):
+        if self._patch_drop is None:
             return None
+        assert isinstance(self.model, CLIP)
         size, patches = len(pixels), (pixels.shape[-1] // self.model.config.patch_size) ** 2
         return patch_noise((self._seed, number, 0, _PATCHES), self.world.rank * size, size, patches)
 
     @contextmanager
     def _dropping(self, noise: Tensor | None) -> Iterator[None]:
         """Patch dropout as `noise` says."""
-        if noise is None:
+        if noise is None or self._patch_drop is None:
             yield
             return
-        self.model.visual.patch_drop.noise = noise.to(self.device, non_blocking=True)
+        self._patch_drop.noise = noise.to(self.device, non_blocking=True)
         try:
             yield
         finally:
-            self.model.visual.patch_drop.noise = None
+            self._patch_drop.noise = None

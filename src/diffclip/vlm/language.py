@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from diffclip import durable
 from diffclip.errors import UserError
-from diffclip.models.weights.files import asked_of_hub
+from diffclip.models.weights.hub import asked_of_hub
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class Batch:
         """From a worker: pixels as `stacked` made them, the few other bytes with the message."""
         small = (self.tokens.numpy(), self.groups.numpy(), self.indices.numpy())
         return _received, (as_sent(self.pixels), *small)
+
+    def pin_memory(self) -> Batch:
+        """The same in memory from which a GPU fetches by itself."""
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
 def _received(*columns: Pixels) -> Batch:
@@ -100,17 +104,17 @@ class Loader:
             sampler=_Order(len(self._source), self._batch_size, self._part, self._seed, epoch, start),
             num_workers=self._num_workers,
             collate=_as_it_is,  # an item is a whole batch, one message between processes
+            pin=True,
         )
         for number, made in enumerate(iterator, start + 1):
             if isinstance(made, UserError):
                 # A new one: an exception that its own frame refers to would keep the workers alive with the frame.
                 raise UserError(*made.args)
-            batch, bad = made
-            self.skipped.update(bad)
+            self.skipped.update(made.skipped)
             self._judge(
                 (number - judged_from) * self._batch_size, self._total(self.skipped.total()), number == len(self)
             )
-            yield batch
+            yield made.batch
 
     def _judge(self, good: int, bad: int, ended: bool = False) -> None:
         if (ended or good + bad >= JUDGED_FROM) and bad > self._max_skipped * (good + bad):
@@ -150,7 +154,19 @@ class _Order(Sampler[_Request]):
 # The last number of a seed: what is drawn from it. (numpy takes [a, b] and [a, b, 0] for the same seed.)
 _ORDER, _EXAMPLE = 1, 2
 
-_Made = tuple[Batch, Counter[str]] | UserError  # an error raised in a worker would reach the user as a traceback
+
+@dataclass
+class _Good:
+    """A batch, and what was skipped for it by reason. (In a tuple torch would pin the Counter, which doubles it.)"""
+
+    batch: Batch
+    skipped: Counter[str]
+
+    def pin_memory(self) -> _Good:
+        return _Good(self.batch.pin_memory(), self.skipped)
+
+
+_Made = _Good | UserError  # an error raised in a worker would reach the user as a traceback
 
 
 class _BatchMaker(Dataset[_Made]):
@@ -163,10 +179,10 @@ class _BatchMaker(Dataset[_Made]):
         except UserError as error:
             return error
 
-    def _make(self, epoch: int, indices: NDArray[np.int64]) -> tuple[Batch, Counter[str]]:
+    def _make(self, epoch: int, indices: NDArray[np.int64]) -> _Good:
         skipped: Counter[str] = Counter()
         examples = [self._example(epoch, int(index), skipped) for index in indices]
-        return collate(examples, self._tokenizer), skipped
+        return _Good(collate(examples, self._tokenizer), skipped)
 
     def _example(self, epoch: int, index: int, skipped: Counter[str]) -> Prepared:
         """The example, or the first usable one of those drawn in its place."""

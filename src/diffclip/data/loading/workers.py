@@ -36,10 +36,13 @@ def batches_of(
     sampler: Sampler[Any] | Sequence[Any] | None = None,
     batch_sampler: Sequence[list[int]] | None = None,
     collate: Callable[[Any], Any],
+    pin: bool = False,
 ) -> Iterator[Any]:
     """What a torch DataLoader gives, in the same order by any number of workers.
 
-    The workers start at once, not with the first item. Raises UserError where they cannot, and where one dies.
+    The workers start at once, not with the first item. pin: where there is a GPU, a thread calls each item's
+    `pin_memory()`, so that its tensors go there without the main process waiting. Raises UserError where the workers
+    cannot start, and where one dies.
     """
     num_workers = num_workers if num_workers and _can_wait() else 0
     loader = DataLoader(
@@ -47,6 +50,7 @@ def batches_of(
         sampler=sampler,  # type: ignore[arg-type]
         **({"batch_size": None} if batch_sampler is None else {"batch_sampler": batch_sampler}),  # type: ignore[arg-type]
         collate_fn=collate,
+        pin_memory=pin and torch.cuda.is_available(),
         num_workers=num_workers,  # not persistent: at exit, torch would wait 5 s for each
         worker_init_fn=_start,
         generator=torch.Generator(),  # or starting an epoch would draw from the global one

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from diffclip.distributed import default_device
 from diffclip.models.clip import CLIP
 from diffclip.models.image_text import ImageTextModel
+from diffclip.models.library import LibraryModel
 from diffclip.models.presets import list_models, model_config
 from diffclip.models.weights.store import load
 
@@ -26,6 +27,9 @@ def named_model(source: str) -> NamedModel:
 
 def _preset_of(model: ImageTextModel) -> str:
     """The preset that has the model's config; for a config of its own, what it is; for another library's, its class."""
+    if isinstance(model, LibraryModel):
+        form = model.config.attention
+        return f"{model.config.family}model" + ("" if form == "standard" else f"_{form}")
     if not isinstance(model, CLIP):
         return model.describe()["model"].rpartition(" ")[2].lower()
     for name in list_models():

@@ -29,8 +29,9 @@ class Reporter(ValidationHook):
     texts weigh by the size of their tower. What tasks do with features comes on top.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, brief: bool = False) -> None:
+        """brief: on a terminal the bar alone, and what failed or is missing."""
+        self._console, self._brief = console, brief and console.is_terminal
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -52,7 +53,7 @@ class Reporter(ValidationHook):
         self._progress.stop()
 
     def on_plan(self, plan: JobList) -> None:
-        for line in describe(plan):
+        for line in () if self._brief else describe(plan):
             self._line(line)
         self._total = sum(job.work for job in plan.jobs)
         self._progress.update(self._bar, total=self._total or None)
@@ -113,6 +114,8 @@ class Reporter(ValidationHook):
             if read.skipped and (*where, told) not in self._skipped:
                 self._skipped.add((*where, told))
                 self._line(told)
+        if self._brief:
+            return
         metrics = {name: value for name, value in result.metrics.items() if "/" not in name}
         shown = "  ".join(
             f"{name.replace('_retrieval_', ' ')} {f'{value:.3g}' if name == 'C' else f'{100 * value:.1f}'}"
@@ -155,13 +158,15 @@ def run_suite(
     cache: FeatureCache | None = None,
     force: bool = False,
     max_skipped: float = MAX_SKIPPED,
+    brief: bool = False,
 ) -> list[Failure]:
     """Every task of every data set with every model, printed on the console; returns what failed.
 
-    So counts a result of which more than a share `max_skipped` of a split's images are missing, known ones too.
+    So counts a result of which more than a share `max_skipped` of a split's images are missing, known ones too. brief:
+    on a terminal nothing is printed but that.
     """
     failures: list[Failure] = []
-    with Reporter(console) as reporter:
+    with Reporter(console, brief=brief) as reporter:
         for outcome in evaluate(models, data, path, settings=settings, cache=cache, force=force, hook=reporter):
             if isinstance(outcome, Outcome):
                 reporter.print_result(outcome)

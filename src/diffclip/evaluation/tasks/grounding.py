@@ -25,7 +25,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.features.context import EvalContext
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.task import Metric, Task
-from diffclip.models.clip import CLIP, our_own
+from diffclip.models.image_text import ImageTextModel
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class MaskedSource(Protocol):
 
 
 def evaluate(
-    model: CLIP,
+    model: ImageTextModel,
     source: MaskedSource,
     *,
     limit: int | None = None,
@@ -95,7 +95,7 @@ def evaluate(
                     raise UserError(f"{source.name}: the mask of {phrase!r} in example {index} is {sizes} pixels")
                 named += 1
                 unseen += not mask.any()
-                seen = cover(mask, *model.visual.patch_embed.grid_size, resize=config.resize)
+                seen = cover(mask, *model.grid, resize=config.resize)
                 if seen.any():
                     if index not in of_image:
                         pixels.append(transform(image))
@@ -214,9 +214,7 @@ def _overlap(cells: int, pixels: int, seen: int) -> Tensor:
 
 def _measure(context: EvalContext) -> PerExampleScores:
     source = cast(Any, context.data.test)  # a MaskedSource, which `requires` has seen to
-    return evaluate(
-        our_own(context.model, "grounding"), source, limit=context.settings.sample, on_progress=context.on_sample
-    )
+    return evaluate(context.model, source, limit=context.settings.sample, on_progress=context.on_sample)
 
 
 TASK = Task(

@@ -26,7 +26,7 @@ from diffclip.evaluation.features.pixels import sample_indices
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats.bootstrap import Interval, mean_interval
 from diffclip.evaluation.task import Metric, Task
-from diffclip.models.attention.ops import AttentionMaps
+from diffclip.models.attention.forms import AttentionMaps
 from diffclip.models.clip import CLIP, evaluation_mode, our_own
 from diffclip.models.maps import forward_with_maps
 

@@ -1,12 +1,12 @@
 """Which form of attention is fastest where: read from a table that a benchmark wrote, by what a processor can do.
 
 `benchmarks/attention.py --write-table` measures forward and backward of every form on a CPU and writes the rows of
-its kind of processor in choice.json. What is said here of GPUs was measured on an H200 (docs/performance.md).
+its kind of processor in choice.json; another kind is timed when it is met (calibration.py). What is said here of GPUs
+was measured on an H200 (docs/performance.md).
 """
 
 import functools
 import json
-import logging
 import math
 import platform
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from diffclip.models.attention import gpu
+from diffclip.models.attention import calibration, gpu
 from diffclip.models.attention import native as native_attention
-
-log = logging.getLogger(__name__)
 
 Kind = Literal["differential", "standard"]
 Rows = Mapping[str, Mapping[str, str]]
@@ -28,8 +26,6 @@ Rows = Mapping[str, Mapping[str, str]]
 
 # What a processor multiplies matrices with, the best first: its name in choice.json and in torch's capabilities.
 PROCESSORS = {"AMX": "amx_bf16", "AVX-512 BF16": "avx512_bf16", "AVX-512": "avx512_f", "AVX2": "avx2"}
-UNMEASURED = "AVX-512 BF16"
-"""Whose rows a processor has that was not measured. No measurement on the spot: the choice would not be repeatable."""
 FORMS = ("eager", "fused", "sdpa")
 
 _taken: dict[str, Mapping[str, Rows]] = {}  # device → kind → rows, inside `taking`
@@ -72,6 +68,8 @@ def processor(device: str = "cpu") -> str:
     """What this machine computes with: on a CPU AMX, AVX-512 BF16, AVX-512, AVX2, NEON or the architecture's name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # also where ATEN_CPU_CAPABILITY holds PyTorch to it
+        return "AVX2"
     capabilities = torch.cpu.get_capabilities()
     machine = platform.machine()
     other = "NEON" if machine in ("aarch64", "arm64") else machine
@@ -102,6 +100,8 @@ def taking(device: str, chosen: Mapping[str, Rows]) -> Iterator[None]:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _spans(kind: Kind, device: str, dtype: torch.dtype) -> tuple[tuple[tuple[int, str], ...], str]:
     """What is fastest up to some numbers of tokens, ascending, and what beyond."""
+    if (kind, device, dtype) == ("differential", "cpu", torch.bfloat16):
+        native_attention.say_refused()
     name = str(dtype).removeprefix("torch.")
     taken = _taken.get(device, {}).get(kind)
     row = _row(kind, device, name) if taken is None else taken.get(name)
@@ -119,21 +119,18 @@ def _row(kind: str, device: str, dtype: str) -> Mapping[str, str] | None:
     if device != "cpu" or dtype not in ("float32", "bfloat16"):
         return None
     compiled = kind == "differential" and native_attention.available(getattr(torch, dtype))
-    row: Mapping[str, str] = _measured()[kind]["compiled" if compiled else "operators"][dtype]
+    own, table = processor(), _measured()
+    if own not in table:
+        if dtype == "float32" or any("bf16" in key and able for key, able in torch.cpu.get_capabilities().items()):
+            return calibration.row(kind, dtype, compiled, own)
+        own = "AVX2"  # which does not multiply bfloat16 either, and timing that takes minutes
+    row: Mapping[str, str] | None = table[own][kind]["compiled" if compiled else "operators"].get(dtype)
     return row
 
 
 @functools.cache
 def _measured() -> Mapping[str, Any]:
-    """Kind of attention → "compiled" or "operators", whether there is the kernel → rows, of this processor."""
+    """Processor → kind of attention → "compiled" or "operators", whether there is the kernel → rows."""
     text = files("diffclip.models.attention").joinpath("choice.json").read_text(encoding="utf-8")
-    table, own = json.loads(text)["fastest"], processor()
-    if own not in table:
-        log.warning(
-            "which form of attention is fastest was not measured on a processor with %s: that of one with %s is taken; "
-            "`python benchmarks/attention.py --write-table` in a clone of diffclip measures it",
-            own,
-            UNMEASURED,
-        )
-    found: Mapping[str, Any] = table.get(own, table[UNMEASURED])
-    return found
+    table: Mapping[str, Any] = json.loads(text)["fastest"]
+    return table

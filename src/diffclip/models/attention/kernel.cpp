@@ -1,4 +1,4 @@
-// (A1 − λA2)V and its gradients on x86 processors with AVX-512, for float32 and bfloat16.
+// (A1 − λA2)V and its gradients on CPUs: float32 on any, bfloat16 where the processor multiplies it.
 //
 // Letters as in ops.py.py: B batch, H heads, N tokens, D head width; a pair is two heads of q and k and one of
 // v, which is 2D wide. A thread takes one pair of one image at a time, and of its queries `rows` at a time, so that
@@ -7,11 +7,13 @@
 //
 // The matrix products are PyTorch's (oneDNN's brgemm): C = A·B with A row by row and B packed, for bfloat16 in twos
 // (K × N → [K/2][N][2]), which is what the processor multiplies. K is then even: odd ends are filled with zeros.
+// Where it has none, and for long rows without AVX-512, float32 is multiplied by the BLAS that PyTorch brings along.
 // The gradients of k and v, sums over queries, are made transposed, dVᵀ = dOᵀ·A, since A is at hand as a right operand.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <omp.h>
 #include <vector>
 
@@ -28,6 +30,10 @@ void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t l
             const c10::BFloat16* B, float* C, bool packed);
 void brgemm_release(bool packed);
 }  // namespace at::native::cpublas
+
+extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
+                       const float* alpha, const float* a, const int* lda, const float* b, const int* ldb,
+                       const float* beta, float* c, const int* ldc);
 
 namespace {
 using at::native::cpublas::brgemm;
@@ -138,9 +144,31 @@ void transposed(const T* x, int64_t row, int n, int width, T* out) {
   transpose(x, row, n, width, out, padded);
 }
 
+bool has_brgemm = true;  // `usable` finds out; of float32 alone, since BLAS has no bfloat16
+// With AVX2 brgemm is fast for short rows alone: it reads a long B across many pages, which BLAS packs first.
+#ifdef __AVX512F__
+constexpr int LONGEST = std::numeric_limits<int>::max();
+#else
+constexpr int LONGEST = 128;
+#endif
+
+// C = A·B, row by row. BLAS counts by columns, in which the same numbers are Cᵀ = Bᵀ·Aᵀ.
+void multiply(int m, int n, int k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+              bool add) {
+  if (has_brgemm && std::max(n, k) <= LONGEST) return brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, false);
+  const int row_a = lda, row_b = ldb, row_c = ldc;
+  const float one = 1, beta = add;
+  sgemm_("N", "N", &n, &m, &k, &one, b, &row_b, a, &row_a, &beta, c, &row_c);
+}
+void multiply(int m, int n, int k, const BFloat16* a, int64_t lda, const BFloat16* b, int64_t ldb, float* c,
+              int64_t ldc, bool add) {
+  brgemm(m, n, rounded_up(k, 2), lda, ldb, ldc, add, a, b, c, true);
+}
+
+// A thread gives back what brgemm set up in it.
 template <class T>
-void multiply(int m, int n, int k, const T* a, int64_t lda, const T* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  brgemm(m, n, rounded_up(k, PACK<T>), lda, ldb, ldc, add, a, b, c, PACK<T> == 2);
+void release() {
+  if (has_brgemm) at::native::cpublas::brgemm_release(PACK<T> == 2);
 }
 
 template <class T>
@@ -196,7 +224,7 @@ void forward(const Shape& s, View<T> q, View<T> k, View<T> v, View<T> out) {
           write(result.data(), 2 * D, m, 2 * D, 1, out.at(b, p, start), out.token);
         }
       }
-    at::native::cpublas::brgemm_release(PACK<T> == 2);
+    release<T>();
   }
 }
 
@@ -307,7 +335,7 @@ double backward(const Shape& s, View<T> grad, View<T> q, View<T> k, View<T> v, V
         write(turned.data(), D, N, D, factors[g], dk.at(b, 2 * p + g), dk.token);
       }
     }
-    at::native::cpublas::brgemm_release(PACK<T> == 2);
+    release<T>();
   }
   double sum = 0;
   for (double one : dlam) sum += one;
@@ -369,11 +397,11 @@ void norm_backward(const T* grad, const T* x, const float* weight, T* dx, float*
 }
 
 template <class T>
-bool multiplies() {
+bool brgemm_works() {
   try {  // throws where the processor lacks the instructions; inside a parallel region nobody could catch it
     std::vector<T> zeros(256);
     std::vector<float> out(256);
-    multiply(4, 4, 4, zeros.data(), 4, zeros.data(), 4, out.data(), 4, false);
+    brgemm(4, 4, 4, 4, 4, 4, false, zeros.data(), zeros.data(), out.data(), PACK<T> == 2);
     at::native::cpublas::brgemm_release(PACK<T> == 2);
     return true;
   } catch (...) {
@@ -383,7 +411,11 @@ bool multiplies() {
 }  // namespace
 
 // Whether this processor can.
-extern "C" bool usable(bool bfloat16) { return bfloat16 ? multiplies<BFloat16>() : multiplies<float>(); }
+extern "C" bool usable(bool bfloat16) {
+  if (bfloat16) return brgemm_works<BFloat16>();
+  has_brgemm = brgemm_works<float>();  if(getenv("NOBR")) has_brgemm=false;
+  return true;
+}
 
 // Forward: tensors q, k, v, output; returns 0. With gradients: tensors dO, q, k, v, dq, dk, dv; returns dλ.
 // strides: of (B, heads, N), in numbers, for each tensor.

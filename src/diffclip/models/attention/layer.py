@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from diffclip.errors import UserError
 from diffclip.models.attention.choice import autocast_dtype, fastest
+from diffclip.models.attention.forms import AttentionMaps, attention_map, differential_maps
 from diffclip.models.attention.head_norm import head_norm
-from diffclip.models.attention.ops import AttentionMaps, attention_map, differential_attention, differential_maps
+from diffclip.models.attention.ops import differential_attention
 from diffclip.models.plain import is_plain
 from diffclip.models.precision import full_precision
 from diffclip.models.presets import check_heads
@@ -39,6 +40,7 @@ class DifferentialAttention(nn.Module):
     """
 
     lambda_init: float
+    lambda_scale: float = 1.0  # below it while λ is warmed up
     lambda_q1: nn.Parameter
     lambda_k1: nn.Parameter
     lambda_q2: nn.Parameter
@@ -86,7 +88,7 @@ class DifferentialAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.norm = nn.RMSNorm(2 * self.head_dim, eps=HEAD_NORM_EPS, device=device, dtype=dtype)
+        self.norm: nn.Module = nn.RMSNorm(2 * self.head_dim, eps=HEAD_NORM_EPS, device=device, dtype=dtype)
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
             vector = torch.randn(self.head_dim, device=device, dtype=torch.float32) * 0.1
             self.register_parameter(name, nn.Parameter(vector))
@@ -99,7 +101,7 @@ class DifferentialAttention(nn.Module):
         )
         # One subtraction in float32, cast last: rounding each exponential first would double the error of λ
         # in bfloat16.
-        return (q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init
+        return self.lambda_scale * ((q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of diffclip.differential_attention."""
@@ -117,13 +119,17 @@ class DifferentialAttention(nn.Module):
             self.recorded.append(maps)
             heads = maps.combined @ v
         # (B, N, H/2, 2D): as the fused operation lays them in memory, and as the projection reads them
-        heads = heads.transpose(1, 2)
-        if is_plain(self.norm, nn.RMSNorm):
-            heads = head_norm(heads, self.norm.weight * (1 - self.lambda_init), HEAD_NORM_EPS)
-        else:
-            heads = (1 - self.lambda_init) * self.norm(heads)
+        heads = self.normalise(heads.transpose(1, 2))
         out: Tensor = self.proj_drop(self.proj(heads.reshape(batch, length, dim)))
         return out
+
+    def normalise(self, heads: Tensor) -> Tensor:
+        """(B, N, H/2, 2D) → (1 − λ_init) · RMSNorm of each head."""
+        if is_plain(self.norm, nn.RMSNorm):
+            assert isinstance(self.norm, nn.RMSNorm)
+            return head_norm(heads, self.norm.weight * (1 - self.lambda_init), HEAD_NORM_EPS)
+        normed: Tensor = (1 - self.lambda_init) * self.norm(heads)
+        return normed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DifferentialAttention":
         """`.half()`, `.to(torch.bfloat16)` and the like, which leave the λ vectors as exact as they are."""

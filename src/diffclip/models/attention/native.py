@@ -1,7 +1,7 @@
 """The compiled kernel of kernel.cpp: built on first use, once a machine, and used where it can be.
 
-It needs a C++ compiler and a processor with AVX-512 (for bfloat16, AVX512_BF16 or AMX). Where one is missing, or where
-the environment has DIFFCLIP_NATIVE=0, fused.py does the same with PyTorch's own operators, more slowly.
+It needs a C++ compiler, and for bfloat16 a processor that multiplies it (AVX512_BF16 or AMX). Where one is missing, or
+where the environment has DIFFCLIP_NATIVE=0, fused.py does the same with PyTorch's own operators, more slowly.
 The library is kept in $XDG_CACHE_HOME/diffclip/kernel, by default below ~/.cache. Loading it runs what it holds: so
 nobody else may write to it, and it ends in the SHA-256 of what is before.
 """
@@ -29,14 +29,13 @@ log = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16)
 MAP_BYTES = 2**20
 """What the maps of one step may take, some 22 bytes an entry: the second-level cache of a core."""
-MIN_ROWS = 48
-"""Queries of a step, at least: fewer make the matrix products slow."""
+MIN_ROWS, MIN_ROWS_FOR_BLAS = 48, 128
+"""Queries of a step, at least: fewer make the matrix products slow. BLAS packs the keys anew for each step."""
 DIGEST = hashlib.sha256().digest_size
 FLAGS = (
     "-std=c++17",
     "-ffp-contract=fast",
     "-O3",
-    "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fopenmp",
@@ -52,6 +51,17 @@ def available(dtype: torch.dtype) -> bool:
     return library is not None and bool(library.usable(dtype is torch.bfloat16))
 
 
+@functools.cache
+def say_refused() -> None:
+    """Where bfloat16 is computed in, and the kernel is there but for that: a warning, once."""
+    if not available(torch.float32) or available(torch.bfloat16):
+        return
+    log.warning(
+        "this processor does not multiply bfloat16: differential attention in it runs on PyTorch's operators, and "
+        "takes about twice as long as in float32"
+    )
+
+
 def attention(tensors: Sequence[Tensor], lam: float, is_causal: bool) -> float:
     """Fill in the result of q, k, v, out, or dq, dk and dv of dO, q, k, v, dq, dk, dv; returns dλ, else 0.
 
@@ -62,7 +72,8 @@ def attention(tensors: Sequence[Tensor], lam: float, is_causal: bool) -> float:
     gradients = len(tensors) == 7
     batch, heads, length, width = tensors[1].shape  # k, or with gradients q
     strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
-    rows = min(length, max(MIN_ROWS, MAP_BYTES // (22 * length)))
+    fewest = MIN_ROWS if "AVX512" in torch.backends.cpu.get_cpu_capability() else MIN_ROWS_FOR_BLAS
+    rows = min(length, max(fewest, MAP_BYTES // (22 * length)))
     found: float = library.attention(
         tensors[0].dtype is torch.bfloat16,
         gradients,
@@ -131,7 +142,8 @@ def _built() -> Path:
     command[0] = compiler
     source = files("diffclip.models.attention").joinpath("kernel.cpp").read_bytes()
     # -march=native: a home directory may be shared by machines with other processors.
-    facts = repr((FLAGS, command, torch.__version__, sorted(torch.cpu.get_capabilities().items())))
+    target = _target()
+    facts = repr((FLAGS, target, command, torch.__version__, sorted(torch.cpu.get_capabilities().items())))
     name = f"fused_attention-{hashlib.sha256(source + facts.encode()).hexdigest()[:16]}.so"
     path = durable.cache_folder() / "kernel" / name
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,7 +157,7 @@ def _built() -> Path:
     libraries = Path(torch.__file__).parent / "lib"
     with durable.writing(path) as built:  # several processes may start together
         code = ["-x", "c++", "-", "-x", "none"]  # from the standard input
-        command += [*FLAGS, *code, "-o", str(built), f"-L{libraries}", "-ltorch_cpu", "-Wl,--no-undefined"]
+        command += [*FLAGS, target, *code, "-o", str(built), f"-L{libraries}", "-ltorch_cpu", "-Wl,--no-undefined"]
         done = subprocess.run(command, input=source, capture_output=True, timeout=300)
         if done.returncode:
             message = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
@@ -154,6 +166,11 @@ def _built() -> Path:
         with built.open("ab") as file:  # the loader passes over what comes after the library
             file.write(hashlib.sha256(built.read_bytes()).digest())
     return path
+
+
+def _target() -> str:
+    """The instructions to compile for: this processor's, or where ATEN_CPU_CAPABILITY holds PyTorch to AVX2, those."""
+    return "-march=x86-64-v3" if torch.backends.cpu.get_cpu_capability() == "AVX2" else "-march=native"
 
 
 def _check_private(path: Path) -> None:

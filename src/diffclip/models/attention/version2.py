@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffclip.models.attention.choice import fastest, no_autocast
+from diffclip.models.attention.forms import AttentionMaps, attention_map
 from diffclip.models.attention.layer import StandardAttention
-from diffclip.models.attention.ops import AttentionMaps, attention_map
 from diffclip.models.precision import full_precision
 
 
@@ -32,6 +32,7 @@ class DifferentialAttentionV2(StandardAttention):
     """
 
     to_lambda = staticmethod(torch.sigmoid)
+    lambda_scale: float = 1.0  # below it while λ is warmed up
 
     def __init__(self, dim: int, num_heads: int = 8, *, qkv_bias: bool = False, **options: Any) -> None:
         """The arguments are those of timm's attention; it has neither qk_norm nor scale_norm here."""
@@ -43,11 +44,12 @@ class DifferentialAttentionV2(StandardAttention):
     def lam(self) -> Tensor:
         """λ of a token whose input is zero, its mean over heads: a scalar, float32 at least."""
         bias = self.lambda_proj.bias
-        return self.to_lambda(bias.to(torch.promote_types(bias.dtype, torch.float32))).mean()
+        return self.lambda_scale * self.to_lambda(bias.to(torch.promote_types(bias.dtype, torch.float32))).mean()
 
     def token_lambdas(self, x: Tensor) -> Tensor:
         """(B, N, C) → λ (B, H, N, 1)."""
-        return token_lambdas(self.lambda_proj, self.to_lambda, x).transpose(1, 2).unsqueeze(-1)
+        lambdas = token_lambdas(self.lambda_proj, self.to_lambda, x)
+        return self.lambda_scale * lambdas.transpose(1, 2).unsqueeze(-1)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""
@@ -85,3 +87,26 @@ class GatedDifferentialAttention(DifferentialAttentionV2):
     """The same with λ = tanh(W x + b), which is 0 where W and b are: nothing is subtracted, whatever q2 is."""
 
     to_lambda = staticmethod(torch.tanh)
+
+
+class NoSecondMap(DifferentialAttentionV2):
+    """head_i = A(q_i, k_i) v_i − λ_i(x) · (q2 x)_i: the control, the same parameters without a second map.
+
+    What is subtracted sees its own token alone. What DifferentialAttentionV2 gains beyond this comes from its map.
+    """
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D) each
+        second = self.q2(x).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, N, D)
+        if self.recorded is not None:
+            attention = self.attn_drop(attention_map(q, k, is_causal, attn_mask))
+            self.recorded.append(AttentionMaps(attention, attention))
+            first = attention.to(v.dtype) @ v
+        else:
+            first = self._attend(q, k, v, attn_mask, is_causal)
+        heads = (first - self.token_lambdas(x) * second).to(first.dtype)
+        out: Tensor = self.proj_drop(self.proj(heads.transpose(1, 2).reshape(batch, length, dim)))
+        return out

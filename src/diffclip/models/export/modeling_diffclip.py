@@ -27,6 +27,11 @@ class DiffCLIPConfig(PreTrainedConfig):  # type: ignore[misc]
         self.model = model or {}
         super().__init__(**others)
 
+    @property
+    def projection_dim(self) -> int:
+        """Width of the joint space, by the name that transformers' CLIP has for it."""
+        return int(self.model["embed_dim"])
+
 
 class DiffCLIPImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     """Images as diffclip prepares them. settings: the fields of diffclip's ImageSettings."""

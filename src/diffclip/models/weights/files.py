@@ -1,12 +1,5 @@
-"""Find a file of weights, on disk or on the Hugging Face hub, and read it without running anything in it."""
+"""Find a file of weights, on disk or on the hub, and read it without running anything in it."""
 
-import argparse
-import logging
-import os
-import pickle
-import re
-import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +10,8 @@ from torch import Tensor
 from diffclip import reading
 from diffclip.data.formats.paths import contents
 from diffclip.errors import UserError
-from diffclip.models.weights import torchscript
-
-log = logging.getLogger(__name__)
+from diffclip.models.weights import pickles, sentence_folder, torchscript
+from diffclip.models.weights.hub import HUB, asked_of_hub, download, open_clips_tag
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -28,7 +20,6 @@ LOCAL = "local-dir:"
 """open_clip's word for a folder."""
 OPEN_CLIP_WEIGHTS_NAME = "open_clip_model.safetensors"
 PICKLES = ("*.pt", "*.pth", "*.bin")
-_HUB = re.compile(r"(?P<asked>hf:|hf-hub:)?(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 # In the order in which they are looked for: on the hub, open_clip's file may lie beside one of another
 # library.
 _WORDS = ["*.json", "*.txt", "*.model"]  # configurations and vocabularies
@@ -40,10 +31,14 @@ _PREFIXES = ("module.", "model.")
 def locate(source: str | Path) -> Path:
     """The file of weights that `source` means: a file, a directory that holds one, or a model of the hub.
 
-    The hub is asked for "hf:owner/name" and "hf:owner/name@revision". Without "hf:" it is asked, with a warning, only
+    The hub is asked for "hf:owner/name" and "hf:owner/name@revision", and for weights by open_clip's name, such as
+    "ViT-B-32/laion2b_s34b_b79k". For any other name without "hf:" it is asked, with a warning, only
     where no folder is called as the owner: a mistyped path would give whoever has that name the say over the model.
     Raises UserError if there is none, if a directory holds several, or if the hub cannot be reached.
     """
+    if tagged := open_clips_tag(str(source)):
+        name, file = tagged
+        return download(name, None, [*_WORDS, file]) / file if file else _on_hub(name, None)
     on_hub = asked_of_hub(str(source))
     if on_hub:
         return _on_hub(*on_hub)
@@ -65,22 +60,9 @@ def locate(source: str | Path) -> Path:
     if path.parent.is_dir():
         raise UserError(
             f"{source} is neither a file nor a directory; {path.parent} is, and {contents(path.parent)}"
-            + (f"; if you mean the Hugging Face hub, write hf:{source}" if _HUB.fullmatch(str(source)) else "")
+            + (f"; if you mean the Hugging Face hub, write hf:{source}" if HUB.fullmatch(str(source)) else "")
         )
     raise UserError(f"{source} is neither a file nor a directory, nor a hub id such as hf:owner/name@revision")
-
-
-def asked_of_hub(source: str) -> tuple[str, str | None] | None:
-    """The name and maybe the revision on the Hugging Face hub that a person means; None for a path.
-
-    Warns where that is only likely: "owner/name" is no path, as no folder is called as the owner.
-    """
-    hub = _HUB.fullmatch(source)
-    if hub is None or (not hub["asked"] and os.path.lexists(Path(source).parent)):
-        return None
-    if not hub["asked"]:
-        log.warning("%s is not on this disk: the Hugging Face hub is asked for it, as for hf:%s", source, source)
-    return hub["name"], hub["revision"]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -105,7 +87,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is no readable safetensors file: {error}") from None
         return _all_there(_unprefixed(tensors), path), _configuration(path, inside)
-    return _all_there(_unprefixed(_state_dict(_unpickle(path), path)), path), None
+    return _all_there(_unprefixed(pickles.read(path)), path), None
 
 
 def files_of(path: Path) -> list[Path]:
@@ -188,6 +170,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Path | None:
+    directory = sentence_folder.encoder_of(directory)
     for patterns in ([OPEN_CLIP_WEIGHTS_NAME], [WEIGHTS_NAME], INDICES[:1], ["*.safetensors"], INDICES, PICKLES):
         found = sorted(path for pattern in patterns for path in directory.glob(pattern))
         if len(found) > 1:
@@ -199,18 +182,8 @@ def _in_directory(directory: Path) -> Path | None:
 
 
 def _on_hub(name: str, revision: str | None) -> Path:
-    import huggingface_hub  # takes half a second to import, and only this needs it
-
     for patterns in DOWNLOADS:
-        try:
-            wanted = {"revision": revision} if revision else {}
-            directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **wanted))
-        except Exception as error:  # offline, refused, unknown: of several libraries' types
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UserError(
-                f"{name} is no file or directory here, and the Hugging Face hub does not give it: {reason}"
-            ) from None
-        found = _in_directory(directory)
+        found = _in_directory(download(name, revision, patterns))
         if found is not None:
             return found
     raise UserError(f"{name} on the Hugging Face hub holds no .safetensors, .pt, .pth or .bin file")
@@ -230,50 +203,3 @@ def _configuration(path: Path, inside: str | None) -> dict[str, Any] | None:
             + "; restore the one that was changed"
         )
     return config
-
-
-def _unpickle(path: Path) -> Any:
-    _refuse_other_archives(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), reading.named(path) as name:
-            return torch.load(name, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-        what = f"asks for {wanted[1]}" if wanted else "is no pickle of tensors"
-        raise UserError(
-            f"{path} {what}; only tensors and argparse.Namespace are ever read from a pickle, "
-            "so that loading runs no code: ask for the weights as safetensors"
-        ) from None
-    except Exception as error:  # on broken files torch's reader raises errors of a dozen types
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be read as PyTorch weights: {reason}") from None
-
-
-def _refuse_other_archives(path: Path) -> None:
-    """What torch also reads but no longer writes: tar archives, which it would unpack, and what inflates."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                inflated = next((f for f in archive.infolist() if f.compress_type != zipfile.ZIP_STORED), None)
-            if inflated:
-                raise UserError(f"{path} cannot be read as PyTorch weights: {inflated.filename} in it is compressed")
-        elif tarfile.is_tarfile(path):
-            raise UserError(
-                f"{path} cannot be read as PyTorch weights: it is a tar archive; save it with a newer torch"
-            )
-    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as PyTorch weights: {error}") from None
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    tensors = {str(name): tensor for name, tensor in content.items()}
-    others = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
-    if others:
-        raise UserError(f"{path} holds no dictionary of tensors: {others[0]} is a {type(tensors[others[0]]).__name__}")
-    return tensors

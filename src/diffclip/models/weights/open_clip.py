@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from diffclip.errors import UserError
 from diffclip.models.image_settings import OPENAI_MEAN, OPENAI_STD, ImageSettings
 from diffclip.models.weights.convert import NOT_WEIGHTS
 from diffclip.models.weights.files import OPEN_CLIP_CONFIG_NAME, read_json
+from diffclip.models.weights.open_clip_maps import recorder_of
 from diffclip.models.wrapped import Wrapped
 from diffclip.text import listed
 
@@ -120,13 +122,16 @@ def wrap(
     """open_clip's own model with some weights, none of which may be missing. Raises UserError."""
     import open_clip
 
-    folder = f"local-dir:{path.parent}"
+    folder, before = f"local-dir:{path.parent}", logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of weights that are drawn: those that were read take their place
     try:
         inner = open_clip.create_model(folder, load_weights=False, pretrained_text=False)
         tokenizer = open_clip.get_tokenizer(folder)
     except Exception as error:  # of several libraries' types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path.with_name(OPEN_CLIP_CONFIG_NAME)}: open_clip cannot build it: {reason[:300]}") from None
+    finally:
+        logging.disable(before)
     return _wrapped(inner, tensors, settings, tokenizer, why, str(path))
 
 
@@ -171,4 +176,5 @@ def _wrapped(
         logit_scale=inner.logit_scale,
         logit_bias=getattr(inner, "logit_bias", None),
         facts=facts,
+        recorder=recorder_of(inner),
     )

@@ -21,10 +21,11 @@ from diffclip.errors import UserError
 from diffclip.models.clip import CLIP, our_own
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.image_text import ImageTextModel, Tokenize
+from diffclip.models.library import LibraryModel, Trainable
+from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.models.weights.files import CONFIG_NAME, WEIGHTS_NAME, locate
 from diffclip.models.weights.foreign import Expressed, open_model
-from diffclip.models.wrapped import Wrapped
 from diffclip.text import listed
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Preprocess:
         return normalise(pixels, self.config.image_mean, self.config.image_std)
 
 
-def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
+def save(model: Trainable, directory: str | Path, **metadata: Any) -> None:
     """Write model.safetensors and config.json, which `load` takes, into `directory`, made if need be.
 
     Both are written under other names and then renamed, so that a reader never sees half a file. The configuration
@@ -55,7 +56,9 @@ def save(model: CLIP, directory: str | Path, **metadata: Any) -> None:
     write(state, model.config, directory, **metadata)
 
 
-def write(tensors: Mapping[str, Tensor], config: ModelConfig, directory: str | Path, **metadata: Any) -> None:
+def write(
+    tensors: Mapping[str, Tensor], config: ModelConfig | LibraryConfig, directory: str | Path, **metadata: Any
+) -> None:
     """`save` of a model's tensors, on the CPU, apart from the model. Raises OSError."""
     directory = Path(directory)
     fields = asdict(config)
@@ -83,8 +86,9 @@ def load(
     Args:
         source: a run directory or another that holds model.safetensors and config.json; a file of weights: ours, the
             released DiffCLIP's, SLIP's, open_clip's or OpenAI's TorchScript archive; a folder of open_clip
-            ("local-dir:" before it or not) or of transformers; an index of shards; or "hf:owner/name", maybe with
-            "@revision", which holds one of these on the Hugging Face hub (docs/models.md). Of a pickle nothing but
+            ("local-dir:" before it or not), of transformers, or of sentence-transformers with one of these in it; an
+            index of shards; "hf:owner/name", maybe with "@revision", which holds one of these on the Hugging Face hub;
+            or weights by open_clip's name, "ViT-B-32/laion2b_s34b_b79k" (docs/models.md). Of a pickle nothing but
             tensors is ever built, and no code of an archive or folder runs.
         device: where the model goes.
         compile: compile the blocks of both towers (CLIP.compile): the first images and the first texts then take a
@@ -105,11 +109,17 @@ def load(
     path = locate(source)
     opened = open_model(path, overrides)
     exact = torch.promote_types(dtype or torch.float32, torch.float32)
-    model = opened if isinstance(opened, Wrapped) else _filled(opened, exact)
+    model = _filled(opened, exact) if isinstance(opened, Expressed) else opened
     model = model.to(device, dtype).eval()
     if compile:
         our_own(model, "compile=True").compile()
     return model, Preprocess(model.config), model.tokenizer
+
+
+def load_trainable(source: str | Path, *, what: str, **overrides: Any) -> Trainable:
+    """`load` for what our loop can change, which messages call `what`. Raises UserError for any other model."""
+    model = load(source, **overrides)[0]
+    return model if isinstance(model, LibraryModel) else our_own(model, what)
 
 
 def load_clip(source: str | Path, device: torch.device | str = "cpu", *, what: str, **overrides: Any) -> CLIP:

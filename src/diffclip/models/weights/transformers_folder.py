@@ -6,9 +6,8 @@ its own processor makes; texts are read by its own tokenizer.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,13 @@ from diffclip.data.transforms import normalise
 from diffclip.errors import UserError
 from diffclip.models.image_settings import Colours, ImageSettings
 from diffclip.models.weights.files import CONFIG_NAME, read_json
-from diffclip.models.wrapped import Wrapped
+from diffclip.models.weights.folder_tokenizer import FolderTokenizer
+from diffclip.models.wrapped import Recorder, Wrapped
 
 FAMILIES = ("clip", "siglip", "align", "altclip", "chinese_clip", "blip", "metaclip_2")
+READ_AT_THE_CLASS_TOKEN = ("clip", "altclip", "chinese_clip", "blip", "metaclip_2")
+"""SigLIP pools by attention, ALIGN has no attention in its image tower."""
 RETRIEVAL = "BlipForImageTextRetrieval"
-
-# Of CLIPModel's names, applied in this order.
-RENAMES = (
-    (r"^vision_model\.embeddings\.class_embedding$", "visual.cls_token"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.patch_embed.proj."),
-    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.pos_embed"),
-    (r"^vision_model\.pre_layrnorm\.", "visual.norm_pre."),
-    (r"^vision_model\.post_layernorm\.", "visual.norm."),
-    (r"^text_model\.embeddings\.token_embedding\.", "text.token_embedding."),
-    (r"^text_model\.embeddings\.position_embedding\.weight$", "text.positional_embedding"),
-    (r"^text_model\.final_layer_norm\.", "text.norm."),
-    (r"^vision_model\.encoder\.layers\.", "visual.blocks."),
-    (r"^text_model\.encoder\.layers\.", "text.blocks."),
-    (r"\.self_attn\.out_proj\.", ".attn.proj."),
-    (r"\.self_attn\.", ".attn."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"^visual_projection\.weight$", "image_projection"),
-    (r"^text_projection\.weight$", "text_projection"),
-)
 
 
 def is_one(path: Path) -> bool:
@@ -53,33 +36,6 @@ def is_one(path: Path) -> bool:
         return False
     content = read_json(file)
     return isinstance(content.get("model_type"), str) and not isinstance(content.get("model"), dict)
-
-
-@dataclass(frozen=True)
-class FolderTokenizer:
-    """A folder's own tokenizer: texts → ids (B, L), filled up to `longest`, or as far as the longest text goes."""
-
-    tokenizer: Any
-    longest: int
-    fill: bool
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        padding = "max_length" if self.fill else "longest"
-        made = self.tokenizer(
-            list(texts), padding=padding, truncation=True, max_length=self.longest, return_tensors="pt"
-        )
-        ids: Tensor = made["input_ids"]
-        return ids
-
-    def mask(self, tokens: Tensor) -> Tensor | None:
-        """What is no padding (B, L) int64; None where the tokenizer tells a model nothing of it."""
-        pad = self.tokenizer.pad_token_id
-        if "attention_mask" not in self.tokenizer.model_input_names:
-            return None
-        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        lengths = (tokens.ne(pad) * places).amax(1, keepdim=True)
-        ends = int(pad == self.tokenizer.eos_token_id)  # the first of what looks like padding ends the text
-        return places.le(lengths + ends).long()
 
 
 class Folder:
@@ -200,14 +156,15 @@ class Folder:
             scale = nn.Parameter(value, requires_grad=False)
         tokenizer = self.tokenizer
 
+        def asked(tokens: Tensor) -> dict[str, Tensor]:
+            mask = tokenizer.mask(tokens)
+            return {"input_ids": tokens} | ({} if mask is None else {"attention_mask": mask})
+
         def text(model: Any, tokens: Tensor) -> Tensor:
-            asked = {"input_ids": tokens}
-            if (mask := tokenizer.mask(tokens)) is not None:
-                asked["attention_mask"] = mask
             if retrieval:
-                features: Tensor = model.text_proj(model.text_encoder(**asked).last_hidden_state[:, 0])
+                features: Tensor = model.text_proj(model.text_encoder(**asked(tokens)).last_hidden_state[:, 0])
             else:
-                features = model.get_text_features(**asked).pooler_output
+                features = model.get_text_features(**asked(tokens)).pooler_output
             return features
 
         def image(model: Any, pixels: Tensor) -> Tensor:
@@ -217,6 +174,16 @@ class Folder:
                 features = model.get_image_features(pixel_values=pixels).pooler_output
             return features
 
+        def image_maps(model: Any, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+            with _with_maps(model):
+                said = model.get_image_features(pixel_values=pixels, output_attentions=True)
+            return said.pooler_output, list(said.attentions)
+
+        def text_maps(model: Any, tokens: Tensor) -> list[Tensor]:
+            with _with_maps(model):
+                return list(model.get_text_features(**asked(tokens), output_attentions=True).attentions)
+
+        shown = self.kind in READ_AT_THE_CLASS_TOKEN and not retrieval
         facts = {
             "model": f"transformers' {type(model).__name__}",
             "why": f"no CLIP of ours has {why}",
@@ -231,27 +198,21 @@ class Folder:
             logit_scale=scale,
             logit_bias=getattr(model, "logit_bias", None),
             facts=facts,
+            recorder=Recorder(image_maps, text_maps, self.vision.patch_size) if shown else None,
         )
+
+
+@contextmanager
+def _with_maps(model: Any) -> Iterator[None]:
+    """Inside the `with`, transformers computes attention by its maps, which the other ways do not give."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _colours(values: Sequence[float]) -> Colours:
     red, green, blue = map(float, values)
     return red, green, blue
-
-
-def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIPModel's tensors under `CLIP`'s names, q, k and v apart still."""
-    made = {}
-    for name, tensor in tensors.items():
-        if name.endswith(".position_ids"):  # numbers from 0 on, which older versions saved
-            continue
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        if name in ("image_projection", "text_projection"):
-            tensor = tensor.mT.contiguous()
-        elif name == "visual.cls_token":
-            tensor = tensor.view(1, 1, -1)
-        elif name == "visual.pos_embed":
-            tensor = tensor.unsqueeze(0)
-        made[name] = tensor
-    return made

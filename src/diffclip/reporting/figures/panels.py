@@ -10,8 +10,8 @@ from diffclip.data.images import BadImage, decode, read_image
 from diffclip.data.scenes import SceneSource
 from diffclip.errors import UserError
 from diffclip.evaluation.tasks.grounding import MaskedSource
-from diffclip.models.clip import CLIP
-from diffclip.models.weights.store import load_clip
+from diffclip.models.image_text import ImageTextModel
+from diffclip.models.weights.store import load
 from diffclip.reporting.families import Family, Group, Member
 from diffclip.reporting.figures.style import AttentionPanel, Map, Pixels
 
@@ -27,7 +27,9 @@ class GroupPanels:
     """What each of the two makes of the first panel's image."""
 
 
-def attention_panel(baseline: CLIP, candidate: CLIP, pixels: Pixels, queries: Sequence[str]) -> AttentionPanel:
+def attention_panel(
+    baseline: ImageTextModel, candidate: ImageTextModel, pixels: Pixels, queries: Sequence[str]
+) -> AttentionPanel:
     """Where both models look in an image (H, W, 3) uint8, for each query. Shows the part that the models see."""
     maps = [_maps(model, pixels, queries) for model in (baseline, candidate)]
     image = visible(baseline.config, pixels, min(pixels.shape[:2]))
@@ -83,7 +85,7 @@ def group_panels(group: Group, images: Sequence[tuple[Path, tuple[str, ...]]], *
     if pair is None or not (images or (scenes and drawn)):
         return None
     baseline, first, candidate, second = pair
-    models = [load_clip(str(weights_of(member)), what="a relevance map") for member in (first, second)]
+    models = [load(str(weights_of(member)))[0] for member in (first, second)]
     shown = [(_picture(path), queries) for path, queries in images]
     if drawn and scenes:
         shown += scenes_that_name(SceneSource("test"), count=scenes)
@@ -106,6 +108,6 @@ def _training_data(member: Member) -> object:
     return member.run.recipe.get("data", {}).get("train", {}).get("path") if member.run else None
 
 
-def _maps(model: CLIP, image: Pixels, queries: Sequence[str]) -> tuple[Map, ...]:
+def _maps(model: ImageTextModel, image: Pixels, queries: Sequence[str]) -> tuple[Map, ...]:
     pixels, tokens = inputs(model, image, queries)
     return tuple(relevance(model, pixels.expand(len(queries), -1, -1, -1), tokens).cpu().numpy())

@@ -79,6 +79,34 @@ def two_models(rows: Sequence[Row], *, title: str | None = None, width: int = 80
     return table
 
 
+def brief(rows: Sequence[Row]) -> Table:
+    """For a terminal: a line for each data set and task, by the metric that stands for it, and nothing else."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    folders = {row.dataset.rpartition("/")[0] for row in rows}
+    shared = folders.pop() if len(folders) == 1 else ""
+    table.add_column(shared or "data set", no_wrap=True)
+    table.add_column("metric")
+    for name in (rows[0].baseline, rows[0].model, "diff.", "95 % interval") if rows else ():
+        table.add_column(name, justify="right", no_wrap=True)
+    for _, of_task in groupby(rows, key=lambda row: (row.dataset, row.task)):
+        row = standing_for(list(of_task))
+        metric = metric_title(row.task, row.metric).partition(",")[0]
+        scores = [percent(score.mean if score else None) for score in (row.baseline_score, row.score)]
+        table.add_row(
+            *map(
+                Text,
+                (
+                    row.dataset.removeprefix(f"{shared}/"),
+                    metric,
+                    *scores,
+                    difference_text(row.difference),
+                    interval_text(row),
+                ),
+            )
+        )
+    return table
+
+
 def standing_for(rows: Sequence[Row]) -> Row:
     """Of the rows of one task that which stands for it: its headline, or the first that speaks of quality.
 

@@ -27,6 +27,12 @@ IMAGE_MAP = {"AutoImageProcessor": f"{CODE}.DiffCLIPImageProcessor"}
 
 def export(model: CLIP, out: Path) -> Parity:
     """Write the folder, open it with transformers, and compare from images and texts on. Raises UserError."""
+    write(model, out)
+    return _compare(model, out)
+
+
+def write(model: CLIP, out: Path) -> None:
+    """Write the folder. Raises UserError for another vocabulary than CLIP's, and OSError."""
     config = model.config
     vocabulary, merges = vocabulary_and_merges()
     if config.vocab_size != len(vocabulary):
@@ -45,7 +51,6 @@ def export(model: CLIP, out: Path) -> Parity:
     settings = {field.name: getattr(config, field.name) for field in fields(ImageSettings)}
     processor = CLIPProcessor(DiffCLIPImageProcessor(settings, auto_map=IMAGE_MAP), tokenizer)
     processor.save_pretrained(out)
-    return _compare(model, out)
 
 
 def _compare(model: CLIP, out: Path) -> Parity:
