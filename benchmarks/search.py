@@ -73,7 +73,8 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def build_index(folder: Path) -> None:
-    from diffclip.search.store import About, Index, schema
+    from diffclip.search.rows import schema
+    from diffclip.search.store import About, Index
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     index = Index.create(str(folder / "index"), About("made", "made", "float32", WIDTH, ("/made",)))

@@ -1,6 +1,7 @@
 """How fast are pictures encoded, decoding included, beside open_clip? Does an index keep that pace? How does a server?
 
-    python benchmarks/use.py PICTURES [--what encode index load] [--count 32] [--rounds 3] [--cpu] [--json FILE]
+    python benchmarks/use.py PICTURES [--what encode index load] [--count 32] [--rounds 3]
+        [--precisions float32 bfloat16 int8] [--cpu] [--json FILE]
 
 encode: ViT-B/16 with random weights on files of a folder or shard: open_clip's way (Pillow, its transform, its model
 in float32, batches of 16), and ours by `Encoder.stream` for CLIP and DiffCLIP in each precision; and the lowest cosine
@@ -52,7 +53,9 @@ def bytes_of(pictures: Pictures, count: int) -> list[bytes]:
     return [cast(bytes, pictures[index].image) for index in range(min(count, len(pictures)))]
 
 
-def encode(images: list[bytes], folder: Path, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+def encode(
+    images: list[bytes], folder: Path, rounds: int, clock: Callable[[], float], precisions: list[str]
+) -> dict[str, Any]:
     """Print images/s and the ratio to open_clip of each contestant."""
     peer, _, transform = open_clip.create_model_and_transforms("ViT-B-16")
     peer.eval()
@@ -71,7 +74,7 @@ def encode(images: list[bytes], folder: Path, rounds: int, clock: Callable[[], f
     cosines: dict[str, float] = {}
     for preset in ("clip_vit_b16", "diffclip_vit_b16"):
         source = saved(preset, folder)
-        for precision in ("float32", "bfloat16", "int8"):
+        for precision in precisions:
             run = ours(open_encoder(source, cast(Precision, precision)))
             contestants[f"{preset} {precision}"] = run
             found = run(0)
@@ -143,6 +146,8 @@ def main() -> None:
     parser.add_argument("pictures", help="a folder or shards of JPEG photographs")
     parser.add_argument("--what", nargs="+", choices=("encode", "index", "load"), default=["encode", "index", "load"])
     parser.add_argument("--count", type=int, default=32, help="pictures that are encoded")
+    every = ["float32", "bfloat16", "int8"]
+    parser.add_argument("--precisions", nargs="+", choices=every, default=every, help="the first is compared with")
     parser.add_argument("--preset", default="diffclip_vit_b16", help="the model of index and load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu", action="store_true", help="count seconds of the processor")
@@ -155,7 +160,7 @@ def main() -> None:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         if "encode" in arguments.what:
-            results["encode"] = encode(images, folder, arguments.rounds, clock)
+            results["encode"] = encode(images, folder, arguments.rounds, clock, arguments.precisions)
         if {"index", "load"} & set(arguments.what):
             results["index"] = index(images, folder, arguments.rounds, clock, arguments.preset)
         if "load" in arguments.what:

@@ -11,7 +11,10 @@ import pytest
 import diffclip
 from diffclip import cli
 from diffclip.search import duplicates, query, store, update
+from diffclip.search.exif import Facts
+from diffclip.search.files import File
 from diffclip.search.query import Filters, Part
+from diffclip.search.rows import Row, matrix
 from diffclip.search.store import Index
 from diffclip.use.encoder import open_encoder
 from use_pictures import encoded, model_folder, picture
@@ -112,7 +115,7 @@ def test_groups_are_the_components_of_the_graph_of_near_pairs(index, monkeypatch
     monkeypatch.setattr(duplicates, "BLOCK", 2)
     opened = Index.open(index)
     table = opened.pictures.search().select(["path", "vector"]).limit(None).to_arrow()
-    vectors = store.matrix(table["vector"]).astype(np.float64)
+    vectors = matrix(table["vector"]).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = vectors @ vectors.T
     threshold = float(np.sort(cosines[np.triu_indices(6, 1)])[-3])  # three pairs
@@ -131,12 +134,12 @@ def test_a_large_index_finds_nearly_what_comparing_all_finds(encoder, tmp_path, 
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(2500, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    files = [store.File(f"/p/{number}.jpg", 1, 1) for number in range(2500)]
-    index.add([store.Row(f, f.path, store.Facts(), v) for f, v in zip(files, vectors, strict=True)])
+    files = [File(f"/p/{number}.jpg", 1, 1) for number in range(2500)]
+    index.add([Row(f, f.path, Facts(), v) for f, v in zip(files, vectors, strict=True)])
     index.tidy()
     assert {column for one in index.pictures.list_indices() for column in one.columns} == {"id", "vector"}
     fresh = generator.normal(size=16).astype(np.float32)
-    index.add([store.Row(store.File("/p/fresh.jpg", 1, 1), "fresh", store.Facts(), fresh / np.linalg.norm(fresh))])
+    index.add([Row(File("/p/fresh.jpg", 1, 1), "fresh", Facts(), fresh / np.linalg.norm(fresh))])
     assert query.find(index, fresh, 1)[0].path == "/p/fresh.jpg"  # what the vector index has not yet seen
     right = 0
     for wanted in vectors[:20]:

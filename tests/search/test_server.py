@@ -23,7 +23,8 @@ from starlette.testclient import TestClient
 
 from diffclip import cli
 from diffclip.search import update
-from diffclip.search.store import Index, identity
+from diffclip.search.rows import identity
+from diffclip.search.store import Index
 from diffclip.server import app as app_module
 from diffclip.server import run as run_module
 from diffclip.server.app import create_app

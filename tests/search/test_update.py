@@ -15,6 +15,7 @@ from diffclip import cli
 from diffclip.errors import UserError
 from diffclip.search import store, update
 from diffclip.search.files import scan
+from diffclip.search.rows import matrix, path_of
 from diffclip.search.store import Index
 from diffclip.use.encoder import open_encoder
 from use_pictures import encoded, model_folder, picture
@@ -47,8 +48,8 @@ def test_pictures_go_in_and_nothing_else(index, album, encoder):
     names = sorted(os.path.relpath(path, album) for path in known)
     assert names == ["hills/d.jpg", "hills/high/e.png", "hills/high/é ü.webp", "sea/a.png", "sea/b.png", "sea/c.jpg"]
     rows = Index.open(index).pictures.search().limit(None).to_arrow()
-    vectors = store.matrix(rows["vector"]).astype(np.float32)
-    paths = [store.path_of(row) for row in rows.select(["path", "raw"]).to_pylist()]
+    vectors = matrix(rows["vector"]).astype(np.float32)
+    paths = [path_of(row) for row in rows.select(["path", "raw"]).to_pylist()]
     expected = encoder.images([encoder.pixels(Path(path).read_bytes()) for path in paths])
     np.testing.assert_allclose(vectors, expected, atol=1e-3)
     facts = {os.path.basename(row["path"]): row for row in rows.to_pylist()}

@@ -11,7 +11,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from diffclip.errors import UserError
-from diffclip.search.store import Index, matrix, path_of
+from diffclip.search.rows import matrix, path_of
+from diffclip.search.store import Index
 
 BLOCK = 2048
 """Rows and columns of cosines at a time: 16 MB."""

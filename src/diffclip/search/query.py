@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
-from diffclip.search.store import Index, instant, path_of, quoted, shown
+from diffclip.search.rows import instant, path_of, quoted, shown
+from diffclip.search.store import Index
 from diffclip.use.encoder import Encoder, Features
 
 LONGEST = 2000

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from diffclip.errors import UserError
-from diffclip.search.exif import Facts
-from diffclip.search.files import File
+from diffclip.search.rows import Row, identity, matrix, path_of, quoted, schema, shown, table_of
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -48,51 +45,6 @@ class About:
     """Real paths."""
     exclude: tuple[str, ...] = ()
     format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class Row:
-    """A picture of the index."""
-
-    file: File
-    content: str
-    """A digest of the file's bytes."""
-    facts: Facts
-    vector: NDArray[np.floating[Any]]
-
-
-def identity(path: str) -> str:
-    """The name of a path: 16 hexadecimal digits, which a URL can have."""
-    return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
-
-
-def digest(content: bytes) -> str:
-    """Of a file's bytes: 32 hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def schema(width: int) -> pa.Schema:
-    """Of the table of pictures. `path` is text; `raw` has the bytes of a path that is no UTF-8."""
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("path", pa.string()),
-            ("raw", pa.binary()),
-            ("size", pa.int64()),
-            ("changed", pa.int64()),
-            ("content", pa.string()),
-            ("taken", pa.timestamp("s")),
-            ("camera", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("vector", pa.list_(pa.float16(), width)),
-        ]
-    )
-
-
-def path_of(row: Mapping[str, Any]) -> str:
-    """The path of a row, with whatever bytes it has."""
-    return os.fsdecode(row["raw"]) if row.get("raw") else str(row["path"])
 
 
 class Index:
@@ -178,13 +130,13 @@ class Index:
     def add(self, rows: Sequence[Row]) -> None:
         """Add pictures whose paths are new: one commit."""
         if rows:
-            self.pictures.add(self._table(rows))
+            self.pictures.add(table_of(rows, self.about.width))
 
     def replace(self, rows: Sequence[Row]) -> None:
         """Put pictures in place of those with the same paths: one commit."""
         if rows:
             merge = self.pictures.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(self._table(rows))
+            merge.execute(table_of(rows, self.about.width))
 
     def remove(self, paths: Iterable[str]) -> None:
         """Take pictures out by their paths."""
@@ -228,64 +180,14 @@ class Index:
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         yield from self.pictures.search().select(list(columns)).limit(None).to_arrow().to_batches()
 
-    def _table(self, rows: Sequence[Row]) -> pa.Table:
-        width = self.about.width
-        vectors = np.stack([row.vector for row in rows]).astype(np.float16)
-        columns: dict[str, Any] = {
-            "id": [identity(row.file.path) for row in rows],
-            "path": [shown(row.file.path) for row in rows],
-            "raw": pa.array([None if _is_text(p.file.path) else os.fsencode(p.file.path) for p in rows], pa.binary()),
-            "size": [row.file.size for row in rows],
-            "changed": [row.file.changed for row in rows],
-            "content": [row.content for row in rows],
-            "taken": pa.array([row.facts.taken for row in rows], pa.timestamp("s")),
-            "camera": pa.array([row.facts.camera for row in rows], pa.string()),
-            "width": pa.array([row.facts.width for row in rows], pa.int32()),
-            "height": pa.array([row.facts.height for row in rows], pa.int32()),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width),
-        }
-        return pa.table(columns, schema=schema(width))
-
 
 LOCK = ".lock"
 _STAT = [("size", pa.int64()), ("changed", pa.int64())]
 
 
-def matrix(column: pa.ChunkedArray) -> NDArray[np.floating[Any]]:
-    """A column of lists of one size as an array (rows, width)."""
-    joined = column.combine_chunks()
-    if isinstance(joined, pa.ChunkedArray):
-        joined = joined.chunk(0) if joined.num_chunks else pa.array([], column.type)
-    values: NDArray[np.floating[Any]] = joined.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(joined), column.type.list_size)
-
-
-def shown(path: str) -> str:
-    """A path as text: bytes that are no UTF-8 are written out."""
-    return path if _is_text(path) else os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def quoted(text: str) -> str:
-    """A text for a condition of SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def instant(moment: datetime) -> str:
-    """A time for a condition of SQL."""
-    return f"timestamp '{moment:%Y-%m-%d %H:%M:%S}'"
-
-
 def is_remote(uri: str) -> bool:
     """Whether an index lies in an object store."""
     return uri.startswith(REMOTE)
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_place(uri: str) -> None:

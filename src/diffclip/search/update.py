@@ -16,7 +16,8 @@ from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
 from diffclip.search.exif import Facts, facts_of
 from diffclip.search.files import File, Scan, inside, scan
-from diffclip.search.store import LOCK, About, Index, Row, digest, is_remote, shown
+from diffclip.search.rows import Row, digest, shown
+from diffclip.search.store import LOCK, About, Index, is_remote
 from diffclip.use.encoder import Encoder
 
 COMMIT, SECONDS = 1024, 20.0

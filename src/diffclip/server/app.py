@@ -22,7 +22,7 @@ from diffclip.data.images import BadImage
 from diffclip.errors import UserError
 from diffclip.reading import parse_json
 from diffclip.search.query import Filters
-from diffclip.search.store import shown
+from diffclip.search.rows import shown
 from diffclip.server.room import Room, short
 from diffclip.server.shelf import NotThere
 from diffclip.text import printable

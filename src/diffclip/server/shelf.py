@@ -15,7 +15,8 @@ from diffclip import durable
 from diffclip.data.images import MAX_BYTES, BadImage
 from diffclip.reading import opened
 from diffclip.search.files import inside
-from diffclip.search.store import Index, path_of
+from diffclip.search.rows import path_of
+from diffclip.search.store import Index
 from diffclip.use.upright import decode_upright
 
 THUMBNAIL, LARGE = 320, 1600
