@@ -26,7 +26,7 @@ PICTURES, ABOUT, PROBLEMS = "pictures", "about", "problems"
 EXACT = 50_000
 """Pictures up to which every query looks at all: exact, and fast enough. From there on there is a vector index."""
 ITERATIONS = 15
-"""Of the clustering behind the vector index: LanceDB's 50 take three times as long and find no more."""
+"""Of the clustering behind the vector index, in place of LanceDB's 50, which take longer."""
 KEPT = timedelta(minutes=15)
 """How long a version of the tables stays that a reader may still have open."""
 CHUNK = 1000
