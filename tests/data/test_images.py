@@ -224,11 +224,11 @@ def test_turbojpeg_gives_the_bits_that_pillow_gives(monkeypatch):
     taken = Counter()
     for data in JPEGS:
         assert np.array_equal(decode(data), by_pillow(data, monkeypatch))
-        taken["whole"] += images._plain_jpeg(data, 1 << 20) is not None
+        taken["whole"] += images._plain_jpeg(data, 1 << 20, None) is not None
         for _ in range(20):
             damaged = bytearray(data)
             damaged[RNG.integers(len(data))] = RNG.integers(256)
-            pixels = images._plain_jpeg(bytes(damaged), 1 << 20)
+            pixels = images._plain_jpeg(bytes(damaged), 1 << 20, None)
             taken["damaged"] += pixels is not None
             assert pixels is None or np.array_equal(pixels, by_pillow(bytes(damaged), monkeypatch))
     assert taken["whole"] == len(JPEGS) * 3 // 4  # all but CMYK
