@@ -28,7 +28,7 @@ from diffclip.use.upright import decode_upright
 Precision = Literal["float32", "bfloat16", "int8"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 ON_CPU, ON_GPU = 16, 256
-"""Pictures of a batch. On a GPU nothing was measured."""
+"""Pictures of a batch: 8 to 32 take the same time on a CPU, one by one takes a fifth more. Not measured on a GPU."""
 AHEAD = 3
 """Batches that may be decoded before they are encoded."""
 DECODED = 2
