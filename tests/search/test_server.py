@@ -100,6 +100,7 @@ def test_queries_uploads_thumbnails_and_pages(client, shared):
     assert {hit["name"] for hit in hits} >= {"it's an album/sea/a.png", "it's an album/hills/high/é ü.webp"}
     paged = [hit for offset in (0, 4) for hit in search(client, count=4, offset=offset).json()["hits"]]
     assert paged == hits
+    assert [search(client, count=count).json()["more"] for count in (5, 6, 7)] == [True, False, False]
     image = (album / "sea/b.png").read_bytes()
     name = client.post("/upload", content=image, headers={"content-type": "application/octet-stream"}).json()["upload"]
     found = search(client, [{"kind": "upload", "what": name}]).json()["hits"]

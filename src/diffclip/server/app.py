@@ -75,7 +75,7 @@ def create_app(room: Room) -> Starlette:
         parts = [_part(part) for part in _list(asked, "parts", MOST_PARTS)]
         count, offset = _number(asked, "count", 1, PAGE), _number(asked, "offset", 0, FURTHEST)
         number, filters = _number(asked, "desk", 0, MOST_DESKS), _filters(asked.get("filters") or {})
-        hits = await run_in_threadpool(room.search, number, parts, count, offset, filters)
+        hits = await run_in_threadpool(room.search, number, parts, count + 1, offset, filters)  # one says there is more
         folders = room.desk(number).index.about.folders
         found = [
             {
@@ -87,9 +87,9 @@ def create_app(room: Room) -> Starlette:
                 "width": hit.width,
                 "height": hit.height,
             }
-            for hit in hits
+            for hit in hits[:count]
         ]
-        return JSONResponse({"hits": found, "more": len(found) == count and offset + count < FURTHEST})
+        return JSONResponse({"hits": found, "more": len(hits) > count and offset + count < FURTHEST})
 
     async def look(request: Request) -> Response:
         asked = await _question(request)
