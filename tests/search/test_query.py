@@ -163,6 +163,8 @@ def test_a_large_index_finds_nearly_what_comparing_all_finds(encoder, tmp_path, 
         (["a", "--duplicates"], "leave the query out"),
         (["--duplicates", "--camera", "x"], "leave the conditions out"),
         (["--duplicates", "--threshold", "2"], "at most 1"),
+        (["a", "--threshold", "0.9"], "--threshold is of --duplicates"),
+        (["--duplicates", "--top", "3"], "--duplicates shows every group"),
         (["--image", "none.png"], "cannot be used as an image: missing"),
     ],
 )

@@ -319,11 +319,31 @@ def test_another_address_has_a_token(two, monkeypatch):
             said.append(self.app)
 
     monkeypatch.setattr(run_module.uvicorn, "Server", Server)
-    for address in ("127.0.0.1", "0.0.0.0"):
-        run_module.serve(two[0][:1], [], address, 0, ["my.name"], said.append)
+    for address, names in (("127.0.0.1", []), ("0.0.0.0", ["my.name"])):
+        run_module.serve(two[0][:1], [], address, 0, names, said.append)
     (near, guard, far, far_guard) = said
     assert "token" not in near
     assert guard._token is None
     assert far.endswith(f"?token={far_guard._token}")
     assert len(far_guard._token) >= 32
     assert np.all([far_guard._is_ours("my.name:1"), far_guard._is_ours("10.0.0.1"), not guard._is_ours("10.0.0.1")])
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "said", "asked"),
+    [
+        ("127.0.0.1", [], None, False),
+        ("127.0.0.1", ["photos.example"], None, True),  # a proxy stands before it
+        ("0.0.0.0", [], None, True),
+        ("127.0.0.1", [], "mine", True),
+        ("0.0.0.0", [], "mine", True),
+    ],
+)
+def test_a_token_is_asked_wherever_others_may_come(monkeypatch, address, hosts, said, asked):
+    monkeypatch.delenv("DIFFCLIP_TOKEN", raising=False)
+    if said:
+        monkeypatch.setenv("DIFFCLIP_TOKEN", said)
+    token = run_module.token_of(address, hosts)
+    assert (token is not None) == asked
+    if asked:
+        assert token == said if said else len(token) > 20

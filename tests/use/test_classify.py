@@ -178,3 +178,8 @@ def test_pictures_that_are_not_there(model, tmp_path):
     assert "no picture could be read" in ended("classify", model, tmp_path / "text.png", "--labels", "a")
     assert "no pictures" in ended("classify", model, "--labels", "a")
     assert len(open_pictures([str(tmp_path / "text.png")])) == 1
+
+
+def test_a_precision_of_a_model_that_is_loaded_is_refused(model):
+    with pytest.raises(diffclip.UserError, match="of a model still to be loaded"):
+        diffclip.classify(diffclip.load(model)[0], "x.png", ["a", "b"], precision="bfloat16")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from diffclip.search.store import Index
     from diffclip.use.encoder import Encoder, Features
 
+ALIKE, TOP = 0.97, 10
+"""The threshold of duplicates, and the number of pictures, where none is given."""
+
 
 def search(
     index: Positional[str],
@@ -31,8 +34,8 @@ def search(
     minus_image: tuple[str, ...] = (),
     weights: tuple[float, ...] = (),
     duplicates: bool = False,
-    threshold: float = 0.97,
-    top: int = 10,
+    threshold: float | None = None,
+    top: int | None = None,
     folder: str | None = None,
     since: str | None = None,
     until: str | None = None,
@@ -52,8 +55,8 @@ def search(
         minus_image: Image files that lead away.
         weights: One number for each part of the query: texts, images, minus, minus images; by default 1 each.
         duplicates: Instead of a query: groups of pictures that are nearly the same.
-        threshold: The cosine from which pictures count as nearly the same.
-        top: How many pictures.
+        threshold: With --duplicates: the cosine from which pictures count as nearly the same; by default 0.97.
+        top: How many pictures; by default 10.
         folder: Only pictures in this folder and below.
         since: Only pictures taken on this day or later: 2024-06-01, or 2024.
         until: Only pictures taken on this day or before.
@@ -66,11 +69,15 @@ def search(
     from diffclip.search.query import Filters
     from diffclip.search.store import Index
 
-    if top < 1:
+    if top is not None and top < 1:
         raise UserError(f"--top {top}: give at least 1")
     asked = bool(query or image or minus or minus_image)
     if duplicates and asked:
         raise UserError("--duplicates compares all pictures: leave the query out")
+    if duplicates and (top is not None or weights or model is not None):
+        raise UserError("--duplicates shows every group, by the features of the index: leave --top, --weights, --model")
+    if threshold is not None and not duplicates:
+        raise UserError("--threshold is of --duplicates: give both, or --top for fewer pictures")
     if not duplicates and not (query or image):
         raise UserError(f"nothing to look for: diffclip search {index} TEXT, --image FILE or --duplicates")
     filters = Filters(folder, _day(since, "--since"), _day(until, "--until", end=True), camera, min_width, min_height)
@@ -78,7 +85,7 @@ def search(
         raise UserError("--duplicates compares all pictures: leave the conditions out")
     opened = Index.open(index)
     if duplicates:
-        _show_groups(_groups(opened, threshold), format)
+        _show_groups(_groups(opened, ALIKE if threshold is None else threshold), format)
         return
     say_loading()
     from diffclip.search.query import find, vector_of
@@ -86,7 +93,7 @@ def search(
 
     encoder = encoder_for(opened, model)
     vector = vector_of(encoder, _parts(encoder, query, image, minus, minus_image, weights))
-    _show(find(opened, vector, top, filters=filters), format)
+    _show(find(opened, vector, top or TOP, filters=filters), format)
 
 
 def _parts(

@@ -24,7 +24,7 @@ def serve(
         address: Another address than this machine's own asks every browser for a token, which is printed; or
             $DIFFCLIP_TOKEN.
         port: 0 takes a free one.
-        allow_host: Further names by which browsers may call this server.
+        allow_host: Further names by which browsers may call this server, as through a proxy; a token is asked then.
         model: Where the models of the indexes lie now, if they have moved: one each.
     """
     say_loading()

@@ -52,7 +52,7 @@ def seen(model: ImageTextModel, picture: NDArray[np.uint8], text: str) -> Seen:
     with torch.no_grad():
         output = model(image=pixels, text=tokens)
     score = float((output["image_features"] @ output["text_features"].T)[0, 0])
-    how = "covered parts: by how much the score falls; this model has no attention maps that can be read"
+    how = "covered parts: by how much the score falls; layers are shown of a CLIP of this library alone"
     return Seen(score, how, _overlay(visible(settings, picture, SHOWN), falls), [])  # type: ignore[arg-type]
 
 

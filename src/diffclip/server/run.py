@@ -47,6 +47,15 @@ def bind(address: str, port: int) -> socket.socket:
     return bound
 
 
+def token_of(address: str, allow_host: Sequence[str]) -> str | None:
+    """What is asked of every browser: $DIFFCLIP_TOKEN, else a fresh one where others can reach the server.
+
+    A further name is that of a proxy, by which others reach a loopback address too.
+    """
+    reached = not is_loopback(address) or bool(allow_host)
+    return os.environ.get("DIFFCLIP_TOKEN") or (secrets.token_urlsafe(24) if reached else None)
+
+
 def serve(
     uris: Sequence[str],
     models: Sequence[str],
@@ -61,10 +70,9 @@ def serve(
         port = bound.getsockname()[1]
         moved: Sequence[str | None] = models or [None] * len(indexes)
         encoders = [encoder_for(index, model) for index, model in zip(indexes, moved, strict=True)]
-        open_to_others = not is_loopback(address)
-        token = os.environ.get("DIFFCLIP_TOKEN") or secrets.token_urlsafe(24) if open_to_others else None
+        token = token_of(address, allow_host)
         names = {*LOOPBACK, address.lower(), *map(str.lower, allow_host)}
-        if open_to_others:
+        if not is_loopback(address):
             names.add(socket.gethostname().lower())
         app = Guard(create_app(Room(indexes, encoders)), names, address in ANY, token)
         prune()

@@ -132,8 +132,8 @@ def classify(
         templates: `{c}` stands for the label. With several, a label's feature is the normalised mean of theirs.
         precision: "float32", "bfloat16" or "int8", of a model that is still to be loaded.
 
-    Returns: one `Classified` a picture, in their order. Raises UserError for what is not there, for no label, and for
-        labels that are empty or repeated.
+    Returns: one `Classified` a picture, in their order. Raises UserError for what is not there, for no label, for
+        labels that are empty or repeated, and for a precision of a model that is loaded.
     """
     given = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
     classifier = Classifier(encoder_of(model, precision), labels, templates)

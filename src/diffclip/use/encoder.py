@@ -31,6 +31,8 @@ ON_CPU, ON_GPU = 16, 256
 """Pictures of a batch: 8 to 32 take the same time on a CPU, one by one takes a fifth more. Not measured on a GPU."""
 AHEAD = 3
 """Batches that may be decoded before they are encoded."""
+MOST = 1024
+"""Things of a batch, whatever they are: of an index that is up to date few are pictures to be encoded."""
 DECODED = 2
 """A JPEG is decoded no smaller than this many times what the model sees: antialiased resizing does the rest."""
 
@@ -106,27 +108,29 @@ class Encoder:
 
         pixels: of a thing, in any thread: what `pixels` gives, or None where there is nothing to encode.
         """
+        taken: list[tuple[T, Tensor | None]] = []
+        for pair in self._decoded(items, pixels):
+            taken.append(pair)
+            if sum(given is not None for _, given in taken) >= self.batch_size or len(taken) >= MOST:
+                yield self._batch(taken)
+                taken = []
+        if taken:
+            yield self._batch(taken)
+
+    def _decoded(self, items: Iterable[T], pixels: Callable[[T], Tensor | None]) -> Iterator[tuple[T, Tensor | None]]:
+        """Each thing with its pixels, in order; threads are some batches ahead."""
+        waiting: deque[tuple[T, Future[Tensor | None]]] = deque()
         with ThreadPoolExecutor(max(2, processors()), thread_name_prefix="decode") as pool:
-            waiting: deque[tuple[T, Future[Tensor | None]]] = deque()
-            taken: list[tuple[T, Tensor | None]] = []
             try:
                 for item in items:
                     waiting.append((item, pool.submit(pixels, item)))
                     if len(waiting) >= AHEAD * self.batch_size:
-                        taken.append(_result(waiting))
-                    if sum(given is not None for _, given in taken) >= self.batch_size or len(taken) >= 1024:
-                        yield self._batch(taken)
-                        taken = []
+                        yield _result(waiting)
                 while waiting:
-                    taken.append(_result(waiting))
-                    if sum(given is not None for _, given in taken) >= self.batch_size or len(taken) >= 1024:
-                        yield self._batch(taken)
-                        taken = []
+                    yield _result(waiting)
             finally:
                 for _, future in waiting:
                     future.cancel()
-            if taken:
-                yield self._batch(taken)
 
     def _batch(self, taken: list[tuple[T, Tensor | None]]) -> Batch[T]:
         given = [pixels for _, pixels in taken if pixels is not None]
@@ -167,8 +171,10 @@ def open_encoder(source: str, precision: Precision = "float32", batch_size: int 
 
 
 def encoder_of(model: str | Path | ImageTextModel, precision: Precision = "float32") -> Encoder:
-    """An encoder of a model that is loaded, or is still to be."""
+    """An encoder of a model that is loaded, or is still to be. Raises UserError for a precision of a loaded one."""
     if isinstance(model, ImageTextModel):
+        if precision != "float32":
+            raise UserError(f"precision = {precision!r} is of a model still to be loaded: give its path")
         size = ON_CPU if next(model.parameters()).device.type == "cpu" else ON_GPU
         return Encoder(model, "", "", "float32", size)
     return open_encoder(str(model), precision)
