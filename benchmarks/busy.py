@@ -5,7 +5,8 @@
 A step of the quickstart's DiffCLIP, and of its CLIP, on every core, by processes that wait for one another in different
 ways: as GNU's OpenMP does by itself (spinning for a while), spinning for a given number of turns (GOMP_SPINCOUNT), and
 asleep (OMP_WAIT_POLICY=passive, which the `diffclip` command sets). All processes exist from the start and take turns,
-asleep between them; the busy processes beside them count up. Medians over the rounds.
+asleep between them; the busy processes beside them count up. Medians over the rounds, and in brackets that of the
+ratio, within a round, to OpenMP as it is by itself.
 """
 
 import argparse
@@ -109,11 +110,15 @@ def main() -> None:
     for server in servers.values():
         server.kill()
     print(f"{processor()}, {os.cpu_count()} cores: seconds a step, and beside busy processes")
-    print(f"{'':26}{'':14}" + "".join(f"{number:>8} busy" for number in arguments.busy))
+    print(f"{'':26}{'':14}" + "".join(f"{number:>10} busy" for number in arguments.busy))
     for model in MODELS:
         for policy in POLICIES:
-            row = [statistics.median(seconds[model][number][policy]) for number in arguments.busy]
-            print(f"{model:26}{policy:14}" + "".join(f"{taken:13.2f}" for taken in row))
+            row = ""
+            for number in arguments.busy:
+                own, usual = seconds[model][number][policy], seconds[model][number]["by itself"]
+                ratio = statistics.median(a / b for a, b in zip(own, usual, strict=True))
+                row += f"{statistics.median(own):8.2f} ({ratio:.2f})"
+            print(f"{model:26}{policy:14}{row}")
     write_json(arguments.json, {"rounds": arguments.rounds, "seconds": seconds})
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SHARE = 1.05
 """A form without maps that is slower by no more than this is taken, for what it saves in memory."""
 SHAPES = {32: 8, 65: 8, 197: 2, 577: 1}
-"""Tokens → images, of 4 heads of 64: a second or two for all forms."""
+"""Tokens → images, of 4 heads of 64: about a second for all forms."""
 HEADS, WIDTH, ROUNDS, HOPELESS = 4, 64, 4, 3
 
 

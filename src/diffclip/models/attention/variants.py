@@ -75,14 +75,7 @@ class NormedAttention(StandardAttention):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""
         batch, length, dim = x.shape
-        q, k, v = split_heads(self, x)
-        if self.recorded is not None:
-            attention = self.attn_drop(attention_map(q, k, is_causal, attn_mask))
-            self.recorded.append(AttentionMaps(attention, attention))
-            heads = attention.to(v.dtype) @ v
-        else:
-            dropout = self.attn_drop.p if self.training else 0.0
-            heads = attend(q, k, v, attn_mask, is_causal, dropout)
+        heads = standard_heads(self, x, attn_mask, is_causal)
         pairs = heads.transpose(1, 2).reshape(batch, length, self.num_heads // 2, 2 * self.head_dim)
         normed = head_norm(pairs, self.norm.weight * (1 - self.lambda_init), HEAD_NORM_EPS)
         out: Tensor = self.proj_drop(self.proj(normed.reshape(batch, length, dim)))
@@ -106,13 +99,7 @@ class WideAttention(StandardAttention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C). The masks are those of torch's scaled_dot_product_attention."""
-        q, k, v = split_heads(self, x)
-        if self.recorded is not None:
-            attention = self.attn_drop(attention_map(q, k, is_causal, attn_mask))
-            self.recorded.append(AttentionMaps(attention, attention))
-            return merge_heads(self, attention.to(v.dtype) @ v, x)
-        dropout = self.attn_drop.p if self.training else 0.0
-        return merge_heads(self, attend(q, k, v, attn_mask, is_causal, dropout), x)
+        return merge_heads(self, standard_heads(self, x, attn_mask, is_causal), x)
 
 
 class UnnormedDifferentialAttention(DifferentialAttention):
@@ -220,6 +207,17 @@ def split_heads(layer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _ = x.shape
     q, k, v = layer.qkv(x).reshape(batch, length, 3, layer.num_heads, layer.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
+
+
+def standard_heads(layer: Any, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """A V of a standard layer's input (B, N, C), (B, H, N, D); its maps are recorded where that is asked."""
+    q, k, v = split_heads(layer, x)
+    if layer.recorded is None:
+        return attend(q, k, v, attn_mask, is_causal, layer.attn_drop.p if layer.training else 0.0)
+    attention = layer.attn_drop(attention_map(q, k, is_causal, attn_mask))
+    layer.recorded.append(AttentionMaps(attention, attention))
+    heads: Tensor = attention.to(v.dtype) @ v
+    return heads
 
 
 def merge_heads(layer: Any, heads: Tensor, x: Tensor) -> Tensor:
