@@ -30,7 +30,7 @@ def classify(
     dtype: Literal["float32", "bfloat16", "int8"] = "float32",
     batch_size: int | None = None,
 ) -> None:
-    """Say which of some labels pictures have.
+    """Say which of some labels pictures have. Status 1: some could not be read.
 
     Args:
         model: What diffclip.load takes: a run, a folder, a file, hf:OWNER/NAME.
@@ -45,7 +45,7 @@ def classify(
         dtype: bfloat16 takes half the memory; int8 quantises the image tower (extra onnx).
         batch_size: Pictures encoded at a time; by default what is fast on this device.
     """
-    from diffclip.use.choices import checked_threshold, lines_with, say_unreadable
+    from diffclip.use.choices import check_all_read, checked_threshold, lines_with
 
     if top < 1:
         raise UserError(f"--top {top}: give at least 1")
@@ -78,9 +78,9 @@ def classify(
                 shown = ", ".join(f"{label} {percent(p)} %" for label, p in found) or NONE
                 console.print(f"{row.picture}: {shown}", highlight=False, soft_wrap=True)
             _write(write, row, found)
-    say_unreadable(problems, read)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+    check_all_read(problems, read)
 
 
 def _write(write: Write | None, row: Classified, found: list[tuple[str, float]]) -> None:

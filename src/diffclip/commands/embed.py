@@ -25,7 +25,7 @@ def embed(
 ) -> None:
     """Write the features of pictures, or of texts, with their ids in order.
 
-    A run that was stopped goes on where it was, by the same command.
+    The same command goes on where it stopped. Status 1: some could not be read.
 
     Args:
         model: What diffclip.load takes: a run, a folder, a file, hf:OWNER/NAME.
@@ -46,7 +46,7 @@ def embed(
         raise UserError("--dtype int8 is of the image tower: leave it out with --texts")
     say_loading()
     from diffclip.terminal import Terminal
-    from diffclip.use.choices import progress, say_unreadable
+    from diffclip.use.choices import check_all_read, progress
     from diffclip.use.embed import ENDINGS, embed_pictures, embed_texts
     from diffclip.use.encoder import open_encoder
     from diffclip.use.pictures import open_pictures
@@ -60,5 +60,5 @@ def embed(
         encoder = open_encoder(model, dtype, batch_size)
         with progress("embedding", len(pictures)) as told:
             found = embed_pictures(encoder, pictures, out, half=half, on_progress=told)
-    say_unreadable(found.problems, found.count)
     Terminal().print(f"{found.count:,} features written to {out}", highlight=False, soft_wrap=True)
+    check_all_read(found.problems, found.count)

@@ -26,7 +26,7 @@ def index(
 ) -> None:
     """Index the pictures in folders, for `diffclip search` and `diffclip serve`.
 
-    Again, it brings the index up to date: what is as before costs nothing.
+    Again, it brings the index up to date. Status 1: some could not be read.
 
     Args:
         model: What diffclip.load takes: a run, a folder, a file, hf:OWNER/NAME.
@@ -46,7 +46,7 @@ def index(
     from diffclip.search.update import forget as take_out
     from diffclip.search.update import open_index, real_folders, update
     from diffclip.terminal import Terminal
-    from diffclip.use.choices import progress, say_unreadable
+    from diffclip.use.choices import check_all_read, progress
     from diffclip.use.encoder import open_encoder
 
     real_folders(folders)
@@ -58,7 +58,6 @@ def index(
         began = time.monotonic()
         with progress("indexing", None) as told:
             report = update(opened, encoder, told)
-        say_unreadable(report.problems, read=len(opened) or 1)
         for line in _lines(report):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(
@@ -67,6 +66,7 @@ def index(
             highlight=False,
             soft_wrap=True,
         )
+        check_all_read(report.problems, read=len(opened))
 
 
 def _lines(report: Report) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Protocol
 
 from diffclip.errors import UserError
 from diffclip.reading import lines
-from diffclip.text import printable
 
 SHOWN = 10
 
@@ -27,15 +25,17 @@ def checked_threshold(threshold: float) -> None:
         raise UserError(f"--threshold {threshold:g}: give a probability from 0 to 1")
 
 
-def say_unreadable(problems: Mapping[str, str], read: int) -> None:
-    """Tell of pictures that could not be read, some by name. Raises UserError where no other was read."""
+def check_all_read(problems: Mapping[str, str], read: int) -> None:
+    """Raises UserError, with some by name, for pictures that could not be read: what was made is partial then."""
+    if not problems:
+        return
     told = [f"{name}: {reason.replace('_', ' ')}" for name, reason in list(problems.items())[:SHOWN]]
     if len(problems) > SHOWN:
         told.append(f"and {len(problems) - SHOWN:,} more")
     if not read:
         raise UserError("no picture could be read", *told)
-    for line in told:
-        print(f"not read: {printable(line)}", file=sys.stderr)
+    count = f"{len(problems):,} picture{'' if len(problems) == 1 else 's'}"
+    raise UserError(f"{count} could not be read, everything else is done", *told)
 
 
 class Told(Protocol):
