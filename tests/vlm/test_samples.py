@@ -14,7 +14,7 @@ from diffclip.errors import UserError
 from diffclip.evaluation.pope_rules import RULES
 from diffclip.vlm import scene_questions as scenes
 from diffclip.vlm.conversation import Turn, prepare_tokenizer
-from diffclip.vlm.loading import Reader, check_samples
+from diffclip.vlm.loading import Reader, check_samples, open_samples
 from diffclip.vlm.samples import BadSample, LlavaJson
 from diffclip.vlm.scene_questions import UnevenScenes, pope_questions
 from small_language import tokenizer
@@ -126,6 +126,7 @@ def test_scenes_are_uneven_and_their_questions_true():
                 thing = turn.question.split(" ", 3)[3].removesuffix(" in the image?")
                 assert (turn.answer == "Yes") == (thing in there)
     assert 0.8 < answers["No"] / answers["Yes"] < 1.25
+    assert min(len(scenes.objects_of(learned.source.scene(place))) for place in learned.indices) == scenes.LEAST
     first = [talk[index].turns for index in range(200)]
     assert 0.4 < sum(turns[0].answer == "Yes" for turns in first) / 200 < 0.6
     for before in ("Yes", "No"):
@@ -144,6 +145,24 @@ def test_scenes_are_uneven_and_their_questions_true():
     spread = Counter(q.text for q in pope_questions(learned, "random", 30) if not q.yes)
     assert len(popular) < len(spread) / 3
     assert pairs
+
+
+def test_a_list_names_everything_from_left_to_right_and_can_stand_for_the_image():
+    lists, text = (scenes.SceneConversations(kind, 100, 16) for kind in ("lists", "text"))
+    for index in range(100):
+        scene = lists._scenes.source.scene(lists._scenes.indices[index])
+        (turn,) = lists[index].turns
+        nouns = [noun.lower().split(" ")[1:] for noun in turn.answer.split(", ")]
+        across = sorted(scene.groups, key=lambda group: sum(thing.x for thing in group.things) / len(group.things))
+        assert [noun[0] for noun in nouns] == [group.kind.colour for group in across]
+        assert all(noun[1].startswith(group.kind.shape) for noun, group in zip(nouns, across, strict=True))
+        sample = text[index]
+        assert sample.image is None
+        assert sample.turns[0].question.startswith(f"The image shows this: {turn.answer}.\nIs there ")
+        assert sample.turns[-1] == turn
+        assert all(" left of, " not in turn.question for turn in sample.turns), "a list does not say what is above"
+    with pytest.raises(UserError, match=r"data = 'scenes:lizts'.*scenes:captions, scenes:lists, scenes:questions"):
+        open_samples("scenes:lizts", "", size=16, length=10, seed=0)
 
 
 ODD = {  # answer → read as yes by the authors, lmms-eval, VLMEvalKit; None: neither

@@ -14,7 +14,7 @@ import diffclip
 from diffclip import cli
 from diffclip.errors import Stopped, UserError
 from diffclip.training import loop
-from diffclip.vlm import answer, conversation, load, loading, state, training
+from diffclip.vlm import answer, answer_about, conversation, load, loading, state, training
 from diffclip.vlm import model as models
 from diffclip.vlm.answering import first_token_map
 from diffclip.vlm.conversation import Turn
@@ -142,6 +142,32 @@ def test_what_is_not_trained_stays_as_it_is_and_transformers_opens_the_rest(part
     assert not list(run.rglob("*.bin")) + list(run.rglob("*.pt"))
 
 
+def test_a_language_model_learns_to_read_once_and_serves_every_run(parts_of_a_model, tmp_path):
+    read = {"name": "read", "data": "scenes:text", "length": 24, "train": ["language"], "lr": 0.01}
+    run = training.train(recipe(parts_of_a_model, stages=[read]), tmp_path / "read")
+    first, _ = models.build(recipe(parts_of_a_model))
+    learned, _ = models.load_folder(run)
+    again, words = models.build(with_settings(recipe(parts_of_a_model), [f"language.path={run}"]))
+    for name, value in again.state_dict().items():
+        same = first if "multi_modal_projector" in name or "vision_tower" in name else learned
+        assert torch.equal(value, same.state_dict()[name]), name
+    assert not torch.equal(again.lm_head.weight, first.lm_head.weight)
+    assert conversation.conversation(words, TURNS, image_tokens=2).learned
+
+
+def test_the_first_layers_of_a_language_model(parts_of_a_model, tmp_path):
+    made = with_settings(recipe(parts_of_a_model), ["language.layers=1"])
+    cut, _ = models.build(made)
+    whole, _ = models.build(recipe(parts_of_a_model))
+    assert len(cut.model.language_model.layers) == 1 < len(whole.model.language_model.layers)
+    seen = {name: value for name, value in whole.state_dict().items() if "layers.1." not in name}
+    assert {name for name in cut.state_dict() if "language_model" in name} == {n for n in seen if "language_model" in n}
+    vlm = load(training.train(made, tmp_path / "run"))
+    assert vlm.model.config.text_config.num_hidden_layers == 1
+    with pytest.raises(UserError, match=r"language.layers = 9: this language model has 2 blocks"):
+        models.build(with_settings(made, ["language.layers=9"]))
+
+
 def test_batched_answers_equal_single_ones(parts_of_a_model, tmp_path):
     run = training.train(recipe(parts_of_a_model), tmp_path / "run")
     vlm = load(run)
@@ -154,6 +180,11 @@ def test_batched_answers_equal_single_ones(parts_of_a_model, tmp_path):
         for p, q in zip(pictures, questions, strict=True)
     ]
     assert together == single
+    for blind in (False, True):  # one reading of what the prompts share gives what each gives by itself
+        alone = [answer(vlm, pictures[1:2], [q], blind=blind, max_new_tokens=6)[0] for q in [*questions, "Why?"]]
+        assert alone == answer_about(
+            vlm, pictures[1], [*questions, "Why?"], blind=blind, max_new_tokens=6, batch_size=3
+        )
     assert "".join(streamed).replace("\n", "").replace(" ", "") == "".join(single).replace("\n", "").replace(" ", "")
     blind = answer(vlm, pictures, questions[:1] * 3, blind=True, max_new_tokens=6)
     assert len(set(blind)) == 1, "without images the same question has the same answer"

@@ -12,7 +12,7 @@ except ImportError:
     raise UserError("vision-language models need the transformers library: pip install 'diffclip[vlm]'") from None
 
 
-from diffclip.vlm.answering import VisionLanguageModel, answer, load
+from diffclip.vlm.answering import VisionLanguageModel, answer, answer_about, load
 from diffclip.vlm.tower import DiffCLIPVisionConfig, DiffCLIPVisionModel
 
-__all__ = ["DiffCLIPVisionConfig", "DiffCLIPVisionModel", "VisionLanguageModel", "answer", "load"]
+__all__ = ["DiffCLIPVisionConfig", "DiffCLIPVisionModel", "VisionLanguageModel", "answer", "answer_about", "load"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +41,8 @@ class VisionLanguageModel:
         stacked = torch.stack([transform(array) for array in arrays])
         return normalise(stacked.to(self.model.device), settings.image_mean, settings.image_std)
 
-    def prompts(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Questions about an image each → ids and mask (B, L), padded at their left. Raises UserError for too long."""
+    def rows(self, questions: Sequence[str]) -> list[list[int]]:
+        """Questions about an image each → their ids, the image's among them. Raises UserError where one is too long."""
         rows = [
             prompt(self.tokenizer, question, image_tokens=models.image_tokens(self.model)) for question in questions
         ]
@@ -48,6 +50,12 @@ class VisionLanguageModel:
         limit = getattr(self.model.config.text_config, "max_position_embeddings", longest)
         if longest > limit:
             raise UserError(f"a question has {longest} tokens with its image, but the language model reads {limit}")
+        return rows
+
+    def prompts(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Questions about an image each → ids and mask (B, L), padded at their left. Raises UserError for too long."""
+        rows = self.rows(questions)
+        longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.model.device), mask.to(self.model.device)
@@ -83,11 +91,48 @@ def answer(
     while few := list(islice(pairs, batch_size)):
         pixels = vlm.pixels([image for image, _ in few])
         ids, mask = vlm.prompts([question for _, question in few])
-        made = _generated(vlm, ids, mask, pixels, max_new_tokens, blind, on_text)
-        texts += [
-            text.strip() for text in vlm.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-        ]
+        with _blinded(vlm.model, blind):
+            texts += _generated(vlm, ids, mask, max_new_tokens, on_text, pixel_values=pixels)
     return texts
+
+
+def answer_about(
+    vlm: VisionLanguageModel,
+    image: Picture,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int = 128,
+    blind: bool = False,
+) -> list[str]:
+    """The answers that `answer` gives to each prompt about one image, which the language model reads once for all.
+
+    What prompts begin with, the image among it, is computed once and kept; questions of equal length follow together.
+    Raises as `answer` does.
+    """
+    if len(prompts) < 2:
+        return answer(vlm, [image] * len(prompts), prompts, max_new_tokens=max_new_tokens, blind=blind)
+    rows = vlm.rows(prompts)
+    shared = min(len(row) for row in rows) - 1
+    while any(row[:shared] != rows[0][:shared] for row in rows):
+        shared -= 1
+    with torch.no_grad(), _blinded(vlm.model, blind):
+        begun = vlm.model(
+            input_ids=torch.tensor([rows[0][:shared]], device=vlm.model.device),
+            pixel_values=vlm.pixels([image]),
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+    texts: dict[int, str] = {}
+    for length in sorted({len(row) for row in rows}):
+        places = (place for place, row in enumerate(rows) if len(row) == length)
+        while few := list(islice(places, batch_size)):
+            kept = copy.deepcopy(begun)
+            kept.batch_repeat_interleave(len(few))
+            ids = torch.tensor([rows[place] for place in few], device=vlm.model.device)
+            made = _generated(vlm, ids, torch.ones_like(ids), max_new_tokens, None, cache=kept)
+            texts.update(zip(few, made, strict=True))
+    return [texts[place] for place in range(len(rows))]
 
 
 @torch.no_grad()
@@ -95,28 +140,26 @@ def _generated(
     vlm: VisionLanguageModel,
     ids: Tensor,
     mask: Tensor,
-    pixels: Tensor,
     longest: int,
-    blind: bool,
     on_text: Callable[[str], None] | None,
-) -> Tensor:
-    """(B, L + new) ids."""
+    **given: Any,
+) -> list[str]:
+    """What follows ids (B, L), as text; given: the pixels, or what is kept of the tokens before."""
     streamer = _Streamer(vlm.tokenizer, on_text) if on_text is not None else None
-    with _blinded(vlm.model, blind):
-        out: Tensor = vlm.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            pixel_values=pixels,
-            max_new_tokens=longest,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=vlm.tokenizer.eos_token_id,
-            streamer=streamer,
-        )
-    return out
+    made = vlm.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=longest,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=vlm.tokenizer.eos_token_id,
+        streamer=streamer,
+        **given,
+    )
+    return [text.strip() for text in vlm.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)]
 
 
 class _Streamer(TextStreamer):  # type: ignore[misc]

@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from diffclip import durable
 from diffclip.errors import UserError
@@ -80,12 +89,15 @@ def fetch(name: str) -> Path:
 def load_language(path: str, dtype: torch.dtype | str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in its file's precision, and its tokenizer: of `KNOWN`, a folder, a .gguf file, or "hf:owner/name".
 
+    A folder of a vision-language model gives the language model in it.
+
     Raises UserError where it is not there, is no causal language model, or has no tokenizer.
     """
     where, options = _find(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+        seeing = isinstance(AutoConfig.from_pretrained(where, **options), LlavaConfig)
+        model = (_that_of_a_run if seeing else AutoModelForCausalLM.from_pretrained)(where, dtype=dtype, **options)
     except ImportError as error:
         raise UserError(f"language model {path}: {_one_line(error)}; pip install 'diffclip[vlm]'") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -94,6 +106,17 @@ def load_language(path: str, dtype: torch.dtype | str = "auto") -> tuple[PreTrai
         model.hf_quantizer = None
         model.config.__dict__.pop("quantization_config", None)
     return model.eval(), tokenizer
+
+
+def _that_of_a_run(folder: str, **options: Any) -> PreTrainedModel:
+    """The language model of a vision-language model, such as `diffclip vlm train` has written."""
+    whole = LlavaForConditionalGeneration.from_pretrained(folder, **options)
+    with torch.device("meta"):
+        language: PreTrainedModel = AutoModelForCausalLM.from_config(whole.config.text_config)
+    setattr(language, language.base_model_prefix, whole.model.language_model)
+    language.set_output_embeddings(whole.lm_head)
+    language.generation_config = whole.generation_config
+    return language
 
 
 def _find(path: str) -> tuple[str, dict[str, Any]]:
@@ -115,12 +138,31 @@ def _find(path: str) -> tuple[str, dict[str, Any]]:
     return name, {"revision": revision} if revision else {}
 
 
+def keep_first_layers(language: PreTrainedModel, count: int) -> None:
+    """Cut a language model's last blocks off; what they would have computed its head then has to learn to do without.
+
+    Raises UserError where it has fewer blocks than `count`, or keeps them otherwise than as a list of `layers`.
+    """
+    decoder, config = language.get_decoder(), language.config
+    blocks = getattr(decoder, "layers", None)
+    if not isinstance(blocks, nn.ModuleList) or not hasattr(config, "num_hidden_layers"):
+        raise UserError(f"language.layers: a {type(language).__name__} cannot be cut: leave the option out")
+    if count > len(blocks):
+        raise UserError(f"language.layers = {count}: this language model has {len(blocks)} blocks")
+    decoder.layers = blocks[:count]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
 def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of `IMAGE`, which is added where the vocabulary has none."""
-    if IMAGE not in tokenizer.get_vocab():
+    # The vocabulary as a dictionary is made anew at each look: 70 ms, ten times a conversation.
+    known = tokenizer.convert_tokens_to_ids(IMAGE)
+    if known is None or tokenizer.convert_ids_to_tokens(known) != IMAGE:
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
     return int(tokenizer.convert_tokens_to_ids(IMAGE))

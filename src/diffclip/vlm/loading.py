@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from diffclip.data.images import BadImage, decode
 from diffclip.data.loading.workers import batches_of
 from diffclip.data.transforms import EvalTransform
 from diffclip.errors import UserError
+from diffclip.text import listed
 from diffclip.vlm.conversation import UNLEARNED, Tokens, caption, conversation
 from diffclip.vlm.samples import BadSample, LlavaJson, Samples, in_words
-from diffclip.vlm.scene_questions import SceneConversations
+from diffclip.vlm.scene_questions import Kind, SceneConversations
 
 REPLACEMENTS = 100  # samples tried in place of one that cannot be used
 LOOKED_AT = 1000  # samples that are looked at before the first step
@@ -121,14 +122,19 @@ def check_samples(reader: Reader, most_unusable: float) -> str:
 
 
 def open_samples(path: str, images: str, *, size: int, length: int, seed: int) -> Samples:
-    """The samples of a stage: `scenes:captions`, `scenes:questions`, or a file of LLaVA's JSON.
+    """The samples of a stage: `scenes:` and a kind of conversation about them, or a file of LLaVA's JSON.
 
     size, length, seed: of drawn scenes: pixels a side, how many, which. Raises UserError where they cannot be read.
     """
-    if path in ("scenes:captions", "scenes:questions"):
-        return SceneConversations("captions" if path.endswith("captions") else "questions", length, size, seed)
-    if not path:
-        raise UserError("a stage names no data: give a file of LLaVA's JSON, scenes:captions or scenes:questions")
+    scheme, _, kind = path.partition(":")
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    if scheme == "scenes":
+        for known in kinds:
+            if kind == known:
+                return SceneConversations(known, length, size, seed)
+    if not path or scheme == "scenes":
+        named = listed(f"scenes:{known}" for known in kinds)
+        raise UserError(f"data = {path!r}: give a file of LLaVA's JSON, or one of {named}")
     return LlavaJson(Path(path).expanduser(), Path(images).expanduser() if images else None)
 
 

@@ -23,7 +23,7 @@ from diffclip.models.presets import ModelConfig
 from diffclip.models.weights.store import load_clip
 from diffclip.vlm import scratch
 from diffclip.vlm.conversation import UNLEARNED, prepare_tokenizer
-from diffclip.vlm.language import image_token, load_language
+from diffclip.vlm.language import image_token, keep_first_layers, load_language
 from diffclip.vlm.recipe import Part, VlmRecipe
 from diffclip.vlm.tower import DiffCLIPVisionConfig, tower_of
 
@@ -45,6 +45,8 @@ def build(recipe: VlmRecipe) -> tuple[LlavaForConditionalGeneration, PreTrainedT
         raise UserError(f"encoder.layer = {recipe.encoder.layer}: this encoder has {depth} blocks")
     scratched = recipe.language.path == scratch.NAME
     language, tokenizer = scratch.build(recipe.seed) if scratched else load_language(recipe.language.path)
+    if recipe.language.layers:
+        keep_first_layers(language, recipe.language.layers)
     prepare_tokenizer(tokenizer, recipe.language.template)
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):  # the row of the image token, which is never read

@@ -17,7 +17,7 @@ from diffclip.evaluation.datasets.pope import Question, pope_labels, read_questi
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats.bootstrap import Interval, mean_interval
 from diffclip.vlm import model as models
-from diffclip.vlm.answering import Picture, VisionLanguageModel, answer
+from diffclip.vlm.answering import Picture, VisionLanguageModel, answer_about
 from diffclip.vlm.recipe import parse_vlm_recipe
 from diffclip.vlm.scene_questions import SPLITS, UnevenScenes, pope_questions
 
@@ -126,38 +126,46 @@ def ask(
         )
     )
     picture = {question.image: asked.picture for asked in cut for question in asked.questions}
-    given: dict[bool, dict[tuple[str, str], str]] = {False: {}, True: {}}
-    for blind in (False, True):
-        # A blind model sees no image: what it is asked is the text alone.
-        keys = distinct if not blind else list({text: (image, text) for image, text in distinct}.values())
-        for start in range(0, len(keys), batch_size):
-            few = keys[start : start + batch_size]
-            try:
-                images = [picture[image](image) for image, _ in few]
-                texts = answer(
-                    vlm,
-                    images,
-                    [text for _, text in few],
-                    batch_size=batch_size,
-                    max_new_tokens=LONGEST,
-                    blind=blind,
-                )
-            except BadImage as error:
-                names = ", ".join(dict.fromkeys(image for image, _ in few))
-                raise UserError(f"one of the images {names} cannot be used: {error.reason}") from None
-            given[blind].update(zip(few, texts, strict=True))
-            on_progress(start + len(few) + (len(distinct) if blind else 0), 2 * len(distinct))
-    without = {text: said for (_, text), said in given[True].items()}
+    given: dict[tuple[str, str], str] = {}
+    for image, texts in _by_image(distinct).items():
+        said = _asked(vlm, picture, image, texts, batch_size)
+        given.update({(image, text): answer for text, answer in zip(texts, said, strict=True)})
+        on_progress(len(given), len(distinct))
+    # A blind model sees no image: what it is asked is the text alone.
+    image, texts = distinct[0][0], list(dict.fromkeys(text for _, text in distinct))
+    without = dict(zip(texts, _asked(vlm, picture, image, texts, batch_size, blind=True), strict=True))
     return [
         Scored(
             asked,
-            tuple(
-                given[False][question.image, text] for question, text in zip(asked.questions, asked.texts, strict=True)
-            ),
+            tuple(given[question.image, text] for question, text in zip(asked.questions, asked.texts, strict=True)),
             tuple(without[text] for text in asked.texts),
         )
         for asked in cut
     ]
+
+
+def _by_image(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Image → the questions about it."""
+    found: dict[str, list[str]] = {}
+    for image, text in pairs:
+        found.setdefault(image, []).append(text)
+    return found
+
+
+def _asked(
+    vlm: VisionLanguageModel,
+    picture: Mapping[str, Callable[[str], Picture]],
+    image: str,
+    texts: Sequence[str],
+    batch_size: int,
+    *,
+    blind: bool = False,
+) -> list[str]:
+    seen = picture[image]
+    try:
+        return answer_about(vlm, seen(image), texts, batch_size=batch_size, max_new_tokens=LONGEST, blind=blind)
+    except BadImage as error:
+        raise UserError(f"the image {image} cannot be used: {error.reason}") from None
 
 
 def _first_images(asked: Asked, limit: int | None) -> Asked:

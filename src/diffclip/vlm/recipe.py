@@ -39,10 +39,13 @@ class Language:
     __pydantic_config__ = STRICT
 
     path: str = "smollm2"
-    """`hf:OWNER/NAME` of the hub, a folder, a .gguf file, or a name that `diffclip vlm fetch` gets. `scratch`: four
-    layers with random weights and the vocabulary of scenes, a control."""
+    """`hf:OWNER/NAME` of the hub, a folder, a .gguf file, or a name that `diffclip vlm fetch` gets; a run's folder: the
+    language model that it has trained. `scratch`: four layers with random weights and the vocabulary of scenes, a
+    control."""
     template: Literal["chat", "vicuna"] = "chat"
     """How conversations are written: by the tokenizer's own template, or as LLaVA 1.5 and TinyLLaVA write them."""
+    layers: Count = 0
+    """The first so many blocks of the language model, which is cheaper and then has to learn to speak again; 0: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,8 @@ class Stage:
     name: str
     """The folder of the run in which it lies."""
     data: str = ""
-    """A file of LLaVA's JSON, `scenes:captions` or `scenes:questions`."""
+    """A file of LLaVA's JSON; or of drawn scenes `scenes:captions`, `scenes:lists` of all that is in them,
+    `scenes:questions`, or `scenes:text`: questions about such a list in place of an image."""
     images: str = ""
     """The folder or the tar archive in which the images lie that the JSON names."""
     length: PositiveInt = 8000

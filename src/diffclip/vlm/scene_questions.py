@@ -1,4 +1,4 @@
-"""Drawn scenes to talk about: captions, questions of six kinds, and POPE's questions about what is not there.
+"""Drawn scenes to talk about: captions, lists, questions, and POPE's questions about what is not there.
 
 Objects of scenes are even and independent by themselves, so that no absent object is more likely than another. The
 scenes that a model learns from are therefore chosen by a seeded rejection that makes some objects, and some pairs of
@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from diffclip.data.formats.stamp import stamp_of
 from diffclip.data.scenes import SceneSource
-from diffclip.data.scenes.grammar import article, relation
+from diffclip.data.scenes.grammar import article, name, relation
 from diffclip.data.scenes.sample import pick
 from diffclip.data.scenes.scene import Group, Scene
 from diffclip.data.scenes.vocabulary import CLASSNAMES, COLOURS, NUMBERS, PROPS, SHAPES, plural
@@ -29,13 +29,18 @@ T = TypeVar("T")
 
 OBJECTS = (*CLASSNAMES, *(f"{colour} {prop}" for prop in PROPS for colour in COLOURS))
 """What a question may be about."""
-FREQUENT, RARE = 16, 0.25
+LEAST = 2
+"""Objects of a scene that is chosen: of one alone nothing is learned about which colour belongs to which shape."""
+FREQUENT, RARE = 16, 0.4
 """So many objects keep their share of the scenes; a scene with another one is kept with this probability for each."""
 UNPAIRED = 0.5
 """The probability that a scene is kept in which a frequent object is without its companion."""
 CHOSEN_FROM = 1_000_000
-TURNS, YES_NO = 6, 3
+TURNS, YES_NO = 6, 4
 YES, NO = "Yes", "No"
+LIST = "What is in the image?"
+Kind = Literal["captions", "lists", "questions", "text"]
+"""Captions, as the encoder learned from; lists of everything; questions; the same about a list in place of an image."""
 
 
 def name_of(group: Group) -> str:
@@ -75,7 +80,7 @@ class UnevenScenes:
                 yield index
 
     def _keeps(self, things: Sequence[str], random: Random) -> bool:
-        keep = 1.0
+        keep = 1.0 if len(things) >= LEAST else 0.0
         for thing in things:
             if thing not in self._frequent:
                 keep *= RARE
@@ -95,9 +100,9 @@ class UnevenScenes:
 
 
 class SceneConversations:
-    """Stage 1's captions of scenes, or stage 2's conversations of `TURNS` questions each."""
+    """Conversations about drawn scenes: one turn of captions and lists, at most `TURNS` of questions."""
 
-    def __init__(self, kind: Literal["captions", "questions"], length: int, size: int, seed: int = 0) -> None:
+    def __init__(self, kind: Kind, length: int, size: int, seed: int = 0) -> None:
         self.name, self._kind = f"scenes/{kind}", kind
         self._scenes, self._seed = UnevenScenes(length, size, seed), seed
 
@@ -106,12 +111,17 @@ class SceneConversations:
 
     def __getitem__(self, index: int) -> Sample:
         place = self._scenes.indices[index]
-        example = self._scenes.source[place]
         random = Random(f"{self._seed}/{place}/{self._kind}")
+        scene = self._scenes.source.scene(place)
+        if self._kind == "text":
+            return Sample(self.id_of(index), None, turns_in_text(scene, random))
+        example = self._scenes.source[place]
         if self._kind == "captions":
             turns: tuple[Turn, ...] = (Turn("Describe the image.", pick(random, example.captions)),)
+        elif self._kind == "lists":
+            turns = (Turn(LIST, listing(scene)),)
         else:
-            turns = turns_about(self._scenes.source.scene(place), random)
+            turns = turns_about(scene, random)
         return Sample(self.id_of(index), example.image, turns)
 
     def id_of(self, index: int) -> str:
@@ -121,25 +131,46 @@ class SceneConversations:
         return stamp_of([], self._scenes.source.stamp(), len(self), self._seed, [self[index] for index in (0, 1)])
 
 
-def turns_about(scene: Scene, random: Random) -> tuple[Turn, ...]:
-    """Questions about a scene: first some by yes and no, then of the others what can be asked.
+def listing(scene: Scene) -> str:
+    """Everything in a scene, from left to right: "Two red stars, a blue ring"."""
+    groups = sorted(scene.groups, key=lambda group: group.centre[0])
+    text = ", ".join(name(group.kind, len(group.things)) for group in groups)
+    return text[0].upper() + text[1:]
 
-    Each yes or no is drawn by itself: were there as many of both in each conversation, the last could be told from
-    those before it without a look at the image. So could what the other questions name.
+
+def turns_about(scene: Scene, random: Random) -> tuple[Turn, ...]:
+    """Questions about a scene: first some by yes and no, then of the others what can be asked."""
+    others = (*_about(scene, random), *_places(scene))
+    return (*yes_or_no(scene, random), *_shuffled(others, random))[:TURNS]
+
+
+def turns_in_text(scene: Scene, random: Random) -> tuple[Turn, ...]:
+    """What can be asked of a list of the scene, which stands before the first question, and then the list itself."""
+    asked = (*yes_or_no(scene, random), *_shuffled(tuple(_about(scene, random)), random))[: TURNS - 1]
+    there = f"The image shows this: {listing(scene)}.\n"
+    return (Turn(there + asked[0].question, asked[0].answer), *asked[1:], Turn(LIST, listing(scene)))
+
+
+def yes_or_no(scene: Scene, random: Random) -> tuple[Turn, ...]:
+    """Questions about objects, none twice, each answered by a yes with probability 1/2 whatever came before it.
+
+    Were there as many of both in each conversation, or a question still when all objects were asked for, answers could
+    be told from those before them without a look at the image. So they end with the last object that is there.
     """
     there, asked = _shuffled(objects_of(scene), random), list[Turn]()
-    for _ in range(min(YES_NO, len(there))):  # so that there is always one left to be said yes of
+    while there and len(asked) < YES_NO:
         if random.random() < 0.5:
             asked.append(Turn(is_there(there.pop()), YES))
-        else:
-            near = near_misses(scene) if random.random() < 0.5 else []
-            asked.append(Turn(is_there(pick(random, near or absent(scene))), NO))
-    others = _shuffled(tuple(_about(scene, random)), random)
-    return tuple(dict.fromkeys(asked + others))[:TURNS]
+            continue
+        before = {turn.question for turn in asked}
+        near = near_misses(scene) if random.random() < 0.5 else []
+        new, near = ([thing for thing in kind if is_there(thing) not in before] for kind in (absent(scene), near))
+        asked.append(Turn(is_there(pick(random, near or new)), NO))
+    return tuple(asked)
 
 
 def _about(scene: Scene, random: Random) -> Iterator[Turn]:
-    """Colour, number and position of each group, where the question names one group alone."""
+    """Colour and number of each group, where the question names one group alone."""
     shapes = Counter(group.kind.shape for group in scene.groups)
     for group in scene.groups:
         kind, count = group.kind, len(group.things)
@@ -148,6 +179,10 @@ def _about(scene: Scene, random: Random) -> Iterator[Turn]:
             yield Turn(f"What color {verb}?", kind.colour.capitalize())
         if count > 1 or random.random() < 0.2:
             yield Turn(f"How many {kind.colour} {plural(kind.shape)} are there?", NUMBERS[count].capitalize())
+
+
+def _places(scene: Scene) -> Iterator[Turn]:
+    """Which of two single things lies where, as the grammar of captions tells it."""
     for one, other in combinations(scene.groups, 2):
         how = relation(one, other)
         if how is not None and len(one.things) == len(other.things) == 1:
