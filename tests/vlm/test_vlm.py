@@ -56,7 +56,7 @@ def prepared(template="chat", chat=CHAT):
     return words
 
 
-@pytest.mark.parametrize("template", ["chat", "vicuna"])
+@pytest.mark.parametrize("template", ["chat", "vicuna", "plain"])
 def test_the_labels_are_the_answers_and_what_ends_them(template):
     words = prepared(template)
     made = conversation.conversation(words, TURNS, image_tokens=4)

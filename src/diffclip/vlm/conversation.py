@@ -33,6 +33,8 @@ VICUNA = (
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ ' ASSISTANT:' }}{%- endif -%}"
 )
 """LLaVA's own format of stage 2, which TinyLLaVA uses for Qwen2.5 too."""
+PLAIN = "{%- for m in messages -%}{{ m['content'] + (eos_token if m['role'] == 'assistant' else '\n') }}{%- endfor -%}"
+"""A question, the end of its line, the answer, its end: half the tokens of a conversation about a drawn scene."""
 FLATTEN = (
     "{%- set flat = namespace(messages=[]) -%}{%- for m in messages -%}{%- set text -%}"
     "{%- if m['content'] is string -%}{{ m['content'] }}{%- else -%}{%- for part in m['content'] -%}"
@@ -70,8 +72,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template) ->
     Raises UserError for `chat` where the tokenizer has no template, or one that does not end answers.
     """
     image_token(tokenizer)
-    if template == "vicuna":
-        tokenizer.chat_template = VICUNA
+    if template != "chat":
+        tokenizer.chat_template = {"vicuna": VICUNA, "plain": PLAIN}[template]
     if tokenizer.chat_template is None:
         raise UserError(
             'this tokenizer has no chat template: set template = "vicuna", or take the instruction-tuned language model'

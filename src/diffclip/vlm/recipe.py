@@ -42,8 +42,9 @@ class Language:
     """`hf:OWNER/NAME` of the hub, a folder, a .gguf file, or a name that `diffclip vlm fetch` gets; a run's folder: the
     language model that it has trained. `scratch`: four layers with random weights and the vocabulary of scenes, a
     control."""
-    template: Literal["chat", "vicuna"] = "chat"
-    """How conversations are written: by the tokenizer's own template, or as LLaVA 1.5 and TinyLLaVA write them."""
+    template: Literal["chat", "vicuna", "plain"] = "chat"
+    """How conversations are written: by the tokenizer's own template; as LLaVA 1.5 and TinyLLaVA write them; or
+    without a word around questions and answers."""
     layers: Count = 0
     """The first so many blocks of the language model, which is cheaper and then has to learn to speak again; 0: all."""
 

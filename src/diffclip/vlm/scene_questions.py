@@ -38,6 +38,8 @@ UNPAIRED = 0.5
 CHOSEN_FROM = 1_000_000
 TURNS, YES_NO = 6, 4
 YES, NO = "Yes", "No"
+NEAR = 0.25
+"""Share of the noes whose object differs from one that is there in one word, or mixes two of them."""
 LIST = "What is in the image?"
 Kind = Literal["captions", "lists", "questions", "text"]
 """Captions, as the encoder learned from; lists of everything; questions; the same about a list in place of an image."""
@@ -163,7 +165,7 @@ def yes_or_no(scene: Scene, random: Random) -> tuple[Turn, ...]:
             asked.append(Turn(is_there(there.pop()), YES))
             continue
         before = {turn.question for turn in asked}
-        near = near_misses(scene) if random.random() < 0.5 else []
+        near = near_misses(scene) if random.random() < NEAR else []
         new, near = ([thing for thing in kind if is_there(thing) not in before] for kind in (absent(scene), near))
         asked.append(Turn(is_there(pick(random, near or new)), NO))
     return tuple(asked)
