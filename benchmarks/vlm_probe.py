@@ -2,10 +2,10 @@
 
     python benchmarks/vlm_probe.py ENCODER… [--scenes 3000] [--shuffle 2] [--layer -2] [--json FILE]
 
-For each of the 96 objects a linear function scores every token of an image, and the logsumexp over its tokens says
-whether the object is there. It learns from the scenes that `scenes:questions` talks about; above which score an answer
-is a yes is chosen on the questions about them. Then it answers what `diffclip vlm pope --scenes` asks. A language model
-that stays below it has not learned to read what the encoder gives.
+A linear function tells the probability of each colour and of each shape at every token; an object is at a token by the
+product of its two, and in the image unless it is at none. The probe learns from the scenes that `scenes:questions`
+talks about; above which probability an answer is a yes is chosen on the questions about them. Then it answers what
+`diffclip vlm pope --scenes` asks. A language model below it has not learned to read all that the encoder gives.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import diffclip
 from diffclip.data.scenes import SceneSource
+from diffclip.data.scenes.vocabulary import COLOURS, PROPS, SHAPES
 from diffclip.data.transforms import normalise
 from diffclip.models.clip import CLIP
 from diffclip.vlm.scene_questions import (
@@ -34,6 +35,8 @@ from diffclip.vlm.scene_questions import (
 from diffclip.vlm.tower import tower_of
 
 EPOCHS, BATCH, RATE, DECAY = 40, 64, 3e-3, 1e-3
+WORDS = (*COLOURS, *SHAPES, *PROPS)
+PARTS = torch.tensor([[WORDS.index(word) for word in thing.split(" ")] for thing in OBJECTS])  # (objects, 2)
 PLACE = {is_there(thing): number for number, thing in enumerate(OBJECTS)}
 
 
@@ -49,17 +52,20 @@ def features(model: CLIP, source: SceneSource, places: list[int], shuffle: int, 
 
 
 class Probe(nn.Module):
-    """Features (B, tokens, width) → a score of each object (B, objects)."""
+    """Features (B, tokens, width) → how probable each object is, as a logit (B, objects)."""
 
     def __init__(self, learned: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", learned.mean((0, 1)))
         self.register_buffer("scale", 1 / (learned.std((0, 1)) + 1e-6))
-        self.score = nn.Linear(learned.shape[-1], len(OBJECTS))
-        nn.init.constant_(self.score.bias, -4.0)  # most objects are not there
+        self.score = nn.Linear(learned.shape[-1], len(WORDS))
+        nn.init.constant_(self.score.bias, -4.0)  # most words are true of no token
 
     def forward(self, seen: Tensor) -> Tensor:
-        return self.score((seen - self.mean) * self.scale).logsumexp(1)
+        words = F.logsigmoid(self.score((seen - self.mean) * self.scale))  # (B, tokens, words)
+        at = words[..., PARTS].sum(-1).clamp(max=-1e-6)  # log-probability of each object at each token
+        gone = torch.log(-torch.expm1(at)).sum(1).clamp(max=-1e-6)  # of its being at none
+        return torch.log(-torch.expm1(gone)) - gone
 
 
 def fitted(seen: Tensor, there: Tensor) -> Probe:

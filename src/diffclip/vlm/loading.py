@@ -71,13 +71,15 @@ class Reader:
     transform: EvalTransform
     image_tokens: int
     max_length: int
-    form: Literal["conversation", "caption"]
+    form: Literal["conversation", "caption", "words"]
 
     def tokens(self, index: int) -> tuple[Tokens, bytes | np.ndarray | None, bool]:
         """The tokens of a sample, its encoded image, and whether it was cut. Raises BadSample, BadImage."""
         sample = self.samples[index]
         image_tokens = self.image_tokens if sample.image is not None else 0
-        if self.form == "caption":
+        if self.form == "words" and sample.image is None:
+            raise BadSample("no_image")
+        if self.form != "conversation":
             made = caption(self.tokenizer, sample.turns[0].answer, image_tokens=image_tokens)
         else:
             made = conversation(self.tokenizer, sample.turns, image_tokens=image_tokens)

@@ -76,8 +76,10 @@ class Stage:
     """The folder or the tar archive in which the images lie that the JSON names."""
     length: PositiveInt = 8000
     """How many drawn scenes; a file has the length it has."""
-    form: Literal["conversation", "caption"] = "conversation"
-    """`caption`: the question is left out, and what follows the image is learned, as in LLaVA's first stage."""
+    form: Literal["conversation", "caption", "words"] = "conversation"
+    """`caption`: the question is left out, and what follows the image is learned, as in LLaVA's first stage. `words`:
+    the words of the answer are to be found at the image's tokens, by their embeddings; the language model is not run,
+    so that a connector learns from a hundred times as many images."""
     train: tuple[Part, ...] = ("connector",)
     """What is trained; all else stays as it is to the last bit."""
     lr: Positive = 1e-3
@@ -158,6 +160,10 @@ def validate(table: Mapping[str, Any], where: str) -> VlmRecipe:
     for stage in recipe.stage:
         if not stage.train:
             raise UserError(f'{where}: stage {stage.name} trains nothing: give train, such as ["connector"]')
+        if stage.form == "words" and (stage.lora_rank or "language" in stage.train):
+            raise UserError(
+                f'{where}: stage {stage.name}: form = "words" does not run the language model, nor train it'
+            )
         if stage.lora_rank and "language" in stage.train:
             raise UserError(
                 f"{where}: stage {stage.name}: lora_rank trains adapters in place of the language model: leave "

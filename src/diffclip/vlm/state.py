@@ -25,6 +25,7 @@ from diffclip.vlm import model as models
 from diffclip.vlm.conversation import UNLEARNED
 from diffclip.vlm.loading import Batch
 from diffclip.vlm.recipe import Stage, VlmRecipe
+from diffclip.vlm.words import answers_have, word_losses
 
 TRAINED = "trained.safetensors"
 """In the folder of a finished stage: what it trained."""
@@ -44,10 +45,13 @@ class VlmState:
         recipe: VlmRecipe,
         stage: Stage,
         schedule: Schedule,
+        words: Tensor | None = None,
     ) -> None:
+        """words: of a stage that learns words, see `vlm.words`."""
         self.world, self.device, self.schedule = get_world(), default_device(), schedule
         self.dtype = autocast_dtype(stage.precision, self.device)
         self.model, self._recipe, self._stage = model, recipe, stage
+        self._words = None if words is None else words.to(self.device)
         if stage.lora_rank:
             models.lora_layers(model, stage.lora_rank, recipe.seed)
         models.set_trained(model, recipe, stage.train, encoder_blocks=stage.encoder_blocks)
@@ -108,6 +112,11 @@ class VlmState:
         if others and pixels is not None:
             pixels = pixels.roll(1, 0)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            if self._words is not None:
+                assert pixels is not None  # the reader leaves out what has no image
+                embeddings = self.model.get_input_embeddings().weight.detach()[self._words]
+                have = answers_have(labels, self._words)
+                return word_losses(models.image_features(self.model, pixels), embeddings, have), have
             states = models.hidden_states(self.model, ids, mask, pixels)
             return models.answer_losses(self.model, states, labels)
 
@@ -121,11 +130,13 @@ class VlmState:
         And of answers by yes and no: how many it would answer by yes, and how many by neither, the words before being
         the right ones.
         """
-        few = next(batch.split(MEASURED))
+        few = next(batch.split(MEASURED if self._words is None else len(batch.ids)))
         own, logits = self._losses(few)
         measured: dict[str, Any] = {"loss_own_image": float(own.mean())}
         if few.pixels is not None and len(few.pixels) > 1:
             measured["loss_other_image"] = float(self._losses(few, others=True)[0].mean())
+        if self._words is not None:
+            return measured
         labels = few.labels[:, 1:][few.labels[:, 1:] != UNLEARNED].to(self.device)
         asked = (labels == self._yes) | (labels == self._no)
         if asked.any():

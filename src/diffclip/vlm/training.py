@@ -23,6 +23,7 @@ from diffclip.vlm.loading import ConversationLoader, Reader, check_samples, open
 from diffclip.vlm.recipe import Stage, VlmRecipe, parse_vlm_recipe
 from diffclip.vlm.samples import Samples
 from diffclip.vlm.state import TRAINED, VlmState
+from diffclip.vlm.words import words_of
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def train(recipe: VlmRecipe, run: Path, *, resume: bool = False, accept_changed_
         resume = world.broadcast(resume)
         for stage in recipe.stage:
             folder, reader = run / stage.name, readers[stage.name]
-            state = VlmState(model, tokenizer, recipe, stage, schedules[stage.name])
+            words = words_of(reader) if stage.form == "words" else None
+            state = VlmState(model, tokenizer, recipe, stage, schedules[stage.name], words)
             if world.broadcast(resume and (folder / TRAINED).is_file()):
                 state.load_finished(folder)
             else:

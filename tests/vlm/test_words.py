@@ -1,0 +1,77 @@
+"""Words at an image's tokens: the loss by probabilities, which words, and a stage that trains a connector so."""
+
+import json
+import math
+
+import pytest
+import torch
+from test_vlm import parts_of_a_model, recipe  # noqa: F401
+
+from diffclip.errors import UserError
+from diffclip.vlm import model as models
+from diffclip.vlm import training
+from diffclip.vlm.recipe import with_settings
+from diffclip.vlm.words import SHARPNESS, answers_have, word_losses, words_of
+
+WORDS = {"name": "words", "data": "scenes:lists", "form": "words", "length": 24, "epochs": 6.0, "lr": 0.01}
+
+
+def test_the_losses_are_those_of_the_probability_that_a_word_is_somewhere():
+    generator = torch.Generator().manual_seed(0)
+    tokens, embeddings = (torch.randn(*size, generator=generator) / 3 for size in ((2, 3, 5), (4, 5)))
+    have = torch.tensor([[True, False, False, True], [False, True, False, False]])
+    found = word_losses(tokens, embeddings, have)
+    mean = [sum(float(row[i]) for row in embeddings) / 4 for i in range(5)]
+    words = [[float(row[i]) - mean[i] for i in range(5)] for row in embeddings]
+    size = sum(x * x for word in words for x in word) / 4
+    for image in range(2):
+        for number, word in enumerate(words):
+            nowhere = 1.0
+            for token in tokens[image].double().tolist():
+                logit = SHARPNESS * (sum(a * b for a, b in zip(token, word, strict=True)) - size / 2)
+                nowhere *= 1 - 1 / (1 + math.exp(-logit))
+            expected = -math.log(1 - nowhere if have[image, number] else nowhere)
+            assert float(found[image, number]) == pytest.approx(expected, rel=1e-5)
+    sure = word_losses(1000 * embeddings.expand(2, 4, 5), embeddings, torch.zeros(2, 4, dtype=torch.bool))
+    assert torch.isfinite(sure).all()
+
+
+def test_which_words_an_answer_has():
+    labels = torch.tensor([[-100, 7, 3, -100], [9, 9, -100, 7]])
+    assert answers_have(labels, torch.tensor([3, 7, 8])).tolist() == [[True, True, False], [False, True, False]]
+
+
+def test_a_connector_learns_words_while_nothing_else_changes(parts_of_a_model, tmp_path):  # noqa: F811
+    made = recipe(parts_of_a_model, stages=[WORDS])
+    run = training.train(made, tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "words" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert all(line["loss_own_image"] > 0 for line in lines if "loss_other_image" in line)
+    assert any("loss_other_image" in line for line in lines)
+    fresh, words = models.build(made)
+    trained, _ = models.load_folder(run)
+    changed = {name for name, value in fresh.state_dict().items() if not torch.equal(value, trained.state_dict()[name])}
+    assert changed
+    assert all("multi_modal_projector" in name for name in changed)
+    learned = words.decode(words_of(training.reader_of(made, made.stage[0], fresh, words)))
+    assert "star" in learned
+
+
+def test_micro_batches_change_no_loss(parts_of_a_model, tmp_path):  # noqa: F811
+    losses = []
+    for micro in (0, 2):
+        made = with_settings(recipe(parts_of_a_model, stages=[WORDS]), [f"stage.words.micro_batch={micro}"])
+        run = training.train(made, tmp_path / f"micro{micro}")
+        lines = [json.loads(line) for line in (run / "words" / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_cannot_learn_words_is_refused(parts_of_a_model, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match=r"stage words: form = .words. does not run the language model"):
+        recipe(parts_of_a_model, stages=[WORDS | {"train": ["connector", "language"]}])
+    with pytest.raises(UserError, match=r"24 of 24 conversations .* 24 no_image"):
+        training.train(recipe(parts_of_a_model, stages=[WORDS | {"data": "scenes:text"}]), tmp_path / "text")
+    with pytest.raises(UserError, match=r"answers that share words"):
+        training.train(recipe(parts_of_a_model, stages=[WORDS | {"length": 4}]), tmp_path / "few")
