@@ -229,12 +229,15 @@ def count_preset(config: ModelConfig) -> dict[str, int]:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and back in its own mode afterwards."""
-    training = model.training
+    """The model in evaluation mode, in TF32 where it is to be; and all as it was before afterwards."""
+    training, products = model.training, torch.get_float32_matmul_precision()
     model.eval()
+    if getattr(model, "tf32", False):
+        torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
+        torch.set_float32_matmul_precision(products)
         model.train(training)
 
 
