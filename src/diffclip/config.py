@@ -57,8 +57,9 @@ class Data:
     examples: Count = 0
     """How many training examples there should be; another count is warned of, and a dry run without the data uses this.
     0: not known."""
-    workers: Count = 2
-    """Processes that decode and augment. The batches are the same for any number."""
+    workers: Count | Literal["auto"] = "auto"
+    """Processes that decode and augment. The batches are the same for any number. `auto`: 2 without a GPU; with one as
+    many as a process has cores, 16 at most, and no more than shared memory holds batches for."""
     scale: tuple[Fraction, Fraction] = (0.5, 1.0)
     """Share of the image's area that a random crop keeps."""
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
