@@ -46,7 +46,9 @@ def test_published_parameter_counts(name, total, added):
         assert f"{added / total:.3%}" == "0.006%"
 
 
-@pytest.mark.parametrize("name", [name for name in diffclip.list_models() if name.endswith(("quickstart", "b16_vision"))])
+@pytest.mark.parametrize(
+    "name", [name for name in diffclip.list_models() if name.endswith(("quickstart", "b16_vision"))]
+)
 def test_one_block_of_each_tower_tells_how_many_parameters_there_are(name):
     """Towers of different depths, of every kind of attention."""
     changes = {"vision_depth": 3, "text_depth": 2, "logit_bias": -10.0}

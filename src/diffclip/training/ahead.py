@@ -21,7 +21,7 @@ class Ahead:
     def __init__(self, loader: Batches, device: torch.device) -> None:
         self.skipped: Counter[str] = Counter()
         self._loader, self._device = loader, device
-        self._side = torch.cuda.Stream(device)
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def epoch(self, epoch: int, start: int = 0, skipped: Mapping[str, int] | None = None) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of an epoch. An error of the loader comes after the batches before it."""
