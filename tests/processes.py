@@ -12,6 +12,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# What the processes import, read once, before they are forked: FSDP and compilation take seconds in each of them.
+PRELOADED = [
+    *("diffclip.training.setup", "diffclip.evaluation.run.hooks", "diffclip.data.scenes", "diffclip.models.clip"),
+    *("timm", "torch._dynamo", "torch.distributed.fsdp", "pytest"),
+]
+
 
 def together(size, function, folder, *arguments):
     """`function(folder, *arguments)` in `size` processes that are a world; raises what went wrong in any of them.
@@ -33,7 +39,7 @@ def together(size, function, folder, *arguments):
 
 def _run(size, function, folder, arguments):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffclip.training.loop"])
+    context.set_forkserver_preload(PRELOADED)
     store, errors = folder / f"store_{size}_{function.__name__}", context.SimpleQueue()
     processes = [
         context.Process(target=_member, args=(rank, size, str(store), errors, function, folder, arguments))

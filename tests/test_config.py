@@ -65,8 +65,13 @@ def test_the_paper_recipes_differ_in_the_model_alone():
         ({"training": {"batch_size": "many"}}, "training.batch_size: input should be a valid integer"),
         (
             {"training": {"precision": "fp8"}},
-            "training.precision: input should be 'auto', 'bf16' or 'float32'",
+            "training.precision: input should be 'auto', 'bf16', 'fp16' or 'float32'",
         ),
+        (
+            {"data": {"workers": -1}},
+            "data.workers: input should be greater than or equal to 0, found -1; data.workers: input should be 'auto'",
+        ),
+        ({"training": {"compile": "maybe"}}, "training.compile: input should be 'auto', found 'maybe'"),
         ({"model": {"preset": "diffclip_vit_b17"}}, "diffclip_vit_b17"),
         ({"model": {"overrides": {"widht": 3}}}, "widht"),
     ],
@@ -119,7 +124,8 @@ def test_a_recipe_evaluates_by_what_the_test_split_alone_tells():
 
 def test_recipes_that_compute_the_same():
     one = validate({}, where="test")
-    free = {"data": {"workers": 7}, "training": {"keep_last": 5, "checkpoint_every": 3, "best_by": "x/acc1"}}
+    kept = {"keep_last": 5, "checkpoint_every": 3, "best_by": "x/acc1"}
+    free = {"data": {"workers": 7}, "training": {"compile": False, **kept}}
     assert same_run(one, validate(free, where="test"))
     for table in ({"seed": 1}, {"training": {"ema": 0.9}}, {"training": {"log_every": 3}}, {"data": {"flip": 0.5}}):
         assert not same_run(one, validate(table, where="test"))

@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 available["train"] = train_command(load_recipe(recipe), recipe, arguments[2 + place :])
         if arguments and arguments[0] in available:
             arguments = [arguments[0], *join(available[arguments[0]], arguments[1:])]
+            available = {arguments[0]: available[arguments[0]]}  # tyro reads the options of all that it is given
         about = "CLIP with differential attention. Its version: `diffclip --version`."
         tyro.extras.subcommand_cli_from_dict(available, prog=program, description=about, args=arguments or ["--help"])
     except GivenTwice as error:

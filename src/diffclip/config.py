@@ -57,8 +57,9 @@ class Data:
     examples: Count = 0
     """How many training examples there should be; another count is warned of, and a dry run without the data uses this.
     0: not known."""
-    workers: Count = 2
-    """Processes that decode and augment. The batches are the same for any number."""
+    workers: Count | Literal["auto"] = "auto"
+    """Processes that decode and augment. The batches are the same for any number. `auto`: 2 without a GPU; with one as
+    many as a process has cores, 16 at most, and no more than shared memory holds batches for."""
     scale: tuple[Fraction, Fraction] = (0.5, 1.0)
     """Share of the image's area that a random crop keeps."""
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
@@ -118,10 +119,12 @@ class Training:
     memory of a small batch, for a third more work (gradient caching)."""
     layout: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: the whole model on each (DDP), or weights, gradients and moments in shards (FSDP2)."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """`auto`: bfloat16 autocast where the processor computes in it, else float32."""
-    compile: bool = False
-    """Compile the blocks of both towers with torch.compile."""
+    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+    """`auto`: bfloat16 autocast where the device computes in it, float16 on NVIDIA GPUs that have tensor cores and no
+    bfloat16, else float32. `fp16`: float16 autocast; gradients are scaled on their way back, and a step in which they
+    overflow changes nothing."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the blocks of both towers with torch.compile. `auto`: on GPUs for which Triton writes kernels."""
     checkpoint_activations: bool = False
     """Keep only the input of every block, and run the block again in the backward pass: less memory, a third more work.
     """
@@ -242,6 +245,10 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
         )
     _check_sizes(recipe.training.image_sizes, config, where)
     _check_best(recipe.training, where)
+    if recipe.training.precision == "fp16" and recipe.training.layout == "fsdp":
+        raise UserError(
+            f'{where}: training.precision = "fp16" does not go with training.layout = "fsdp": take "ddp", or "float32"'
+        )
     if recipe.optimizer.kind == "adamw_8bit" and recipe.training.layout == "fsdp":
         raise UserError(
             f'{where}: optimizer.kind = "adamw_8bit" does not go with training.layout = "fsdp": take "ddp", or "adamw"'
@@ -275,7 +282,7 @@ def _check_tuning(recipe: Recipe, config: ModelConfig | LibraryConfig, where: st
         raise UserError(
             f"{where}: tuning.lambda_warmup_epochs = {tuning.lambda_warmup_epochs:g} is longer than training"
         )
-    if training.compile:
+    if training.compile is True:
         raise UserError(
             f"{where}: tuning.lambda_warmup_epochs does not go with training.compile: every step would compile"
         )
@@ -290,7 +297,7 @@ def _check_library(recipe: Recipe, where: str) -> None:
     """What the loop does to models of ours alone."""
     training, default = recipe.training, Training()
     for name in ("image_sizes", "undropped_epochs", "compile", "layout"):
-        if getattr(training, name) != getattr(default, name):
+        if getattr(training, name) not in (getattr(default, name), False):
             raise UserError(
                 f"{where}: training.{name} is for models of ours, and {recipe.model.name} is made of transformers' "
                 "classes: leave it out"
@@ -333,7 +340,7 @@ def same_run(one: Recipe, other: Recipe) -> bool:
 
 
 def _computed(recipe: Recipe, default: Recipe) -> Recipe:
-    names = ("checkpoint_every", "keep_last", "keep_best", "best_by", "micro_batch", "layout")
+    names = ("checkpoint_every", "keep_last", "keep_best", "best_by", "micro_batch", "layout", "compile")
     free = {name: getattr(default.training, name) for name in names}
     return dataclasses.replace(
         recipe,

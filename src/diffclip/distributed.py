@@ -158,6 +158,11 @@ def joined() -> Iterator[World]:
     dist.destroy_process_group()  # not after an exception: the others may be waiting, and the process ends anyway
 
 
+def processes_here() -> int:
+    """How many of the processes that torchrun has started share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def default_device() -> torch.device:
     """The GPU of this process, or the CPU where there is none.
 

@@ -1,5 +1,6 @@
 """The exceptions that a person is meant to read: one line each, never a traceback."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,12 @@ def describe(error: "ValidationError") -> str:
 
 
 DESCRIBED = 20  # errors
+# What pydantic adds to the place of a value that may be of several kinds, such as a number or "auto".
+ALTERNATIVE = re.compile(r"constrained-int|bool|literal\[.*\]")
 
 
 def _described(error: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place = ".".join(part for part in map(str, error["loc"]) if not ALTERNATIVE.fullmatch(part))
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{place}: no such key"
     message = str(error["msg"])

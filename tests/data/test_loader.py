@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -391,3 +392,26 @@ def test_what_is_pinned_keeps_its_counts(monkeypatch):
     assert len(pinned) == 4
     assert found.batch.pixels is not batch.pixels
     assert torch.equal(found.batch.tokens, batch.tokens)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "megabytes", "expected"),
+    [
+        ("cpu", 1, 1, 2),
+        ("cuda", 1, 1, 16),  # of 24 cores
+        ("cuda", 2, 1, 12),
+        ("cuda", 8, 1, 3),
+        ("cuda", 24, 1, 2),
+        ("cuda", 1, 100, 10),  # 4,000 MB, of which half may hold two batches of each
+        ("cuda", 2, 100, 5),
+        ("cuda", 1, 2000, 2),
+    ],
+)
+def test_workers_that_no_recipe_states_are_those_of_the_cores_and_of_shared_memory(
+    device, processes, megabytes, expected, monkeypatch
+):
+    monkeypatch.setattr(module, "processors", lambda: 24)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4000 * 10**6))
+    assert module.worker_count(torch.device(device), processes, megabytes * 10**6) == expected
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: os.stat("/there is none"))
+    assert module.worker_count(torch.device(device), processes, 1) == 2

@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import torch
 from dataset_files import jpeg, write
 from pictures import pictures
 from rich.console import Console
@@ -11,11 +12,12 @@ from rich.console import Console
 from diffclip import cli
 from diffclip.evaluation import results
 from diffclip.evaluation.datasets.named import by_name, data_set, papers
-from diffclip.evaluation.run import progress
+from diffclip.evaluation.run import named_model, progress
 from diffclip.evaluation.run.plan import Job, JobList, NamedModel
 from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import DataSet
 from diffclip.evaluation.task import TASKS, get_task
+from diffclip.models.clip import CLIP
 from diffclip.models.weights.store import save
 from small_models import small_model
 
@@ -100,6 +102,37 @@ def test_what_is_not_computed_in_float32_is_named_so(capsys, tmp_path, models):
     assert lines[0] == "1 results to compute, 0 known already; 12 images to encode"  # not by float32's features
     found = results.read(tmp_path / "results.jsonl")
     assert [result.pretrained for result in found] == [str(models[1]), f"{models[1]} in bfloat16"]
+
+
+def test_tf32_is_named_so_encodes_by_itself_and_ends_with_the_encoding(capsys, tmp_path, models, monkeypatch):
+    """No GPU: this processor is said to have it; what PyTorch is told while a tower runs is looked at."""
+    arguments = (models[1], "--data", f"mine={pictures(tmp_path / 'mine')}", "--out", tmp_path, "--tasks", "zero_shot")
+    _, message = run(capsys, *arguments, "--dtype", "tf32")
+    assert message.startswith("diffclip: --dtype tf32: no GPU here multiplies in TF32")
+    run(capsys, *arguments)
+    monkeypatch.setattr(named_model, "has_tf32", lambda device: True)
+    seen, tower = [], CLIP.tower
+    monkeypatch.setattr(
+        CLIP,
+        "tower",
+        lambda model, pixels: (seen.append(torch.get_float32_matmul_precision()), tower(model, pixels))[1],
+    )
+    lines, message = run(capsys, *arguments, "--dtype", "tf32")
+    assert message is None
+    assert lines[0] == "1 results to compute, 0 known already; 12 images to encode"  # not by float32's features
+    assert set(seen) == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    found = results.read(tmp_path / "results.jsonl")
+    assert [result.pretrained for result in found] == [str(models[1]), f"{models[1]} in tf32"]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [("cuda", (8, 0), True), ("cuda", (7, 5), False), ("cpu", (8, 0), False)],
+)
+def test_tf32_is_of_gpus_from_ampere_on(device, capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert named_model.has_tf32(torch.device(device)) is expected
 
 
 def test_two_models_are_compared_by_name_on_what_was_asked_for(capsys, tmp_path, models):

@@ -260,6 +260,20 @@ def test_a_model_in_half_precision_is_attacked_in_float32(trained):
     assert all(torch.equal(found.values[name], full.values[name]) for name in full.values)
 
 
+def test_a_model_that_is_evaluated_in_tf32_is_attacked_in_float32(trained, monkeypatch):
+    seen, encode = set(), type(trained).encode_image
+
+    def encode_image(model, *arguments, **options):
+        seen.add(torch.get_float32_matmul_precision())
+        return encode(model, *arguments, **options)
+
+    monkeypatch.setattr(type(trained), "encode_image", encode_image)
+    monkeypatch.setattr(trained, "tf32", True)
+    robustness.evaluate(trained, get_tokenizer(), Colours(), epsilons=[16], steps=1)
+    assert seen == {"highest"}
+    assert trained.tf32
+
+
 def test_bad_input_is_refused(trained):
     def run(source=None, **settings):
         robustness.evaluate(trained, get_tokenizer(), source or Colours(), **settings)

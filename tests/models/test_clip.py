@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import diffclip
-from diffclip.models.clip import CLIP, count_parameters
-from diffclip.models.presets import PRESETS
+from diffclip.models.clip import CLIP, count_parameters, count_preset
+from diffclip.models.presets import PRESETS, model_config
 
 END = 99
 
@@ -44,6 +44,17 @@ def test_published_parameter_counts(name, total, added):
     if added:
         assert (counts["lambda"], counts["head_norm"]) == (4 * 64 * 24, 128 * 24)
         assert f"{added / total:.3%}" == "0.006%"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in diffclip.list_models() if name.endswith(("quickstart", "b16_vision"))]
+)
+def test_one_block_of_each_tower_tells_how_many_parameters_there_are(name):
+    """Towers of different depths, of every kind of attention."""
+    changes = {"vision_depth": 3, "text_depth": 2, "logit_bias": -10.0}
+    with torch.device("meta"):
+        whole = diffclip.create_model(name, **changes)
+    assert count_preset(model_config(name, **changes)) == count_parameters(whole)
 
 
 @pytest.mark.parametrize("name", diffclip.list_models())

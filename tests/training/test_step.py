@@ -1,11 +1,16 @@
 """The step's options change what it costs, not what it computes."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffclip.config import validate
 from diffclip.data.loading.loader import Batch
+from diffclip.models.attention import layer, ops
 from diffclip.models.clip import CLIP
+from diffclip.training import step
 from diffclip.training.dry_run import saved_bytes
 from diffclip.training.setup import new_state
 from diffclip.training.step import Schedule
@@ -110,3 +115,63 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
 def test_a_recipe_without_either_compiles_nothing(monkeypatch):
     monkeypatch.setattr(CLIP, "compile", lambda *_, **__: pytest.fail("compiled"))
     assert not trainer().model.visual.grad_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "triton", "lambda_rises", "expected"),
+    [
+        ("auto", "cuda", (9, 0), True, False, True),
+        ("auto", "cuda", (7, 0), True, False, True),
+        ("auto", "cuda", (6, 1), True, False, False),
+        ("auto", "cuda", (9, 0), False, False, False),
+        ("auto", "cuda", (9, 0), True, True, False),
+        ("auto", "cpu", (9, 0), True, False, False),
+        (False, "cuda", (9, 0), True, False, False),
+        (True, "cpu", (6, 1), False, False, True),
+    ],
+)
+def test_blocks_are_compiled_by_themselves_where_triton_can(
+    asked, device, capability, triton, lambda_rises, expected, monkeypatch
+):
+    """No GPU: what is asked of one is answered."""
+    compiled, rule = [], step.worth_compiling
+    monkeypatch.setattr(CLIP, "compile", lambda model: compiled.append(model))
+    monkeypatch.setattr(step, "find_spec", lambda name: object() if triton and name == "triton" else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(step, "worth_compiling", lambda model, tuning, _: rule(model, tuning, torch.device(device)))
+    recipe = recipe_with(compile=asked)
+    tuning = {"lambda_warmup_epochs": 1.0 if lambda_rises else 0.0}
+    recipe = dataclasses.replace(recipe, tuning=dataclasses.replace(recipe.tuning, **tuning))
+    new_state(recipe, Schedule(steps_per_epoch=10, steps=20, warmup_steps=0))
+    assert len(compiled) == expected
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU's program would stop for: a number, or a size, that it asks of a tensor."""
+
+    ASKED = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.ASKED:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["clip", "diffclip"])
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_a_step_waits_once_for_the_loss(kind, micro_batch, monkeypatch):
+    """In the form of attention that asks for no number on a processor either. Where texts end is looked up on the CPU
+    for a GPU too, which is left out here."""
+    monkeypatch.setattr(layer, "fastest", lambda *_: "eager")
+    monkeypatch.setattr(ops, "fastest", lambda *_: "eager")
+    one = trainer(kind, micro_batch=micro_batch)
+    one.step(0, batch(1))
+    monkeypatch.setattr(one.model.text, "forward", one.model.text.full)
+    with Waits() as waits:
+        one.step(1, batch(1))
+    assert waits.seen == ["_local_scalar_dense"]

@@ -40,7 +40,7 @@ def evaluate(
     repeats: int = 1,
     batch_size: int = 256,
     workers: int = 2,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32",
     max_skipped: float = 0.01,
     verbose: bool = False,
 ) -> None:
@@ -69,8 +69,8 @@ def evaluate(
             the standard deviation between the repeats as acc1_sd.
         batch_size: Images encoded at a time.
         workers: Processes that decode images.
-        dtype: What models compute in. bfloat16 is faster on GPUs and where a processor multiplies it; results name the
-            model with it, and attacks are made in float32 all the same.
+        dtype: What models compute in. tf32 is faster on NVIDIA GPUs from Ampere on, bfloat16 on GPUs and where a
+            processor multiplies it; results name the model with it, and attacks are made in float32 all the same.
         max_skipped: Share of a split's images that may be missing or unreadable; above it the exit status is 1.
         verbose: Compare two models by every metric, rather than by one a task.
     """

@@ -1,8 +1,10 @@
 """CLIP: a vision tower, a text tower, one projection each into the joint space, and a temperature."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -189,15 +191,16 @@ def create_model(name: str, **overrides: Any) -> CLIP:
     return CLIP(model_config(name, **overrides))
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
+def count_parameters(model: nn.Module, times: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
     """{"total", "visual", "text", "lambda", "head_norm", "second_query", "gate"}: the last four are what other
     attention adds.
 
-    The towers are counted with their projections; logit_scale is in the total only.
+    The towers are counted with their projections; logit_scale is in the total only. times: how often parameters are
+    counted whose names begin so.
     """
     counts = dict.fromkeys(("total", "visual", "text", "lambda", "head_norm", "second_query", "gate"), 0)
     for name, parameter in model.named_parameters():
-        size = parameter.numel()
+        size = parameter.numel() * next((n for start, n in times.items() if name.startswith(start)), 1)
         counts["total"] += size
         if name.startswith(("visual.", "image_projection")):
             counts["visual"] += size
@@ -214,14 +217,27 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return counts
 
 
+def count_preset(config: ModelConfig) -> dict[str, int]:
+    """count_parameters of a model of this config, from one block of each tower: a tower's blocks are alike in size.
+
+    Built whole, even without values, some sixty presets would take ten seconds.
+    """
+    with torch.device("meta"):
+        model = CLIP(replace(config, vision_depth=1, text_depth=1))
+    return count_parameters(model, {"visual.blocks.": config.vision_depth, "text.blocks.": config.text_depth})
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and back in its own mode afterwards."""
-    training = model.training
+    """The model in evaluation mode, in TF32 where it is to be; and all as it was before afterwards."""
+    training, products = model.training, torch.get_float32_matmul_precision()
     model.eval()
+    if getattr(model, "tf32", False):
+        torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
+        torch.set_float32_matmul_precision(products)
         model.train(training)
 
 

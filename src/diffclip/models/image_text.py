@@ -28,6 +28,8 @@ class ImageTextModel(nn.Module):
     logit_scale: Tensor
     tower_width: int
     """Of what `tower` gives."""
+    tf32: bool = False
+    """Whether float32 matrices are multiplied in TF32 inside `evaluation_mode`, on GPUs that have it."""
 
     def tower(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) → (B, width): what a linear probe learns from, before any projection."""

@@ -3,8 +3,9 @@
 `checkpoints/step_00001234/` holds `model.safetensors` and `config.json` (what `diffclip.load` takes),
 `optimizer.safetensors` (the optimizer's state by parameter), `state.json` (the step, the seconds so far, what was
 measured at this step, how many images of its epoch were skipped) and `SHA256SUMS` of these, as `sha256sum -c` reads it;
-with `training.ema` the first is the average, and `trained.safetensors` holds the weights that training goes on with. A
-crash at any moment leaves the checkpoints that there were, and what is left of the new one under a hidden name.
+with `training.ema` the first is the average, and `trained.safetensors` holds the weights that training goes on with;
+in float16 `scaler.safetensors` says by what gradients are multiplied. A crash at any moment leaves the checkpoints that
+there were, and what is left of the new one under a hidden name.
 """
 
 import json
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.amp import GradScaler
 
 from diffclip import durable
 from diffclip.distributed import World, get_world
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"step_\d{8,}", re.ASCII)
 SUMS, STATE, SUFFIX = "SHA256SUMS", "state.json", ".safetensors"
 BEST = "best"
+SCALE = ("scale", "_growth_tracker")
+"""What a GradScaler changes: by what it multiplies, and the steps since that has changed."""
 
 Tensors = dict[str, dict[str, Tensor]]  # file, without .safetensors → name → tensor
 
@@ -51,12 +55,18 @@ class Keep:
     by: str = ""
 
 
-def state_tensors(model: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Tensors:
+def state_tensors(
+    model: Trainable,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+    scaler: GradScaler | None = None,
+) -> Tensors:
     """All tensors of a checkpoint, the living ones: `model` and `optimizer`; in shards, where the model is.
 
     Where weights are averaged `model` has the average, and `trained` the weights that training goes on with. Where
-    there are adapters `model` has them merged.
+    there are adapters `model` has them merged. Where gradients are scaled `scaler` says how.
     """
+    scale = {} if scaler is None else {"scaler": {key: torch.tensor(scaler.state_dict()[key]) for key in SCALE}}
     moments = {
         f"{key}.{name}": torch.as_tensor(value)  # a count of steps may be a Python number
         for name, parameter in model.named_parameters()
@@ -65,10 +75,10 @@ def state_tensors(model: Trainable, optimizer: torch.optim.Optimizer, average: W
     }
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if has_adapters(model):
-        return {"model": merged(model), "optimizer": moments, "trained": trained}
+        return {"model": merged(model), "optimizer": moments, "trained": trained} | scale
     if average is None:
-        return {"model": trained, "optimizer": moments}
-    return {"model": trained | average.tensors, "optimizer": moments, "trained": trained}
+        return {"model": trained, "optimizer": moments} | scale
+    return {"model": trained | average.tensors, "optimizer": moments, "trained": trained} | scale
 
 
 def load_tensors(
@@ -76,6 +86,7 @@ def load_tensors(
     model: Trainable,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None = None,
+    scaler: GradScaler | None = None,
     world: World = World(),  # noqa: B008  it is frozen
 ) -> None:
     """The inverse of `state_tensors`, on whatever device and in whatever shards the model is.
@@ -95,6 +106,9 @@ def load_tensors(
             like = torch.empty(shape, dtype=dtype, device=like.device)
         value = world.scatter(moments.get(name), like)
         optimizer.state[parameters[of]][key] = value if value.is_floating_point() or value.ndim else value.item()
+    scale = world.broadcast({key: value.item() for key, value in files.get("scaler", {}).items()})
+    if scaler is not None:  # a run that was not scaled, on another device, goes on with a fresh scale
+        scaler.load_state_dict(scaler.state_dict() | scale)
 
 
 def _trained(model: Trainable, average: WeightAverage | None) -> str:
@@ -148,9 +162,13 @@ def _step(checkpoint: Path) -> int:
 
 
 def restore(
-    run: Path, model: Trainable, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+    run: Path,
+    model: Trainable,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+    scaler: GradScaler | None = None,
 ) -> dict[str, Any] | None:
-    """Load the newest good checkpoint into model and optimizer and return its state; None where the run has none.
+    """Load the newest good checkpoint into model, optimizer and scaler, and return its state; None where there is none.
 
     Of several processes only the first reads, and sends the others what is theirs: they may be another number than
     those that wrote it, and need not see its disk. A damaged one is passed over with a warning, and stays where it
@@ -165,7 +183,7 @@ def restore(
             raise UserError(f"the checkpoints of {run} are of another model ({others[0]}): resume with its recipe")
     state = world.broadcast(state)
     if state is not None:
-        load_tensors(tensors, model, optimizer, average, world)
+        load_tensors(tensors, model, optimizer, average, scaler, world)
     return state
 
 

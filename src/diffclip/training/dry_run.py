@@ -17,9 +17,14 @@ from diffclip.models.clip import CLIP, count_parameters
 from diffclip.training.loss import LOGITS, contrastive_loss
 from diffclip.training.optimizer import learning_rate, moment_bytes
 from diffclip.training.setup import compare_count
-from diffclip.training.step import Schedule, autocast_dtype
+from diffclip.training.step import Schedule, training_dtype
 
 GIB = 2**30
+PRECISIONS = {
+    None: "float32",
+    torch.bfloat16: "bfloat16 autocast",
+    torch.float16: "float16 autocast, gradients scaled",
+}
 
 
 @dataclass
@@ -54,7 +59,7 @@ def activation_bytes(recipe: Recipe, batch_size: int) -> int:
     activations: what lies outside the blocks, every block's input, and the largest block, which is run again alone.
     """
     config = recipe.model.resolve_clip("--dry-run")
-    dtype = autocast_dtype(recipe.training.precision, default_device())
+    dtype = training_dtype(recipe.training, default_device())
     with torch.device("meta"):
         model = CLIP(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -134,7 +139,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
         ("learning rate", "; ".join(_rates(recipe, schedule))),
         (
             "precision",
-            "bfloat16 autocast" if autocast_dtype(recipe.training.precision, default_device()) else "float32",
+            PRECISIONS[training_dtype(recipe.training, default_device())],
         ),
         ("memory, weights and optimizer", f"{state_bytes(recipe, model) / GIB:.2f} GiB"),
         ("memory, activations", f"{activations / GIB:.2f} GiB at most, in one process"),

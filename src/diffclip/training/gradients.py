@@ -26,18 +26,20 @@ def cached_backward(
     loss_of: Loss,
     world: World = World(),  # noqa: B008  it is frozen
     accumulating: Callable[[], AbstractContextManager[None]] = nullcontext,
+    scaled: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda gradients: gradients,
 ) -> float:
     """The loss of a batch; its gradients are added to the `grad` of every weight, but for a loss that is not finite.
 
     encode: what CLIP.forward returns for a micro-batch, which has images and captions, though not as many of one as of
     the other. It must compute the same when called again. accumulating: what surrounds the backward passes of all
-    micro-batches but the last. Loss and gradients are those of `TrainState.step` for the whole batch.
+    micro-batches but the last. scaled: what becomes of the gradients in the features, before they go on. Loss and
+    gradients are else those of `TrainState.step` for the whole batch.
     """
     with torch.no_grad():
         features = _concatenate([encode(part) for part in parts])
     gathered = gather(features, pairing, world)
     loss = backward_by_rows(loss_of, gathered, world)
-    gradients = dict(zip(features, scatter_gradients(gathered, features, pairing, world), strict=True))
+    gradients = dict(zip(features, scaled(scatter_gradients(gathered, features, pairing, world)), strict=True))
     if not math.isfinite(loss):
         return loss
     done = dict.fromkeys(features, 0)

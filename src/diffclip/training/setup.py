@@ -14,17 +14,19 @@ from diffclip.config import Model, Recipe, to_toml
 from diffclip.data.formats.stream import Stream, is_stream, open_stream, runs_a_command
 from diffclip.data.loading.loader import Loader
 from diffclip.data.loading.stream_loader import StreamLoader
+from diffclip.data.loading.workers import worker_count
 from diffclip.data.sources import Source, open_source
 from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import ByEpoch, TrainTransform
-from diffclip.distributed import default_device, get_world
+from diffclip.distributed import default_device, get_world, processes_here
 from diffclip.errors import UserError
 from diffclip.models.library import Trainable, build
 from diffclip.models.library_config import LibraryConfig
 from diffclip.models.presets import ModelConfig
 from diffclip.models.start import started
 from diffclip.training import data_record
-from diffclip.training.loop import Evaluator, Loop
+from diffclip.training.ahead import Ahead
+from diffclip.training.loop import Batches, Evaluator, Loop
 from diffclip.training.run_directory import claim_directory
 from diffclip.training.step import Schedule, TrainState
 
@@ -56,7 +58,9 @@ def train(
     world, record = get_world(), to_toml(recipe)
     source = training_source(recipe, allow_pipe=allow_pipe)
     schedule = Schedule.of(recipe, len(source))
-    loader = training_loader(recipe, source)
+    loader: Batches = training_loader(recipe, source)
+    if default_device().type == "cuda":
+        loader = Ahead(loader, default_device())
     claim: AbstractContextManager[bool] = nullcontext(False)
     if world.is_main:
         facts = data_record.facts_of(recipe, source)
@@ -114,7 +118,10 @@ def _warn_of_count(path: str, count: int, expected: int) -> None:
 def training_loader(recipe: Recipe, source: Source) -> Loader:
     """Its batches, augmented as the recipe says; of each, the rows of this rank."""
     model, world = recipe.model.resolve(), get_world()
-    world.rows_per_rank(recipe.training.batch_size)
+    rows = world.rows_per_rank(recipe.training.batch_size)
+    workers = recipe.data.workers
+    if workers == "auto":
+        workers = worker_count(default_device(), processes_here(), rows * 3 * model.image_size**2)
     stages = tuple(
         (epoch, TrainTransform(size, recipe.data.scale, recipe.data.ratio, recipe.data.flip))
         for epoch, size in recipe.training.image_sizes or ((0, model.image_size),)
@@ -127,7 +134,7 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
         recipe.training.batch_size,
         part=(world.rank, world.size),
         seed=recipe.seed,
-        num_workers=recipe.data.workers,
+        num_workers=workers,
         max_skipped=recipe.data.max_skipped,
         total=partial(world.total, device=default_device()),
     )

@@ -5,9 +5,10 @@ from encode to backward, in micro-batches; the gradients are the same.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ from diffclip.training.tuning import has_adapters, merged, prepare, scale_lambda
 
 # Statistics by layer are of this many images and captions of the current batch.
 MONITORED = 8
+# The compute capability of the first GPUs with tensor cores, which multiply float16; Triton knows none before them.
+TENSOR_CORES = (7, 0)
+# A scale at which gradients still overflow is no matter of float16's range: they are left as they are, for the loop to
+# find.
+SMALLEST_SCALE = 1.0
 # The last number of a seed says what is drawn from it. The loader's are 1 and 2.
 _PATCHES = 3
 
@@ -62,14 +68,36 @@ class Schedule:
         return cls(per_epoch, steps, min(steps, round(recipe.optimizer.warmup_epochs * per_epoch)))
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What matrices are multiplied in: bfloat16, or None for float32. `auto` is bfloat16 where the processor has it."""
+def autocast_dtype(precision: str, device: torch.device, *, scaling: bool = False) -> torch.dtype | None:
+    """What matrices are multiplied in: bfloat16, float16, or None for float32.
+
+    `auto` is bfloat16 where the device has it; with `scaling`, of gradients, without which small ones are 0 in float16,
+    that on GPUs which have tensor cores for it alone.
+    """
     if precision == "auto":
         if device.type == "cuda":  # a T4 or V100 emulates bfloat16, slowly
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16
+            return torch.float16 if scaling and torch.cuda.get_device_capability(device) >= TENSOR_CORES else None
         capabilities = torch.cpu.get_capabilities()
         return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def training_dtype(training: config.Training, device: torch.device) -> torch.dtype | None:
+    """autocast_dtype of a recipe. Of shards each process sees the overflow of its own: they are not scaled."""
+    return autocast_dtype(training.precision, device, scaling=training.layout == "ddp")
+
+
+def worth_compiling(model: Trainable, tuning: config.Tuning, device: torch.device) -> bool:
+    """Whether `compile = "auto"` compiles: where Triton can, blocks of ours, none of which changes by the step."""
+    return (
+        device.type == "cuda"
+        and isinstance(model, CLIP)
+        and not tuning.lambda_warmup_epochs
+        and torch.cuda.get_device_capability(device) >= TENSOR_CORES
+        and find_spec("triton") is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -100,13 +128,14 @@ class TrainState:
         seed: int,
     ) -> None:
         self.schedule, self.world, self.device = schedule, get_world(), default_device()
-        self.dtype = autocast_dtype(training.precision, self.device)
+        self.dtype = training_dtype(training, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
         self.model = model.to(self.device).train()
         self.model.set_grad_checkpointing(training.checkpoint_activations)
         dropout = model.visual.patch_drop if isinstance(model, CLIP) else None
         self._patch_drop = dropout if isinstance(dropout, PatchDropout) else None
         self._patch_share = model.config.patch_dropout if isinstance(model, CLIP) else 0.0
-        if training.compile:
+        if training.compile is True or (training.compile == "auto" and worth_compiling(model, tuning, self.device)):
             self.model.compile()
         prepare(self.model, tuning)
         self._lambda_steps = round(tuning.lambda_warmup_epochs * schedule.steps_per_epoch)
@@ -120,26 +149,29 @@ class TrainState:
     def step(self, number: int, batch: Batch) -> tuple[float, float]:
         """One optimizer step on this rank's rows of the batch → (loss of the whole batch, learning rate).
 
-        number: of the step, from 0. A loss that is not finite changes no weight.
+        number: of the step, from 0. A loss that is not finite changes no weight, nor do gradients that float16 cannot
+        hold: of these the scale is halved.
         """
         rate = self._begin(number)
         micro_batches, pairing = self._split(number, batch)
         loss_of = LOSSES[self.loss_kind]
         if len(micro_batches) > 1:
-            loss = cached_backward(self.encode, micro_batches, pairing, loss_of, self.world, self.layout.accumulating)
+            loss = cached_backward(
+                self.encode, micro_batches, pairing, loss_of, self.world, self.layout.accumulating, self._scaled
+            )
         else:
             features = self.encode(micro_batches[0])  # (b, embed_dim) of this rank's images and captions
             gathered = gather(features, pairing, self.world)  # (B, embed_dim) of all ranks
             loss = backward_by_rows(loss_of, gathered, self.world)  # of the loss in the gathered features
             gradients = scatter_gradients(gathered, features, pairing, self.world)  # in this rank's features
             if math.isfinite(loss):
-                backward(features.values(), gradients)  # in the weights
+                backward(features.values(), self._scaled(gradients))  # in the weights
         if math.isfinite(loss):
             self.layout.finish()
-            self.optimizer.step()
-            self.model.clamp_logit_scale()
-            if self.average is not None:
-                self.average.update(self.model, number + 1)
+            if self._update():
+                self.model.clamp_logit_scale()
+                if self.average is not None:
+                    self.average.update(self.model, number + 1)
         return loss, rate
 
     def encode(self, part: MicroBatch) -> dict[str, Tensor]:
@@ -158,9 +190,10 @@ class TrainState:
         return self.model.config
 
     def figures(self) -> dict[str, Any]:
-        """The inverse temperature, and λ of each layer by tower."""
+        """The inverse temperature, λ of each layer by tower, and by what gradients are multiplied in float16."""
         lambdas = {f"lambda_{tower}": full_tensor(values).tolist() for tower, values in self.model.lambdas().items()}
-        return {"logit_scale": self.model.logit_scale.exp().item(), **lambdas}
+        scale = {} if self.scaler is None else {"gradient_scale": self.scaler.get_scale()}
+        return {"logit_scale": self.model.logit_scale.exp().item(), **lambdas, **scale}
 
     def monitor(self, batch_size: int) -> Monitor:
         return Monitor(batch_size=batch_size, warmup_steps=self.schedule.warmup_steps)
@@ -179,10 +212,10 @@ class TrainState:
             model.train()
 
     def tensors(self) -> checkpoint.Tensors:
-        return checkpoint.state_tensors(self.model, self.optimizer, self.average)
+        return checkpoint.state_tensors(self.model, self.optimizer, self.average, self.scaler)
 
     def restore(self, run: Path) -> dict[str, Any] | None:
-        return checkpoint.restore(run, self.model, self.optimizer, self.average)
+        return checkpoint.restore(run, self.model, self.optimizer, self.average, self.scaler)
 
     def save(self, run: Path) -> None:
         """Write the model for `diffclip.load`."""
@@ -221,6 +254,25 @@ class TrainState:
             dropping = number < self._last_dropping
             self._patch_drop.prob = self._patch_share if dropping else 0.0
         return rate
+
+    def _scaled(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Gradients in the features, large enough to pass back through float16."""
+        return gradients if self.scaler is None else [self.scaler.scale(gradient) for gradient in gradients]
+
+    def _update(self) -> bool:
+        """The optimizer's step. False where gradients have overflowed, of which none is left, and no weight changes."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= before:
+            return True
+        if before > SMALLEST_SCALE:
+            self.optimizer.zero_grad(set_to_none=True)
+        return False
 
     def _split(self, number: int, batch: Batch) -> tuple[list[MicroBatch], Pairing]:
         """This rank's rows of the batch in micro-batches, and which caption is whose."""

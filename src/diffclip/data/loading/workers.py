@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from diffclip.data.parallel import processors
 from diffclip.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -25,8 +27,25 @@ logger = logging.getLogger(__name__)
 Pixels = torch.Tensor | NDArray[Any]
 """Out of a worker a tensor comes by shared memory, an array through a pipe."""
 
+FEW, MANY = 2, 16  # workers of a process that was told no number
+AHEAD = 2  # batches that torch's DataLoader asks of each worker before the first is taken
 LONGEST_SOCKET = 60  # characters of the folder of temporary files: the name of a socket in it may have 107
 DESCRIPTORS = 64  # free ones that a process needs to take or give memory by them
+
+
+def worker_count(device: torch.device, processes: int, batch_bytes: int) -> int:
+    """How many workers a process takes that was told no number, of `processes` that share this machine.
+
+    A GPU waits for as many as there are cores. Each worker keeps AHEAD batches in shared memory, half of which may be
+    filled.
+    """
+    if device.type != "cuda":
+        return FEW
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:  # no such folder: batches come through pipes
+        return FEW
+    return max(FEW, min(processors() // processes, MANY, free // (2 * processes * AHEAD * batch_bytes)))
 
 
 def batches_of(

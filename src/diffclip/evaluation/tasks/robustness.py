@@ -76,8 +76,9 @@ def evaluate(
             raise UserError(f"epsilon {epsilon:g} must be between 0 and 255 grey levels")
     if steps < 1 or restarts < 1:
         raise UserError(f"PGD needs at least one step and one start, not {steps} and {restarts}")
+    own, model = model, in_float32(model)
     config = model.config
-    attacker = crafted_on or model
+    attacker = model if crafted_on is None or crafted_on is own else in_float32(crafted_on)
     if attacker.config.transform != config.transform:
         raise UserError(
             f"an attack made on images of {attacker.config.image_size} pixels ({attacker.config.resize}) does not fit "
@@ -129,8 +130,7 @@ def classifier(model: ImageTextModel, tokenizer: Tokenize, source: Source) -> Cl
 
     Logits are cosines times the model's inverse temperature. Raises UserError for scores that are not finite.
     """
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
-        model = copy.deepcopy(model).float()
+    model = in_float32(model)
     config, weight = model.config, next(model.parameters())
     embeddings = class_embeddings(model, tokenizer, classnames_of(source), source.templates or TEMPLATES)
     embeddings = embeddings.to(weight)  # (classes, embed_dim)
@@ -143,6 +143,16 @@ def classifier(model: ImageTextModel, tokenizer: Tokenize, source: Source) -> Cl
         return logits
 
     return classify
+
+
+def in_float32(model: ImageTextModel) -> ImageTextModel:
+    """The model with weights of at least float32, whose products are not rounded to TF32 either."""
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
+        model = copy.deepcopy(model).float()
+    if model.tf32:
+        model = copy.copy(model)  # with the same weights
+        model.tf32 = False
+    return model
 
 
 def gradient(classify: Classify, pixels: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -154,8 +154,10 @@ def _check_tensors(tensors: Mapping[str, Tensor], model: CLIP, where: str) -> No
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a model's weights and of its config, where it has one."""
+    """A digest of a model's weights, of its config, where it has one, and of TF32, which rounds its features."""
     digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    if getattr(model, "tf32", False):
+        digest.update(b"tf32")
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
