@@ -107,7 +107,7 @@ def test_attend_draws_a_wrapped_model_and_refuses_what_has_no_maps(tmp_path, mon
 def test_the_page_shows_layers_of_a_wrapped_model_or_covers_parts(tmp_path):
     open_clip_folder(tmp_path / "scaled", vision={"ls_init_value": 0.5})
     open_clip_folder(tmp_path / "pooled", vision={"attentional_pool": True, "attn_pooler_queries": 4})
-    model, picture = diffclip.load(tmp_path / "scaled")[0], np.asarray(images()[0].convert("RGB"))
+    model, picture = diffclip.load(tmp_path / "scaled")[0], np.array(images()[0])
     assert type(model) is Wrapped
     found, expected = seen(model, picture, "a dog"), look(model, picture, ["a dog"])
     assert found.how.startswith("relevance")
