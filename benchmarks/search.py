@@ -201,7 +201,7 @@ def tuned(folder: Path) -> list[dict[str, float]]:
     filters = asking.Filters(folder=f"/made/{start // FOLDER:04d}")
     found = []
     for asking.PROBES, asking.REFINE in SETTINGS:  # type: ignore[misc]
-        row = {"probes": asking.PROBES, "refine": asking.REFINE}
+        row: dict[str, float] = {"probes": asking.PROBES, "refine": asking.REFINE}
         row |= asked(lambda q: [int(hit.id, 16) for hit in asking.find(index, q, 10)], queries, truth)
         few = asked(lambda q: [int(h.id, 16) for h in asking.find(index, q, 10, filters=filters)], queries, within)
         found.append(row | {f"{name}_within": value for name, value in few.items()})

@@ -177,7 +177,7 @@ class Index:
         self.pictures.checkout_latest()
         names = {column: index.name for index in self.pictures.list_indices() for column in index.columns}
         large = len(self) >= EXACT
-        if "vector" in names and not (large and self._fits(names["vector"])):
+        if "vector" in names and not (large and self._fits(names["vector"])):  # until it is made, all are compared
             self.pictures.drop_index(names.pop("vector"))
         self.pictures.optimize(cleanup_older_than=KEPT)
         if large and "vector" not in names:  # after the files are joined, which would write it once more
