@@ -1,6 +1,7 @@
 """How fast, how exact and how large is the search in an index, beside FAISS and comparing everything?
 
     python benchmarks/search.py [--counts 10000 100000 1000000] [--queries 100] [--folder DIR] [--json FILE]
+    python benchmarks/search.py --counts 1000000 --folder DIR --keep --tune     # recall and time of other settings
 
 The vectors are made: 512 numbers, normalised, around 5,000 topics, each with 48 directions of its own spread, so that
 they are as uneven as features of photographs are. Of vectors without any structure no index finds the nearest without
@@ -8,18 +9,23 @@ comparing nearly all. Queries are drawn as the vectors are, and are not among th
 own, so that its memory is its own: it builds, then is started anew, opens what it has built, and answers the queries
 one at a time. Recall is the share of the true ten nearest among the ten that were found.
 
+`--tune` asks other queries than those that judge: 50 for each setting of the index, in one process, and the same within
+one folder of 1,000 pictures, which is a condition that a user may state.
+
 index: `diffclip.search`, with paths, dates and cameras, as `diffclip search` asks it. FAISS: IVF with 8 bits a number,
-and as many lists as the index has partitions. brute force: NumPy's product with all vectors in float32.
+with √n lists, at most 1024, of which 40 are searched. brute force: NumPy's product with all vectors in float32.
 """
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,11 @@ from rounds import peak_mib, write_json
 
 WIDTH, TOPICS, SPREAD, BLOCK = 512, 5000, 48, 20_000
 CONTESTANTS = ("index", "faiss", "brute force")
+JUDGING, TUNING = 1 << 40, 1 << 41
+"""Seeds of queries; blocks of vectors have small ones."""
+SETTINGS = [(probes, refine) for refine in (4, 2) for probes in (2, 4, 6, 8, 10, 15, 20, 40)]
+FOLDER = 1000
+"""Pictures of a folder."""
 Search = Callable[[NDArray[np.float32]], list[int]]
 
 
@@ -46,15 +57,20 @@ def made(count: int, seed: int) -> NDArray[np.float32]:
 
 
 def write_vectors(folder: Path, count: int) -> None:
-    file = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float16, (count, WIDTH))
-    for start in range(0, count, BLOCK):
+    unfinished = folder / "vectors.part"
+    file = np.lib.format.open_memmap(unfinished, "w+", np.float16, (count, WIDTH))
+
+    def write(start: int) -> None:
         file[start : start + BLOCK] = made(min(BLOCK, count - start), start + 1)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(0, count, BLOCK)))
     file.flush()
+    unfinished.rename(folder / "vectors.npy")
 
 
-def nearest(folder: Path, queries: NDArray[np.float32]) -> NDArray[np.int64]:
+def nearest(vectors: NDArray[np.float16], queries: NDArray[np.float32]) -> NDArray[np.int64]:
     """(queries, 10): the true nearest, by blocks in float32."""
-    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     best = np.full((len(queries), 10), -2.0, np.float32)
     rows = np.zeros((len(queries), 10), np.int64)
     for start in range(0, len(vectors), BLOCK):
@@ -83,7 +99,7 @@ def build_index(folder: Path) -> None:
         values = pa.array(np.ascontiguousarray(vectors[rows.start : rows.stop]).reshape(-1))
         columns = {
             "id": [f"{row:016x}" for row in rows],
-            "path": [f"/made/{row // 1000:04d}/{row}.jpg" for row in rows],
+            "path": [f"/made/{row // FOLDER:04d}/{row}.jpg" for row in rows],
             "raw": pa.nulls(len(rows), pa.binary()),
             "size": pa.array([1] * len(rows), pa.int64()),
             "changed": pa.array([1] * len(rows), pa.int64()),
@@ -95,7 +111,9 @@ def build_index(folder: Path) -> None:
             "vector": pa.FixedSizeListArray.from_arrays(values, WIDTH),
         }
         index.pictures.add(pa.table(columns, schema=schema(WIDTH)))
+    began = time.perf_counter()
     index.tidy()
+    print(f"tidied in {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
 
 def open_index(folder: Path) -> Search:
@@ -151,9 +169,15 @@ def in_this_process(contestant: str, folder: Path, what: str) -> dict[str, Any]:
     if what == "build":
         BUILD[contestant](folder)
         return {"build_s": time.perf_counter() - began, "build_mib": peak_mib()}
+    if what == "tune":
+        return {"settings": tuned(folder)}
     queries, truth = np.load(folder / "queries.npy"), np.load(folder / "truth.npy")
     search = OPEN[contestant](folder)
     opened = time.perf_counter() - began
+    return {"open_s": opened, **asked(search, queries, truth), "query_mib": peak_mib()}
+
+
+def asked(search: Search, queries: NDArray[np.float32], truth: NDArray[np.int64]) -> dict[str, float]:
     search(queries[0])
     seconds, right = [], 0
     for query, ten in zip(queries, truth, strict=True):
@@ -161,13 +185,63 @@ def in_this_process(contestant: str, folder: Path, what: str) -> dict[str, Any]:
         found = search(query)
         seconds.append(time.perf_counter() - began)
         right += len(set(found) & set(ten.tolist()))
-    return {
-        "open_s": opened,
-        "median_ms": 1e3 * float(np.median(seconds)),
-        "p95_ms": 1e3 * float(np.percentile(seconds, 95)),
-        "recall": right / truth.size,
-        "query_mib": peak_mib(),
-    }
+    median, p95 = 1e3 * np.median(seconds), 1e3 * np.percentile(seconds, 95)
+    return {"median_ms": float(median), "p95_ms": float(p95), "recall": right / truth.size}
+
+
+def tuned(folder: Path) -> list[dict[str, float]]:
+    """Recall and milliseconds of each setting, of all pictures and of those in one folder."""
+    from diffclip.search import query as asking
+    from diffclip.search.store import Index
+
+    vectors, queries = np.load(folder / "vectors.npy", mmap_mode="r"), made(50, TUNING)
+    start = len(vectors) // 2 // FOLDER * FOLDER
+    truth, within = nearest(vectors, queries), start + nearest(vectors[start : start + FOLDER], queries)
+    index = Index.open(str(folder / "index"))
+    filters = asking.Filters(folder=f"/made/{start // FOLDER:04d}")
+    found = []
+    for asking.PROBES, asking.REFINE in SETTINGS:  # type: ignore[misc]
+        row: dict[str, float] = {"probes": asking.PROBES, "refine": asking.REFINE}
+        row |= asked(lambda q: [int(hit.id, 16) for hit in asking.find(index, q, 10)], queries, truth)
+        few = asked(lambda q: [int(h.id, 16) for h in asking.find(index, q, 10, filters=filters)], queries, within)
+        found.append(row | {f"{name}_within": value for name, value in few.items()})
+    return found
+
+
+def run_apart(contestant: str, folder: Path, what: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", contestant, str(folder), what]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def tune(folder: Path, count: int) -> None:
+    """Print a table of settings."""
+    if not (folder / "index").exists():
+        run_apart("index", folder, "build")
+    print(f"{count:,} vectors\n{'probes':>8}{'refine':>8}{'recall@10':>11}{'median ms':>11}{'in a folder':>20}")
+    for row in run_apart("index", folder, "tune")["settings"]:
+        print(
+            f"{row['probes']:8}{row['refine']:8}{row['recall']:11.3f}{row['median_ms']:11.1f}"
+            f"{row['recall_within']:11.3f}{row['median_ms_within']:9.1f}"
+        )
+
+
+def compare(folder: Path, count: int, contestants: list[str]) -> list[dict[str, Any]]:
+    """Print a row of each contestant."""
+    results = []
+    for contestant in contestants:
+        kept = folder / contestant.replace(" ", "_")
+        found = {"vectors": count, "contestant": contestant, "build_s": math.nan, "build_mib": math.nan}
+        if not kept.exists():
+            found |= run_apart(contestant, folder, "build")
+        found |= run_apart(contestant, folder, "query")
+        print(
+            f"{count:>9,}  {contestant:12}{found['build_s']:9.1f}{found['build_mib']:7.0f}{found['open_s']:8.2f}"
+            f"{found['median_ms']:11.1f}{found['p95_ms']:8.1f}{found['query_mib']:7.0f}{found['recall']:11.3f}",
+            flush=True,
+        )
+        results.append(found)
+    return results
 
 
 def main() -> None:
@@ -175,6 +249,8 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="where 4 GB may be written for a while; by default a temporary one")
+    parser.add_argument("--keep", action="store_true", help="leave in --folder what is made, and use what is there")
+    parser.add_argument("--tune", action="store_true", help="the index alone, by its settings")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--one", nargs=3, metavar=("CONTESTANT", "FOLDER", "WHAT"), help=argparse.SUPPRESS)
@@ -183,28 +259,30 @@ def main() -> None:
         contestant, folder, what = arguments.one
         print(json.dumps(in_this_process(contestant, Path(folder), what)))
         return
-    results = []
-    print(f"{'':23}{'build s':>9}{'MiB':>7}{'open s':>8}{'median ms':>11}{'p95 ms':>8}{'MiB':>7}{'recall@10':>11}")
+    if arguments.keep and arguments.folder is None:
+        parser.error("--keep needs --folder")
+    results: list[dict[str, Any]] = []
+    if not arguments.tune:
+        print(f"{'':23}{'build s':>9}{'MiB':>7}{'open s':>8}{'median ms':>11}{'p95 ms':>8}{'MiB':>7}{'recall@10':>11}")
     for count in arguments.counts:
-        folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+        if arguments.keep:
+            folder = arguments.folder / f"search_{count}"
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = Path(tempfile.mkdtemp(dir=arguments.folder))
         try:
-            write_vectors(folder, count)
-            queries = made(arguments.queries, 1 << 40)
+            if not (folder / "vectors.npy").exists():
+                write_vectors(folder, count)
+            if arguments.tune:
+                tune(folder, count)
+                continue
+            queries = made(arguments.queries, JUDGING)
             np.save(folder / "queries.npy", queries)
-            np.save(folder / "truth.npy", nearest(folder, queries))
-            for contestant in arguments.contestants:
-                found: dict[str, Any] = {"vectors": count, "contestant": contestant}
-                for what in ("build", "query"):
-                    command = [sys.executable, __file__, "--one", contestant, str(folder), what]
-                    found |= json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-                print(
-                    f"{count:>9,}  {contestant:12}{found['build_s']:9.1f}{found['build_mib']:7.0f}"
-                    f"{found['open_s']:8.2f}{found['median_ms']:11.1f}{found['p95_ms']:8.1f}{found['query_mib']:7.0f}{found['recall']:11.3f}",
-                    flush=True,
-                )
-                results.append(found)
+            np.save(folder / "truth.npy", nearest(np.load(folder / "vectors.npy", mmap_mode="r"), queries))
+            results += compare(folder, count, arguments.contestants)
         finally:
-            shutil.rmtree(folder)
+            if not arguments.keep:
+                shutil.rmtree(folder)
     write_json(arguments.json, {"results": results})
 
 

@@ -21,6 +21,11 @@ def test_a_list_is_cut_where_nobody_reads_on():
     assert text.listed(["x" * 61]) == "x" * 60 + "…"
 
 
+def test_things_are_counted():
+    counts = [text.counted(count, "picture") for count in (0, 1, 2, 1234)]
+    assert counts == ["no pictures", "1 picture", "2 pictures", "1,234 pictures"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [(0.2, "1 s"), (89.4, "89 s"), (90, "2 min"), (5369, "89 min"), (5400, "1 h 30 min"), (12_000, "3 h 20 min")],

@@ -53,6 +53,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(every[:LISTED] + more) or "none"
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things: "no pictures", "1 picture", "1,234 pictures"."""
+    return f"{count:,} {thing}" if count == 1 else f"{f'{count:,}' if count else 'no'} {thing}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person would say them: "40 s", "12 min", "3 h 20 min"."""
     if seconds < 90:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from other_libraries import SIZES, TEXTS, clip_config, equal, images, transformers_folder
@@ -10,11 +11,13 @@ from test_other_libraries import FAMILIES, WORDS, open_clip_folder
 import diffclip
 from diffclip import cli
 from diffclip.analysis import image_attention, relevance, text_attention
+from diffclip.analysis.look import look
 from diffclip.models.image_settings import ImageSettings
 from diffclip.models.weights import open_clip as of_open_clip
 from diffclip.models.weights.files import locate, read_tensors
 from diffclip.models.weights.transformers_folder import Folder
 from diffclip.models.wrapped import Wrapped
+from diffclip.server.looks import _overlay, seen
 
 
 def as_it_is(folder):
@@ -99,3 +102,18 @@ def test_attend_draws_a_wrapped_model_and_refuses_what_has_no_maps(tmp_path, mon
         cli.main([command[0], "pooled", *command[1:]])
     with pytest.raises(SystemExit, match="grounding"):
         cli.main(["eval", "pooled", *data, "--out", "eval"])
+
+
+def test_the_page_shows_layers_of_a_wrapped_model_or_covers_parts(tmp_path):
+    open_clip_folder(tmp_path / "scaled", vision={"ls_init_value": 0.5})
+    open_clip_folder(tmp_path / "pooled", vision={"attentional_pool": True, "attn_pooler_queries": 4})
+    model, picture = diffclip.load(tmp_path / "scaled")[0], np.array(images()[0])
+    assert type(model) is Wrapped
+    found, expected = seen(model, picture, "a dog"), look(model, picture, ["a dog"])
+    assert found.how.startswith("relevance")
+    assert found.overlay == _overlay(expected.image, expected.relevance[0])
+    assert [layer["lam"] for layer in found.layers] == [None] * len(expected.class_token)
+    assert all(set(layer["maps"]) == {"A"} for layer in found.layers)
+    covered = seen(diffclip.load(tmp_path / "pooled")[0], picture, "a dog")
+    assert covered.how.startswith("covered parts")
+    assert covered.layers == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -127,25 +128,102 @@ def test_groups_are_the_components_of_the_graph_of_near_pairs(index, monkeypatch
     assert {frozenset(group.paths) for group in duplicates.duplicates(opened, threshold - 1e-6)} == expected
 
 
-def test_a_large_index_finds_nearly_what_comparing_all_finds(encoder, tmp_path, monkeypatch):
+def large_index(uri, vectors):
+    index = Index.create(str(uri), store.About("m", "f", "float32", vectors.shape[1], ("/p",)))
+    index.add(rows_of(vectors, 0))
+    return index
+
+
+def rows_of(vectors, start):
+    files = [File(f"/p/{start + row}.jpg", 1, 1) for row in range(len(vectors))]
+    return [Row(file, file.path, Facts(), vector) for file, vector in zip(files, vectors, strict=True)]
+
+
+def unit_vectors(count, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(count, 16)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def compared(index, vector):
+    """How many vectors of the vector index a query compares, and in how many partitions."""
+    plan = index.pictures.search(vector).distance_type("cosine").nprobes(query.PROBES).limit(10).analyze_plan()
+    comparisons = max(map(float, re.findall(r"index_comparisons=([\d.]+)", plan.replace(" K", "e3"))))
+    return comparisons, max(map(int, re.findall(r"partitions_searched=(\d+)", plan)))
+
+
+def numbers(hits):
+    return [int(os.path.basename(hit.path)[:-4]) for hit in hits]
+
+
+def test_a_large_index_finds_nearly_what_comparing_all_finds(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "EXACT", 2000)
-    about = store.About("m", "f", "float32", 16, ("/p",))
-    index = Index.create(str(tmp_path / "i"), about)
-    generator = np.random.default_rng(0)
-    vectors = generator.normal(size=(2500, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    files = [File(f"/p/{number}.jpg", 1, 1) for number in range(2500)]
-    index.add([Row(f, f.path, Facts(), v) for f, v in zip(files, vectors, strict=True)])
+    monkeypatch.setattr(store, "PARTITION", 50)
+    vectors = unit_vectors(2500)
+    index = large_index(tmp_path / "i", vectors)
     index.tidy()
     assert {column for one in index.pictures.list_indices() for column in one.columns} == {"id", "vector"}
-    fresh = generator.normal(size=16).astype(np.float32)
-    index.add([Row(File("/p/fresh.jpg", 1, 1), "fresh", Facts(), fresh / np.linalg.norm(fresh))])
-    assert query.find(index, fresh, 1)[0].path == "/p/fresh.jpg"  # what the vector index has not yet seen
+    for _ in range(2):  # also once its files are joined and it was brought up to date
+        comparisons, partitions = compared(index, vectors[0])
+        assert partitions == query.PROBES
+        assert comparisons < 0.8 * len(vectors)
+        index.tidy()
+    fresh = unit_vectors(1, seed=9)
+    index.add(rows_of(fresh, 9000))
+    assert numbers(query.find(index, fresh[0], 1)) == [9000]  # what the vector index has not yet seen
     right = 0
     for wanted in vectors[:20]:
         exact = set(np.argsort(-(vectors @ wanted))[:10].tolist())
-        right += len(exact & {int(os.path.basename(h.path)[:-4]) for h in query.find(index, wanted, 10)})
+        right += len(exact & set(numbers(query.find(index, wanted, 10))))
     assert right >= 0.9 * 200
+
+
+def test_a_condition_is_met_by_as_many_as_there_are_however_far_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "EXACT", 2000)
+    monkeypatch.setattr(store, "PARTITION", 50)
+    monkeypatch.setattr(query, "PROBES", 1)
+    vectors = unit_vectors(2500)
+    index = large_index(tmp_path / "i", vectors)
+    index.tidy()
+    far = np.argsort(vectors @ vectors[0])[:12]
+    index.remove([f"/p/{row}.jpg" for row in far])
+    index.add([Row(File(f"/far/{row}.jpg", 1, 1), str(row), Facts(), vectors[row]) for row in far])
+    index.tidy()
+    found = query.find(index, vectors[0], 10, filters=Filters(folder="/far"))
+    assert set(numbers(found)) <= set(far.tolist())
+    assert len(found) == 10
+
+
+def test_a_vector_index_is_made_anew_once_it_is_outgrown_or_in_many_pieces_and_dropped_for_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "EXACT", 500)
+    monkeypatch.setattr(store, "PARTITION", 100)
+    monkeypatch.setattr(store, "PIECES", 3)
+    made = []
+    vectors = unit_vectors(2000)
+    index = large_index(tmp_path / "i", vectors[:600])
+    create = index.pictures.create_index
+    monkeypatch.setattr(index.pictures, "create_index", lambda column, **o: (made.append(column), create(column, **o)))
+
+    def pieces():
+        index.tidy()
+        stats = index.pictures.index_stats("vector_idx")
+        assert stats.num_unindexed_rows == 0
+        return stats.num_indices
+
+    assert pieces() == 1
+    assert made == ["vector", "id"]
+    start = 600
+    for expected in (2, 3, 1):  # the third finds three pieces, and joins them
+        index.add(rows_of(vectors[start : start + 50], start))
+        start += 50
+        assert pieces() == expected
+    assert made == ["vector", "id", "vector"]
+    index.add(rows_of(vectors[750:], 750))  # more than there were
+    assert pieces() == 1
+    assert made == ["vector", "id", "vector", "vector"]
+    index.remove([f"/p/{row}.jpg" for row in range(1600)])
+    index.tidy()
+    assert index.pictures.index_stats("vector_idx") is None  # every query looks at all again
+    assert numbers(query.find(index, vectors[1700], 1)) == [1700]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +233,7 @@ def test_a_large_index_finds_nearly_what_comparing_all_finds(encoder, tmp_path, 
         ([" "], "an empty text"),
         (["word " * 10_000], "50,000 characters: give at most"),
         (["a", "--minus", "a"], "cancel each other out"),
-        (["a", "--weights", "1", "2"], "2 numbers for 1 parts"),
+        (["a", "--weights", "1", "2"], "2 numbers for 1 part of"),
         (["a", "--weights", "-1"], "a number below 0"),
         (["a", "--weights", "nan"], "must be a number"),
         (["a", "--since", "yesterday"], "give a day, a month or a year"),

@@ -13,12 +13,12 @@ import pytest
 
 from diffclip import cli
 from diffclip.errors import UserError
-from diffclip.search import store, update
+from diffclip.search import exif, store, update
 from diffclip.search.files import scan
 from diffclip.search.rows import matrix, path_of
 from diffclip.search.store import Index
 from diffclip.use.encoder import open_encoder
-from use_pictures import encoded, model_folder, picture
+from use_pictures import encoded, model_folder, picture, with_exif
 
 
 @pytest.fixture
@@ -214,3 +214,19 @@ def test_a_killed_run_goes_on(encoder, tmp_path):
     assert counts(run(uri, encoder)) == (200 - kept, 0, 0, kept)
     rows = Index.open(uri).pictures.search().select(["id"]).limit(None).to_arrow()["id"].to_pylist()
     assert len(rows) == len(set(rows)) == 200
+
+
+def test_the_size_of_a_jpeg_without_exif_is_read_off_its_header(monkeypatch):
+    plain = encoded(picture(1, (40, 30)), "JPEG")
+    by_pillow = exif.facts_of(with_exif(picture(1, (40, 30))))
+    assert exif.facts_of(plain) == by_pillow == exif.Facts(40, 30)
+    assert exif.facts_of(plain[:20]) == exif.Facts()
+
+    def refused(image):
+        raise ValueError
+
+    monkeypatch.setattr(exif.simplejpeg, "decode_jpeg_header", refused)
+    assert exif.facts_of(plain) == by_pillow  # where TurboJPEG would have to warn, Pillow is asked
+    monkeypatch.undo()
+    monkeypatch.delattr(exif, "opened")
+    assert exif.facts_of(plain) == by_pillow  # and only there

@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from diffclip.errors import UserError
-from diffclip.text import say_loading
+from diffclip.text import counted, say_loading
 
 
 def embed(
@@ -60,5 +60,5 @@ def embed(
         encoder = open_encoder(model, dtype, batch_size)
         with progress("embedding", len(pictures)) as told:
             found = embed_pictures(encoder, pictures, out, half=half, on_progress=told)
-    Terminal().print(f"{found.count:,} features written to {out}", highlight=False, soft_wrap=True)
+    Terminal().print(f"{counted(found.count, 'feature')} written to {out}", highlight=False, soft_wrap=True)
     check_all_read(found.problems, found.count)

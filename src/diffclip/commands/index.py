@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from diffclip.errors import UserError
-from diffclip.text import duration, listed, say_loading
+from diffclip.text import counted, duration, listed, say_loading
 
 if TYPE_CHECKING:
     from diffclip.search.update import Report
@@ -54,14 +54,14 @@ def index(
     encoder = open_encoder(model, dtype, batch_size)
     with open_index(to, encoder, folders, exclude) as opened:
         if forget:
-            console.print(f"{take_out(opened, forget):,} pictures taken out", highlight=False)
+            console.print(f"{counted(take_out(opened, forget), 'picture')} taken out", highlight=False)
         began = time.monotonic()
         with progress("indexing", None) as told:
             report = update(opened, encoder, told)
         for line in _lines(report):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(
-            f"{to}: {len(opened):,} pictures; {report.encoded:,} encoded, {report.reused:,} moved or copied, "
+            f"{to}: {counted(len(opened), 'picture')}; {report.encoded:,} encoded, {report.reused:,} moved or copied, "
             f"{report.deleted:,} deleted, in {duration(time.monotonic() - began)}",
             highlight=False,
             soft_wrap=True,
@@ -74,7 +74,7 @@ def _lines(report: Report) -> list[str]:
     if report.missing:
         lines.append(f"not there now, their pictures stay in the index: {listed(report.missing)} (--forget takes out)")
     if report.links:
-        lines.append(f"{report.links:,} links are not followed: name the folders that they lead to")
+        lines.append(f"not followed: {counted(report.links, 'link')}; name the folders that they lead to")
     if report.known_problems:
-        lines.append(f"{report.known_problems:,} files could not be read before and have not changed since")
+        lines.append(f"{counted(report.known_problems, 'file')} could not be read before, unchanged since")
     return lines

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from diffclip.errors import UserError
-from diffclip.text import printable, say_loading
+from diffclip.text import counted, printable, say_loading
 
 if TYPE_CHECKING:
     from diffclip.search.duplicates import Group
@@ -110,7 +110,9 @@ def _parts(
         check_text(text)
     count = len(query) + len(image) + len(minus) + len(minus_image)
     if weights and len(weights) != count:
-        raise UserError(f"--weights has {len(weights)} numbers for {count} parts of the query: give one each")
+        raise UserError(
+            f"--weights has {counted(len(weights), 'number')} for {counted(count, 'part')} of the query: give one each"
+        )
     if any(weight < 0 for weight in weights):
         raise UserError("--weights has a number below 0: give what leads away by --minus or --minus-image")
     whats: list[str | Features] = [*query, *(picture_feature(encoder, path) for path in image)]
@@ -160,7 +162,7 @@ def _show_groups(groups: Sequence[Group], format: str) -> None:
         for path in group.paths:
             _print_path(path) if format == "paths" else print(f"  {printable(path)}")
     if format == "table":
-        print(f"{'' if not groups else chr(10)}{len(groups)} groups")
+        print(f"{'' if not groups else chr(10)}{counted(len(groups), 'group')}")
 
 
 def _show(hits: Sequence[Hit], format: str) -> None:

@@ -98,6 +98,11 @@ class CLIP(ImageTextModel):
         features = self.text.full(tokens) @ self.text_projection
         return normalized(features) if normalize else features
 
+    @property
+    def has_maps(self) -> bool:
+        """Of every layer."""
+        return True
+
     def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
         """Normalised pixels (B, 3, S, S) → (B, embed_dim), and the maps of the layers; see diffclip.models.maps."""
         features, maps = forward_with_maps(self.visual, pixels)

@@ -67,6 +67,11 @@ class ImageTextModel(nn.Module):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether image_maps, text_maps, on_patches and grid give something."""
+        return False
+
     def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
         """Normalised pixels (B, 3, S, S) → encode_image's features, and the maps of the layers that made them.
 

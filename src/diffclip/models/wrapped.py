@@ -83,6 +83,11 @@ class Wrapped(ImageTextModel):
         features = self._text(self.inner, tokens)
         return normalized(features) if normalize else features
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether there is a recorder."""
+        return self._recorder is not None
+
     def image_maps(self, pixels: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
         """Normalised pixels (B, 3, S, S) → (B, embed_dim), and the maps of the layers."""
         self.check_pixels(pixels)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import simplejpeg
 from PIL import Image
 
 from diffclip.data.images import BadImage, opened
 from diffclip.use.heic import exif_of, is_heic
-from diffclip.use.upright import ORIENTATION
+from diffclip.use.upright import ORIENTATION, is_jpeg_without_exif
 
 MAKER, MODEL, CHANGED = 0x010F, 0x0110, 0x0132
 DETAILS, TAKEN, DIGITISED = 0x8769, 0x9003, 0x9004
@@ -35,6 +37,10 @@ def facts_of(image: bytes) -> Facts:
     try:
         if is_heic(image):
             return _of_heic(image)
+        if is_jpeg_without_exif(image):
+            with suppress(ValueError):  # of a header that Pillow may understand
+                height, width = simplejpeg.decode_jpeg_header(image)[:2]
+                return Facts(width, height)
         with opened(image) as pillow:
             width, height = pillow.size
             exif = pillow.getexif()

@@ -20,8 +20,8 @@ from diffclip.use.encoder import Encoder, Features
 LONGEST = 2000
 """Characters of a text that is looked for; models read some seventy words."""
 COLUMNS = ["id", "path", "raw", "taken", "camera", "width", "height", "size"]
-PROBES, REFINE = 40, 4
-"""Of the vector index, where there is one: benchmarks/search.py measured recall and time."""
+PROBES, REFINE = 20, 4
+"""Of the vector index, where there is one: `benchmarks/search.py --tune` prints recall and time of others."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def find(index: Index, vector: Features, count: int, offset: int = 0, filters: F
     """
     if count < 1 or offset < 0:
         raise UserError(f"give at least 1 picture, from 0 on, not {count} from {offset}")
-    query = index.pictures.search(vector).distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
+    query = index.pictures.search(vector).distance_type("cosine").refine_factor(REFINE)
+    query = query.minimum_nprobes(PROBES).maximum_nprobes(0)  # 0: more of them where these hold too few
     condition = (filters or Filters()).condition()
     if condition is not None:
         query = query.where(condition, prefilter=True)

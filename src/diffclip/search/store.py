@@ -25,8 +25,12 @@ REMOTE = ("s3://", "gs://", "az://")
 PICTURES, ABOUT, PROBLEMS = "pictures", "about", "problems"
 EXACT = 50_000
 """Pictures up to which every query looks at all: exact, and fast enough. From there on there is a vector index."""
-ITERATIONS = 15
-"""Of the clustering behind the vector index, in place of LanceDB's 50, which take longer."""
+PARTITION = 4096
+"""Pictures of a partition of the vector index. It is LanceDB's target, as `optimize` joins what is far below that."""
+ITERATIONS, SAMPLES = 15, 64
+"""Of the clustering behind the vector index: LanceDB's 50 rounds and 256 pictures a partition take longer."""
+PIECES = 8
+"""Of the vector index, at most: each `optimize` adds what is new as one more, which every query has to open."""
 KEPT = timedelta(minutes=15)
 """How long a version of the tables stays that a reader may still have open."""
 CHUNK = 1000
@@ -163,19 +167,38 @@ class Index:
         return {row["id"]: row for row in found.to_pylist()}
 
     def tidy(self) -> None:
-        """Join small files, forget old versions, and make the vector index, where there is to be one, or add to it."""
+        """Join small files, forget old versions, and see to the vector index: make it, add to it, or make it anew.
+
+        There is one from EXACT pictures on. It is made anew where it is in too many pieces, or where most pictures are
+        not in it: its partitions were fitted to others.
+        """
         from lancedb.index import BTree, IvfSq
 
         self.pictures.checkout_latest()
-        indexed = {column for index in self.pictures.list_indices() for column in index.columns}
-        count = len(self)
-        if count >= EXACT and "vector" not in indexed:
-            partitions = int(np.clip(round(count**0.5), 64, 1024))
-            config = IvfSq(distance_type="cosine", num_partitions=partitions, max_iterations=ITERATIONS)
-            self.pictures.create_index("vector", config=config)
-        if count >= EXACT and "id" not in indexed:
-            self.pictures.create_index("id", config=BTree())
+        names = {column: index.name for index in self.pictures.list_indices() for column in index.columns}
+        large = len(self) >= EXACT
+        if "vector" in names and not (large and self._fits(names["vector"])):  # until it is made, all are compared
+            self.pictures.drop_index(names.pop("vector"))
         self.pictures.optimize(cleanup_older_than=KEPT)
+        if large and "vector" not in names:  # after the files are joined, which would write it once more
+            config = IvfSq(
+                distance_type="cosine",
+                target_partition_size=PARTITION,
+                max_iterations=ITERATIONS,
+                sample_rate=SAMPLES,
+            )
+            self.pictures.create_index("vector", config=config)
+        if large and "id" not in names:
+            self.pictures.create_index("id", config=BTree())
+
+    def _fits(self, name: str) -> bool:
+        """Whether a vector index can be added to."""
+        found = self.pictures.index_stats(name)
+        return (
+            found is not None
+            and (found.num_indices or 1) < PIECES
+            and found.num_unindexed_rows <= found.num_indexed_rows
+        )
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         yield from self.pictures.search().select(list(columns)).limit(None).to_arrow().to_batches()

@@ -16,7 +16,6 @@ from PIL import Image
 from diffclip.analysis.look import SHOWN, LayerMaps, look, visible
 from diffclip.analysis.occlusion import occlusion
 from diffclip.data.transforms import normalise
-from diffclip.models.clip import CLIP
 from diffclip.models.image_text import ImageTextModel
 
 HEAT, SIGNED = "inferno", "RdBu_r"
@@ -39,8 +38,8 @@ class Seen:
 
 
 def seen(model: ImageTextModel, picture: NDArray[np.uint8], text: str) -> Seen:
-    """Of a picture (H, W, 3) uint8. A model without attention layers of ours is asked by covering parts."""
-    if isinstance(model, CLIP):
+    """Of a picture (H, W, 3) uint8. A model whose attention maps cannot be had is asked by covering parts."""
+    if model.has_maps:
         found = look(model, picture, [text])
         layers = [{"lam": layer.lam, "maps": _layer(layer)} for layer in found.class_token]
         how = "relevance: what the attention of all layers adds up to for this text"
@@ -52,7 +51,7 @@ def seen(model: ImageTextModel, picture: NDArray[np.uint8], text: str) -> Seen:
     with torch.no_grad():
         output = model(image=pixels, text=tokens)
     score = float((output["image_features"] @ output["text_features"].T)[0, 0])
-    how = "covered parts: by how much the score falls; layers are shown of a CLIP of this library alone"
+    how = "covered parts: by how much the score falls; attention maps of this model cannot be had"
     return Seen(score, how, _overlay(visible(settings, picture, SHOWN), falls), [])  # type: ignore[arg-type]
 
 

@@ -59,7 +59,7 @@ async function page(mine, first) {
     const tiles = found.hits.map(tile);
     if (first) { $("grid").replaceChildren(...tiles); window.scrollTo(0, 0); } else $("grid").append(...tiles);
     offset += found.hits.length; more = found.more;
-    say(offset ? `${offset}${more ? " and more" : ""} pictures, the nearest first` : "nothing found: the conditions leave no picture");
+    say(offset ? `${offset}${more ? " and more" : ""} ${offset === 1 ? "picture" : "pictures"}, the nearest first` : "nothing found: the conditions leave no picture");
     $("end").textContent = more || !offset ? "" : "that is all";
   } catch (error) {
     if (mine === asked) say(error.message, true);

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from diffclip.errors import UserError
 from diffclip.reading import lines
+from diffclip.text import counted
 
 SHOWN = 10
 
@@ -34,8 +35,7 @@ def check_all_read(problems: Mapping[str, str], read: int) -> None:
         told.append(f"and {len(problems) - SHOWN:,} more")
     if not read:
         raise UserError("no picture could be read", *told)
-    count = f"{len(problems):,} picture{'' if len(problems) == 1 else 's'}"
-    raise UserError(f"{count} could not be read, everything else is done", *told)
+    raise UserError(f"{counted(len(problems), 'picture')} could not be read, everything else is done", *told)
 
 
 class Told(Protocol):

@@ -36,7 +36,7 @@ def decode_upright(
 
 def orientation(image: bytes) -> int:
     """EXIF's number from 1 to 8: how a picture has to be turned; 1, not at all, where nothing is stated."""
-    if image.startswith(b"\xff\xd8") and b"Exif\0\0" not in image[:EXIF_WITHIN]:
+    if is_jpeg_without_exif(image):
         return 1
     try:
         with opened(image) as pillow:
@@ -44,6 +44,11 @@ def orientation(image: bytes) -> int:
     except BadImage:
         return 1
     return number if isinstance(number, int) and 1 <= number <= 8 else 1
+
+
+def is_jpeg_without_exif(image: bytes) -> bool:
+    """Whether a picture says nothing of itself but its size: then Pillow, which is slow to open it, is not asked."""
+    return image.startswith(b"\xff\xd8") and b"Exif\0\0" not in image[:EXIF_WITHIN]
 
 
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
