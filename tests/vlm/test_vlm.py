@@ -136,7 +136,7 @@ def test_what_is_not_trained_stays_as_it_is_and_transformers_opens_the_rest(part
     pixels = ours.pixels([picture])
     assert (given["pixel_values"] - pixels).abs().max() < 1e-4
     with torch.no_grad():
-        expected = trained.lm_head(models.hidden_states(trained, ids, mask, pixels))
+        expected = trained.lm_head(models.hidden_states(trained, ids, mask, models.image_features(trained, pixels)))
         found = theirs(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits
     assert torch.equal(found, expected)
     assert not list(run.rglob("*.bin")) + list(run.rglob("*.pt"))
@@ -319,10 +319,11 @@ def test_what_cannot_be_trained_is_one_line(parts_of_a_model, tmp_path, monkeypa
 def test_the_command_says_what_a_recipe_would_do(parts_of_a_model, capsys):
     paths = [f"encoder.path={parts_of_a_model / 'encoder'}", f"language.path={parts_of_a_model / 'language'}"]
     cli.main(
-        ["vlm", "train", "scenes", "--dry-run", "--set", *paths, "stage.align.length=64", "stage.answer.length=64"]
+        ["vlm", "train", "scenes", "--dry-run", "--set", *paths, "language.layers=2"]
+        + [f"stage.{name}.length=64" for name in ("read", "recognise", "words", "answer")]
     )
     said = capsys.readouterr().out
-    assert "stage align" in said
+    assert all(f"stage {name}" in said for name in ("read", "recognise", "words", "answer"))
     assert "trains connector, language" in said
     assert "tokens an image" in said
 

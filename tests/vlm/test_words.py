@@ -10,8 +10,9 @@ from test_vlm import parts_of_a_model, recipe  # noqa: F401
 from diffclip.errors import UserError
 from diffclip.vlm import model as models
 from diffclip.vlm import training
+from diffclip.vlm.loading import collate
 from diffclip.vlm.recipe import with_settings
-from diffclip.vlm.words import SHARPNESS, answers_have, word_losses, words_of
+from diffclip.vlm.words import SHARPNESS, answers_have, word_losses, word_tokens, words_of
 
 WORDS = {"name": "words", "data": "scenes:lists", "form": "words", "length": 24, "epochs": 6.0, "lr": 0.01}
 
@@ -34,6 +35,37 @@ def test_the_losses_are_those_of_the_probability_that_a_word_is_somewhere():
             assert float(found[image, number]) == pytest.approx(expected, rel=1e-5)
     sure = word_losses(1000 * embeddings.expand(2, 4, 5), embeddings, torch.zeros(2, 4, dtype=torch.bool))
     assert torch.isfinite(sure).all()
+
+
+def test_words_stand_at_the_tokens_where_things_are(parts_of_a_model):  # noqa: F811
+    embeddings = torch.arange(12.0).reshape(4, 3)
+    made = word_tokens(embeddings, torch.tensor([[[1, 3], [-1, -1], [2, -1]]]))
+    assert made.tolist() == [[[12.0, 14.0, 16.0], [4.5, 5.5, 6.5], [6.0, 7.0, 8.0]]]
+    model, tokenizer = models.build(recipe(parts_of_a_model))
+    symbols = recipe(parts_of_a_model, stages=[WORDS | {"data": "scenes:symbols", "form": "conversation"}])
+    reader = training.reader_of(symbols, symbols.stage[0], model, tokenizer)
+    assert reader.image_tokens == 16
+    batch = collate([reader.read(index) for index in range(12)])
+    assert batch.symbols is not None
+    assert batch.pixels is None
+    for row in range(12):
+        things = reader.samples[row].symbols
+        drawn = [[] for _ in range(16)]
+        for x, y, words in things:
+            drawn[4 * min(int(4 * y), 3) + min(int(4 * x), 3)].append(words)
+        for at, words in zip(batch.symbols[row].tolist(), drawn, strict=True):
+            assert tokenizer.decode([word for word in at if word >= 0]) == "".join(words)
+    halves = [part.symbols for part in batch.split(5)]
+    assert [len(half) for half in halves] == [5, 5, 2]
+    assert torch.equal(torch.cat(halves), batch.symbols)
+
+
+def test_a_language_model_learns_from_symbols(parts_of_a_model, tmp_path):  # noqa: F811
+    stage = WORDS | {"data": "scenes:symbols", "form": "conversation", "train": ["language"], "epochs": 1.0}
+    run = training.train(recipe(parts_of_a_model, stages=[stage]), tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "words" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert any(line.get("loss_other_image", 0) != line.get("loss_own_image", 0) for line in lines)
 
 
 def test_which_words_an_answer_has():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from diffclip.data.transforms import EvalTransform
 from diffclip.errors import UserError
 from diffclip.text import listed
 from diffclip.vlm.conversation import UNLEARNED, Tokens, caption, conversation
-from diffclip.vlm.samples import BadSample, LlavaJson, Samples, in_words
+from diffclip.vlm.samples import BadSample, LlavaJson, Sample, Samples, in_words
 from diffclip.vlm.scene_questions import Kind, SceneConversations
 
 REPLACEMENTS = 100  # samples tried in place of one that cannot be used
@@ -37,6 +38,7 @@ class Batch:
     mask: Tensor  # (B, L) int64: 1 for a token, 0 for padding
     labels: Tensor  # (B, L) int64
     pixels: Tensor | None  # (images, 3, S, S) uint8, in the order of the conversations
+    symbols: Tensor | None  # (B, image tokens, words) int64: the words that stand at each; -1: none
     with_image: Tensor  # (B,) bool
     indices: Tensor  # (B,) int64
 
@@ -57,9 +59,14 @@ class Batch:
                 self.mask[rows],
                 self.labels[rows],
                 pixels if pixels is not None and len(pixels) else None,
+                None if self.symbols is None else self.symbols[rows],
                 self.with_image[rows],
                 self.indices[rows],
             )
+
+
+Read = tuple[Tokens, Tensor | None, list[list[int]] | None, int]
+"""A conversation, its pixels, the words at each of its image's tokens, and its place."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,10 @@ class Reader:
     max_length: int
     form: Literal["conversation", "caption", "words"]
 
-    def tokens(self, index: int) -> tuple[Tokens, bytes | np.ndarray | None, bool]:
-        """The tokens of a sample, its encoded image, and whether it was cut. Raises BadSample, BadImage."""
+    def tokens(self, index: int) -> tuple[Tokens, Sample, bool]:
+        """The tokens of a sample, the sample, and whether it was cut. Raises BadSample, BadImage."""
         sample = self.samples[index]
-        image_tokens = self.image_tokens if sample.image is not None else 0
+        image_tokens = self.image_tokens if sample.image is not None or sample.symbols else 0
         if self.form == "words" and sample.image is None:
             raise BadSample("no_image")
         if self.form != "conversation":
@@ -87,11 +94,21 @@ class Reader:
         made = Tokens(made.ids[: self.max_length], made.labels[: self.max_length])
         if image_tokens > self.max_length or not made.learned:
             raise BadSample("nothing_to_learn")
-        return made, sample.image, cut
+        return made, sample, cut
 
-    def read(self, index: int) -> tuple[Tokens, Tensor | None, int]:
-        made, image, _ = self.tokens(index)
-        return made, None if image is None else self.transform(decode(image)), index
+    def read(self, index: int) -> Read:
+        made, sample, _ = self.tokens(index)
+        pixels = None if sample.image is None else self.transform(decode(sample.image))
+        return made, pixels, self._laid_out(sample.symbols) if sample.symbols else None, index
+
+    def _laid_out(self, symbols: tuple[tuple[float, float, str], ...]) -> list[list[int]]:
+        """The words' tokens, each at the image's token in whose square it stands."""
+        side = math.isqrt(self.image_tokens)
+        found: list[list[int]] = [[] for _ in range(side * side)]
+        for x, y, words in symbols:
+            row, column = (min(max(int(place * side), 0), side - 1) for place in (y, x))
+            found[row * side + column] += self.tokenizer(words, add_special_tokens=False)["input_ids"]
+        return found
 
 
 def check_samples(reader: Reader, most_unusable: float) -> str:
@@ -104,13 +121,13 @@ def check_samples(reader: Reader, most_unusable: float) -> str:
     bad, named, cut, texts, learned = Counter[str](), list[str](), 0, 0, 0
     for place in places:
         try:
-            made, image, was_cut = reader.tokens(place)
+            made, sample, was_cut = reader.tokens(place)
         except (BadSample, BadImage) as error:
             bad[error.reason] += 1
             if len(named) < SHOWN:
                 named.append(f"{reader.samples.id_of(place)} {error.reason}")
             continue
-        cut, texts, learned = cut + was_cut, texts + (image is None), learned + made.learned
+        cut, texts, learned = cut + was_cut, texts + (sample.image is None), learned + made.learned
     if bad.total() > most_unusable * len(places):
         raise UserError(
             f"{reader.samples.name}: {bad.total()} of {len(places)} conversations looked at cannot be learned from, "
@@ -204,7 +221,7 @@ class _Maker(Dataset[_Made]):
         except UserError as error:
             return error
 
-    def _sample(self, epoch: int, index: int, bad: Counter[str]) -> tuple[Tokens, Tensor | None, int]:
+    def _sample(self, epoch: int, index: int, bad: Counter[str]) -> Read:
         """The sample, or the first usable one of those drawn in its place."""
         random = np.random.default_rng([self._seed, epoch, index, _SAMPLE])
         for _ in range(REPLACEMENTS):
@@ -216,19 +233,22 @@ class _Maker(Dataset[_Made]):
         raise UserError(f"{REPLACEMENTS} conversations in a row could not be used: {in_words(bad)}")
 
 
-def collate(samples: Sequence[tuple[Tokens, Tensor | None, int]]) -> Batch:
+def collate(samples: Sequence[Read]) -> Batch:
     """Conversations of different lengths, padded at their right; what is padding the mask says, not the token."""
-    longest = max(len(tokens.ids) for tokens, _, _ in samples)
+    longest = max(len(tokens.ids) for tokens, *_ in samples)
 
     def padded(of: Callable[[Tokens], list[int]], filling: int) -> Tensor:
-        return torch.tensor([(own := of(tokens)) + [filling] * (longest - len(own)) for tokens, _, _ in samples])
+        return torch.tensor([(own := of(tokens)) + [filling] * (longest - len(own)) for tokens, *_ in samples])
 
-    images = [pixels for _, pixels, _ in samples if pixels is not None]
+    images = [pixels for _, pixels, _, _ in samples if pixels is not None]
+    symbols = [words for _, _, words, _ in samples if words is not None]
+    most = max((len(words) for row in symbols for words in row), default=0)
     return Batch(
         padded(lambda tokens: tokens.ids, 0),
         padded(lambda tokens: [1] * len(tokens.ids), 0),
         padded(lambda tokens: tokens.labels, UNLEARNED),
         torch.stack(images) if images else None,
-        torch.tensor([pixels is not None for _, pixels, _ in samples]),
-        torch.tensor([index for _, _, index in samples]),
+        torch.tensor([[words + [-1] * (most - len(words)) for words in row] for row in symbols]) if symbols else None,
+        torch.tensor([pixels is not None for _, pixels, _, _ in samples]),
+        torch.tensor([index for *_, index in samples]),
     )

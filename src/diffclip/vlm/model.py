@@ -113,11 +113,10 @@ def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tens
     return torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
 
 
-def hidden_states(model: LlavaForConditionalGeneration, ids: Tensor, mask: Tensor, pixels: Tensor | None) -> Tensor:
-    """The language model's last layer: ids, mask (B, L), pixels (images, 3, S, S) normalised → (B, L, width)."""
+def hidden_states(model: LlavaForConditionalGeneration, ids: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
+    """The language model's last layer: ids, mask (B, L), features of images (images, tokens, width) → (B, L, width)."""
     embedded = model.get_input_embeddings()(ids)
-    if pixels is not None:
-        features = image_features(model, pixels)
+    if features is not None:
         where = (ids == model.config.image_token_id).unsqueeze(-1)
         embedded = embedded.masked_scatter(where, features.flatten(0, 1).to(embedded.dtype))
     out: Tensor = model.model.language_model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state

@@ -71,7 +71,8 @@ class Stage:
     """The folder of the run in which it lies."""
     data: str = ""
     """A file of LLaVA's JSON; or of drawn scenes `scenes:captions`, `scenes:lists` of all that is in them,
-    `scenes:questions`, or `scenes:text`: questions about such a list in place of an image."""
+    `scenes:questions`, `scenes:text`: questions about such a list in place of an image, or `scenes:symbols`: about
+    words that stand where the things are, which is how the image looks to a language model after a stage of words."""
     images: str = ""
     """The folder or the tar archive in which the images lie that the JSON names."""
     length: PositiveInt = 8000

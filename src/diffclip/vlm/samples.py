@@ -36,6 +36,8 @@ class Sample:
     id: str
     image: bytes | NDArray[np.uint8] | None
     turns: tuple[Turn, ...]
+    symbols: tuple[tuple[float, float, str], ...] = ()
+    """In place of an image, words and where they stand: fractions of the side to the right and downwards."""
 
 
 class Samples(Protocol):

@@ -41,8 +41,9 @@ YES, NO = "Yes", "No"
 NEAR = 0.25
 """Share of the noes whose object differs from one that is there in one word, or mixes two of them."""
 LIST = "What is in the image?"
-Kind = Literal["captions", "lists", "questions", "text"]
-"""Captions, as the encoder learned from; lists of everything; questions; the same about a list in place of an image."""
+Kind = Literal["captions", "lists", "questions", "text", "symbols"]
+"""Captions, as the encoder learned from; lists of everything; questions; the same about a list in place of an image, or
+about words that stand where the things are."""
 
 
 def name_of(group: Group) -> str:
@@ -117,6 +118,10 @@ class SceneConversations:
         scene = self._scenes.source.scene(place)
         if self._kind == "text":
             return Sample(self.id_of(index), None, turns_in_text(scene, random))
+        if self._kind == "symbols":
+            things = [thing for group in scene.groups for thing in group.things]
+            symbols = tuple((thing.x, thing.y, f" {thing.colour} {thing.shape}") for thing in things)
+            return Sample(self.id_of(index), None, turns_about(scene, random), symbols)
         example = self._scenes.source[place]
         if self._kind == "captions":
             turns: tuple[Turn, ...] = (Turn("Describe the image.", pick(random, example.captions)),)

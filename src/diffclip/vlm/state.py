@@ -25,7 +25,7 @@ from diffclip.vlm import model as models
 from diffclip.vlm.conversation import UNLEARNED
 from diffclip.vlm.loading import Batch
 from diffclip.vlm.recipe import Stage, VlmRecipe
-from diffclip.vlm.words import answers_have, word_losses
+from diffclip.vlm.words import answers_have, word_losses, word_tokens
 
 TRAINED = "trained.safetensors"
 """In the folder of a finished stage: what it trained."""
@@ -108,17 +108,25 @@ class VlmState:
     def _losses(self, batch: Batch, *, others: bool = False) -> tuple[Tensor, Tensor]:
         """Losses and logits of the learned tokens; others: every image is that of another conversation."""
         ids, mask, labels = (tensor.to(self.device) for tensor in (batch.ids, batch.mask, batch.labels))
-        pixels = None if batch.pixels is None else normalise(batch.pixels.to(self.device), self._mean, self._std)
-        if others and pixels is not None:
-            pixels = pixels.roll(1, 0)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            features = self._features(batch)
+            if others and features is not None:
+                features = features.roll(1, 0)
             if self._words is not None:
-                assert pixels is not None  # the reader leaves out what has no image
+                assert features is not None  # the reader leaves out what has no image
                 embeddings = self.model.get_input_embeddings().weight.detach()[self._words]
                 have = answers_have(labels, self._words)
-                return word_losses(models.image_features(self.model, pixels), embeddings, have), have
-            states = models.hidden_states(self.model, ids, mask, pixels)
+                return word_losses(features, embeddings, have), have
+            states = models.hidden_states(self.model, ids, mask, features)
             return models.answer_losses(self.model, states, labels)
+
+    def _features(self, batch: Batch) -> Tensor | None:
+        """(images, tokens, width), of pixels or of words in their place."""
+        if batch.symbols is not None:
+            return word_tokens(self.model.get_input_embeddings().weight.detach(), batch.symbols.to(self.device))
+        if batch.pixels is None:
+            return None
+        return models.image_features(self.model, normalise(batch.pixels.to(self.device), self._mean, self._std))
 
     def figures(self) -> dict[str, Any]:
         return {"norm_before_clipping": self._norm}
@@ -133,7 +141,7 @@ class VlmState:
         few = next(batch.split(MEASURED if self._words is None else len(batch.ids)))
         own, logits = self._losses(few)
         measured: dict[str, Any] = {"loss_own_image": float(own.mean())}
-        if few.pixels is not None and len(few.pixels) > 1:
+        if len(few.ids) > 1 and (few.symbols is not None or few.with_image.sum() > 1):
             measured["loss_other_image"] = float(self._losses(few, others=True)[0].mean())
         if self._words is not None:
             return measured

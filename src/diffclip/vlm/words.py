@@ -48,6 +48,16 @@ def answers_have(labels: Tensor, words: Tensor) -> Tensor:
     return (labels.unsqueeze(-1) == words).any(1)
 
 
+def word_tokens(embeddings: Tensor, words: Tensor) -> Tensor:
+    """Image tokens at which words stand: embeddings (V, W), words (B, T, K) int64, -1 for none → (B, T, W).
+
+    The sum of a token's words, and the mean embedding where there is none.
+    """
+    there = (words >= 0).unsqueeze(-1)
+    summed = (embeddings[words.clamp(min=0)] * there).sum(2)
+    return torch.where(there.any(2), summed, embeddings.mean(0))
+
+
 def word_losses(tokens: Tensor, embeddings: Tensor, have: Tensor) -> Tensor:
     """Cross-entropies of each image and word: tokens (B, T, W), embeddings (V, W), have (B, V) bool → (B, V) float32.
 
