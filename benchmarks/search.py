@@ -38,7 +38,7 @@ WIDTH, TOPICS, SPREAD, BLOCK = 512, 5000, 48, 20_000
 CONTESTANTS = ("index", "faiss", "brute force")
 JUDGING, TUNING = 1 << 40, 1 << 41
 """Seeds of queries; blocks of vectors have small ones."""
-SETTINGS = [(probes, refine) for refine in (4, 2) for probes in (2, 4, 6, 8, 10, 15, 20, 40)]
+SETTINGS = [(probes, refine) for refine in (4, 2) for probes in (20, 40, 80, 120, 160, 200, 240)]
 FOLDER = 1000
 """Pictures of a folder."""
 Search = Callable[[NDArray[np.float32]], list[int]]

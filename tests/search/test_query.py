@@ -158,6 +158,7 @@ def numbers(hits):
 def test_a_large_index_finds_nearly_what_comparing_all_finds(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "EXACT", 2000)
     monkeypatch.setattr(store, "PARTITION", 50)
+    monkeypatch.setattr(query, "PROBES", 20)
     vectors = unit_vectors(2500)
     index = large_index(tmp_path / "i", vectors)
     index.tidy()

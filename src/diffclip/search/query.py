@@ -19,8 +19,8 @@ from diffclip.use.encoder import Encoder, Features
 
 LONGEST = 2000
 """Characters of a text that is looked for; models read some seventy words."""
-COLUMNS = ["id", "path", "raw", "taken", "camera", "width", "height", "size"]
-PROBES, REFINE = 20, 4
+COLUMNS = ["id", "path", "raw", "taken", "camera", "width", "height"]
+PROBES, REFINE = 180, 4
 """Of the vector index, where there is one: `benchmarks/search.py --tune` prints recall and time of others."""
 
 
@@ -127,10 +127,11 @@ def find(index: Index, vector: Features, count: int, offset: int = 0, filters: F
     if count < 1 or offset < 0:
         raise UserError(f"give at least 1 picture, from 0 on, not {count} from {offset}")
     query = index.pictures.search(vector).distance_type("cosine").refine_factor(REFINE)
-    query = query.minimum_nprobes(PROBES).maximum_nprobes(0)  # 0: more of them where these hold too few
     condition = (filters or Filters()).condition()
-    if condition is not None:
-        query = query.where(condition, prefilter=True)
+    if condition is None:
+        query = query.nprobes(PROBES)
+    else:  # 0: as many more as it takes where these hold too few
+        query = query.minimum_nprobes(PROBES).maximum_nprobes(0).where(condition, prefilter=True)
     rows = query.select([*COLUMNS, "_distance"]).limit(count + offset).to_arrow().to_pylist()
     return [_hit(row, 1 - row["_distance"]) for row in rows[offset:]]
 
