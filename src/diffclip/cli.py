@@ -11,7 +11,7 @@ import tyro
 from diffclip.commands.attend import attend
 from diffclip.commands.classify import classify
 from diffclip.commands.convert import convert
-from diffclip.commands.data import data, data_list, pack, show, verify
+from diffclip.commands.data import data, data_list, icons, pack, show, verify
 from diffclip.commands.embed import embed
 from diffclip.commands.eval import evaluate
 from diffclip.commands.export import export
@@ -64,6 +64,7 @@ DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "pack": pack,
     "show": show,
+    "icons": icons,
 }
 VLM_COMMANDS: dict[str, Callable[..., None]] = {
     "fetch": fetch,
