@@ -15,6 +15,7 @@ from diffclip.commands.data import data, data_list, icons, pack, show, verify
 from diffclip.commands.embed import embed
 from diffclip.commands.eval import evaluate
 from diffclip.commands.export import export
+from diffclip.commands.heads import heads
 from diffclip.commands.index import index
 from diffclip.commands.info import info
 from diffclip.commands.models import models
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "serve": serve,
     "attend": attend,
+    "heads": heads,
     "info": info,
     "models": models,
     "convert": convert,
