@@ -193,6 +193,7 @@ def test_shards_are_read_by_the_projects_own_reader(package, tmp_path, capsys):
     captions = [train[i].captions for i in range(len(train))]
     assert any("puss" in caption for said in captions for caption in said)
     assert any(" on " in caption for said in captions for caption in said)
+    assert not any(" a orange" in f" {caption}" for said in captions for caption in said)
     assert all(len(heldout[i].captions) == 1 for i in range(len(heldout)))
     assert decode(train[0].image).shape == (64, 64, 3)
     with tarfile.open(out / "test/00000.tar") as tar:

@@ -17,12 +17,14 @@ from diffclip.data.images import BadImage, decode
 SPLITS = {"train": "train", "heldout": "val", "unseen": "test"}
 """The splits, and their folders: names by which no reader of the whole folder takes all for one."""
 TEMPLATES = ("{c}", "an icon of {c}", "{c} icon")
+DRAWN = 1
+"""Counts the ways in which the same package, seed and resvg gave pictures and captions: part of the stamp."""
 BLANK = 4.0
 """Standard deviation of the pixels' values below which nothing is to be seen."""
-_SAYS = ("{name}, {style} icon", "{style} icon of {name}", "{name} in {style} style", "a {style} {name}")
+_SAYS = ("{name}, {style} icon", "{style} icon of {name}", "{name} in {style} style", "{a_style} {name}")
 _COLOURED = (
     "{name} in {colour} on {ground}",
-    "a {colour} {name} on a {ground} background",
+    "{a_colour} {name} on {a_ground} background",
     "{colour} {name} on {ground}",
 )
 
@@ -76,19 +78,26 @@ class IconSource:
         return f"{self._icons[index].icons.prefix}:{self._icons[index].name}"
 
     def stamp(self) -> str:
-        return stamp_of([], self._digest, self.split, self.seed, len(self), version("resvg-py"))
+        return stamp_of([], DRAWN, self._digest, self.split, self.seed, len(self), version("resvg-py"))
 
 
 def captions(icon: Icon, colour: str, ground: str, random: Random) -> tuple[str, ...]:
     """Captions of an icon: its name, its name with its style, with its colours, its other names, its categories."""
     name = str(icon.says)
     said = [random.choice((name, f"an icon of {name}", f"{name} icon"))]
-    if icon.styles:
-        said.append(random.choice(_SAYS).format(name=name, style=" ".join(icon.styles)))
+    style = " ".join(icon.styles)
+    if style:
+        said.append(random.choice(_SAYS).format(name=name, style=style, a_style=_with_article(style)))
     if icon.icons.multicoloured:
         said.append(f"{name} on {ground}")
     else:
-        said.append(random.choice(_COLOURED).format(name=name, colour=colour, ground=ground))
+        words = {"colour": colour, "ground": ground}
+        words |= {f"a_{key}": _with_article(word) for key, word in words.items()}
+        said.append(random.choice(_COLOURED).format(name=name, **words))
     said += [f"an icon of {other}" for other in icon.also[:2]]
-    said += [f"{name}, {category.lower()}" for category in icon.icons.categories.get(icon.name, ())[:1]]
+    said += [f"{name}, {category.lower()}" for category in icon.icons.categories.get(icon.name, ())[:1] if category]
     return tuple(dict.fromkeys(said))
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
