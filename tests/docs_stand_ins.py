@@ -112,6 +112,7 @@ def data(folder):
         ]
     )
     shutil.copy(folder / "shards/00001.tar", folder / "shards/00100.tar")
+    shutil.copytree(folder / "shards", folder.parent / "icons/train")
     for name in ("cc12m", "cc3m", "openclipart"):
         (folder / name).mkdir()
         for shard in ("00000.tar", "00001.tar"):

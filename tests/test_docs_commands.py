@@ -50,6 +50,8 @@ NOT_RUN = {
     r"photos\.index": "of such a model; the same on a model that is made here is in use.md",
     r"^serve": "serves until Ctrl-C: tests/search/test_server.py and test_browser.py",
     r"(https|s3|pipe):": "streams: tests/data/test_stream.py has a server, pipes and a stand-in for aws",
+    r"^data icons": "a package to be fetched: tests/data/test_icons.py makes one",
+    r"recipes/icons.toml": "its evaluations need what that command makes",
     r"^vlm (fetch|train|pope)": "a language model to be fetched; tests/vlm has one that is made on the spot",
     r"^report paper": "of the results of such a model",
     r"sugarcrepe winoground --root": "benchmarks to be downloaded; their tests have stand-ins, drawn scenes run here",

@@ -88,7 +88,7 @@ def test_a_stage_out_of_turn_and_no_data_are_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["study", "study_openclipart"])
+@pytest.mark.parametrize("name", ["study", "study_openclipart", "study_icons"])
 def test_the_sweeps_are_judged_by_a_design(name):
     sweep = load_sweep(name)
     assert sweep.design is not None

@@ -11,10 +11,11 @@ import tyro
 from diffclip.commands.attend import attend
 from diffclip.commands.classify import classify
 from diffclip.commands.convert import convert
-from diffclip.commands.data import data, data_list, pack, show, verify
+from diffclip.commands.data import data, data_list, icons, pack, show, verify
 from diffclip.commands.embed import embed
 from diffclip.commands.eval import evaluate
 from diffclip.commands.export import export
+from diffclip.commands.heads import heads
 from diffclip.commands.index import index
 from diffclip.commands.info import info
 from diffclip.commands.models import models
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "serve": serve,
     "attend": attend,
+    "heads": heads,
     "info": info,
     "models": models,
     "convert": convert,
@@ -64,6 +66,7 @@ DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "pack": pack,
     "show": show,
+    "icons": icons,
 }
 VLM_COMMANDS: dict[str, Callable[..., None]] = {
     "fetch": fetch,

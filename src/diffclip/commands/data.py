@@ -1,4 +1,4 @@
-"""`diffclip data verify`, `pack` and `show`: their arguments."""
+"""`diffclip data verify`, `pack`, `show` and `icons`: their arguments."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ Data = Annotated[PositionalRequiredArgs[Located], arg(name="")]
 
 
 def data() -> None:
-    """Data sets: `list`, `verify`, `pack`, `show`; see diffclip data --help."""
+    """Data sets: `list`, `verify`, `pack`, `show`, `icons`; see diffclip data --help."""
 
 
 def data_list(*, root: Path | None = None) -> None:
@@ -95,3 +95,23 @@ def show(data: Data, *, out: Path, count: int = 24, columns: int = 6, seed: int 
     if not (0 < count <= 1000 and columns > 0):
         raise UserError(f"--count {count} --columns {columns}: give 1 to 1000 examples in at least one column")
     work.show(open_given(data), out, count=count, columns=columns, seed=seed)
+
+
+def icons(
+    *, out: Path, package: Path | None = None, version: str | None = None, seed: int = 0, workers: int = 0
+) -> None:
+    """Make image-text pairs of the open icons of the npm package @iconify/json; docs/icons.md says which.
+
+    Args:
+        out: The folder for the shards; the same command goes on where it was stopped.
+        package: The package's .tgz, where it is there already; without it npm fetches it, once.
+        version: Of the package that npm fetches; by default the one of the page's numbers.
+        seed: Of colours, margins, the words of captions, and the choice of names that are held out.
+        workers: Processes; 0: as many as there are processors.
+    """
+    from diffclip.data.icons import make as work
+    from diffclip.data.parallel import processors
+
+    if package is not None and version is not None:
+        raise UserError("--package names a file, so that --version has nothing to choose: leave one of them out")
+    work.make(out, package, version, seed=seed, workers=workers or processors())

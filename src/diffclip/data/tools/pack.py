@@ -1,7 +1,8 @@
 """`diffclip data pack`: any data set to tar shards, which train and stream from anywhere.
 
 Shards are what img2dataset writes and the LAION benchmark reads: an image, its captions in `.txt` (one a line) and its
-label in `.cls` side by side, class names and templates beside the shards. Each shard appears under its name when it is
+label in `.cls` side by side, class names and templates beside the shards; what a source says about an example, such as
+its author, in `.json`. Each shard appears under its name when it is
 whole; `pack.json` says how far the packing has come, with the SHA-256 of each shard. The same command goes on from
 there, and packs again what is not as it was packed.
 """
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import simplejpeg
@@ -42,6 +43,15 @@ PROGRESS, LOCK = "pack.json", ".lock"
 SHARD = {"file", "examples", "until", "sha256", "bytes"}
 """What `pack.json` says of each shard; until: how many examples of the order are packed with it."""
 _BLOCK = 512
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source that says more of an example than what is learned from, such as its licence."""
+
+    def about(self, index: int) -> dict[str, str]:
+        """What goes into the example's `.json`, under other names than `caption`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,11 @@ def _packed(source: Source, plan: ShardPlan, index: int) -> Packed:
         members.append(("txt", "\n".join(captions).encode(errors="replace")))
     if example.label is not None:
         members.append(("cls", str(example.label).encode()))
-    return Packed(tuple(members)) if len(members) > 1 else Packed(reason="no_caption")
+    if len(members) == 1:
+        return Packed(reason="no_caption")
+    if isinstance(source, Described):
+        members.append(("json", json.dumps(source.about(index), ensure_ascii=False).encode()))
+    return Packed(tuple(members))
 
 
 def _image(image: bytes | NDArray[np.uint8], plan: ShardPlan) -> tuple[str, bytes]:
