@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def _seen(visual: nn.Module) -> Iterator[list[_Layer]]:
     values: list[Tensor] = []
     hooks = []
     for block in visual.blocks.children():  # type: ignore[union-attr, operator]
-        attention = block.attn
+        attention: Any = block.attn
 
         def merge(_proj: nn.Module, inputs: tuple[Tensor], attention: nn.Module = attention) -> None:
             layers.append(_Layer(attention, streams[-1], values[-1], inputs[0]))
@@ -126,7 +127,7 @@ def effective_rank(contexts: Tensor) -> Tensor:
 def high_patches(stream: Tensor, first: int) -> Tensor:
     """(B, N, C) → (B, N) bool: which tokens are patches with a norm above HIGH medians of their image's patches."""
     norms = stream.norm(dim=-1)
-    high = norms > HIGH * norms[:, first:].median(-1, keepdim=True).values
+    high: Tensor = norms > HIGH * norms[:, first:].median(-1, keepdim=True).values
     high[:, :first] = False
     return high
 
@@ -136,7 +137,8 @@ def _share_of(weights: Tensor, high: Tensor) -> Tensor:
     having = high.any(-1)
     weights = weights[having]
     share: Tensor = (weights * high[having, None, None]).sum(-1) / weights.sum(-1)
-    return share.mean((0, 2))
+    mean: Tensor = share.mean((0, 2))
+    return mean
 
 
 def _gain(attention: nn.Module, contexts: Tensor, gradient: Tensor) -> Tensor | None:

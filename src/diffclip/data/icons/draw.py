@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from random import Random
+from types import ModuleType
 
 from diffclip.errors import UserError
 
@@ -72,10 +74,9 @@ def png(picture: str, how: Look) -> bytes:
     return drawn
 
 
-def renderer():  # type: ignore[no-untyped-def]
+def renderer() -> ModuleType:
     """The library that draws. Raises UserError where it is not installed."""
     try:
-        import resvg_py
+        return import_module("resvg_py")
     except ImportError:
         raise UserError("icons are drawn by resvg: pip install 'diffclip[icons]'") from None
-    return resvg_py

@@ -39,7 +39,7 @@ class IconSource:
         self._icons: tuple[Icon, ...] = getattr(choice, split)
         self._labels = choice.labels if split == "unseen" else None
         self.classnames = choice.classnames if split == "unseen" else None
-        self.templates = TEMPLATES if split == "unseen" else None
+        self.templates: tuple[str, ...] | None = TEMPLATES if split == "unseen" else None
 
     def __len__(self) -> int:
         return len(self._icons)
