@@ -318,12 +318,14 @@ def test_what_cannot_be_trained_is_one_line(parts_of_a_model, tmp_path, monkeypa
 
 def test_the_command_says_what_a_recipe_would_do(parts_of_a_model, capsys):
     paths = [f"encoder.path={parts_of_a_model / 'encoder'}", f"language.path={parts_of_a_model / 'language'}"]
-    cli.main(
-        ["vlm", "train", "scenes", "--dry-run", "--set", *paths, "language.layers=2"]
-        + [f"stage.{name}.length=64" for name in ("read", "recognise", "words", "answer")]
-    )
-    said = capsys.readouterr().out
-    assert all(f"stage {name}" in said for name in ("read", "recognise", "words", "answer"))
+    for recipe_, stages, more in (
+        ("reader", ("read", "recognise"), ["language.layers=2"]),
+        ("scenes", ("words", "answer"), []),
+    ):
+        lengths = [f"stage.{name}.length=64" for name in stages]
+        cli.main(["vlm", "train", recipe_, "--dry-run", "--set", *paths, *more, *lengths])
+        said = capsys.readouterr().out
+        assert all(f"stage {name}" in said for name in stages)
     assert "trains connector, language" in said
     assert "tokens an image" in said
 

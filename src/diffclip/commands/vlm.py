@@ -47,7 +47,7 @@ def train(
     Args:
         recipe: A TOML file, or the name of one that the package has, such as scenes.
         out: The run's folder, by default runs/ and the recipe's name.
-        settings: KEY=VALUE, such as encoder.path=runs/clip; of a stage by its name: stage.align.epochs=0.5.
+        settings: KEY=VALUE, such as encoder.path=runs/clip; of a stage by its name: stage.words.epochs=0.5.
         resume: Go on in the stage and from the newest good checkpoint where the run was stopped.
         accept_changed_data: With --resume: go on though data have changed since the run began.
         dry_run: Print what each stage trains, its steps, tokens and memory, and stop.
