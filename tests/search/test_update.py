@@ -113,7 +113,7 @@ def test_a_folder_that_is_away_or_emptied_loses_nothing(index, album, encoder, t
     cli.main(["index", encoder.source, "--to", index, "--forget", str(album)])
     shown = capsys.readouterr().out
     assert "6 pictures taken out" in shown
-    assert f"{index}: 1 pictures" in shown
+    assert f"{index}: 1 picture;" in shown
     with pytest.raises(SystemExit, match="is no folder of"):
         cli.main(["index", encoder.source, "--to", index, "--forget", str(tmp_path)])
 

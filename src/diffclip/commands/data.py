@@ -100,7 +100,7 @@ def show(data: Data, *, out: Path, count: int = 24, columns: int = 6, seed: int 
 def icons(
     *, out: Path, package: Path | None = None, version: str | None = None, seed: int = 0, workers: int = 0
 ) -> None:
-    """Make image-text pairs of the open icons of the npm package @iconify/json; docs/icons.md says which.
+    """Make image-text pairs of open icons; docs/icons.md says of which.
 
     Args:
         out: The folder for the shards; the same command goes on where it was stopped.

@@ -20,7 +20,7 @@ def heads(
     sample: int = 64,
     out: Path,
 ) -> None:
-    """Draw rank and size of contexts, sinks, and the gradient through the heads' norm, by layer and head.
+    """Draw rank and size of heads' contexts, sinks, and gradients through the norm.
 
     Args:
         model: A CLIP of ours: a run, a folder, a file.
