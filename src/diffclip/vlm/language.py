@@ -133,7 +133,10 @@ def _find(path: str) -> tuple[str, dict[str, Any]]:
         return str(local), {"local_files_only": True}
     on_hub = asked_of_hub(path)
     if on_hub is None:
-        raise UserError(f"language model {path}: no such folder; give a folder, a .gguf file, hf:owner/name, or a run (recipes/vlm/reader.toml)")
+        raise UserError(
+            f"language model {path}: no such folder; give a folder, a .gguf file, hf:owner/name, or a run that was "
+            "trained, as recipes/vlm/reader.toml does"
+        )
     name, revision = on_hub
     return name, {"revision": revision} if revision else {}
 
