@@ -16,6 +16,8 @@ from diffclip.vlm.words import SHARPNESS, answers_have, word_losses, word_tokens
 
 WORDS = {"name": "words", "data": "scenes:lists", "form": "words", "length": 24, "epochs": 6.0, "lr": 0.01}
 
+SPOKEN = {"id": "a", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A red star."}]}
+
 
 def test_the_losses_are_those_of_the_probability_that_a_word_is_somewhere():
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +44,9 @@ def test_words_stand_at_the_tokens_where_things_are(parts_of_a_model):  # noqa: 
     made = word_tokens(embeddings, torch.tensor([[[1, 3], [-1, -1], [2, -1]]]))
     assert made.tolist() == [[[12.0, 14.0, 16.0], [4.5, 5.5, 6.5], [6.0, 7.0, 8.0]]]
     model, tokenizer = models.build(recipe(parts_of_a_model))
-    symbols = recipe(parts_of_a_model, stages=[WORDS | {"data": "scenes:symbols", "form": "conversation"}])
+    symbols = recipe(
+        parts_of_a_model, stages=[WORDS | {"data": "scenes:symbols", "form": "conversation", "train": ["language"]}]
+    )
     reader = training.reader_of(symbols, symbols.stage[0], model, tokenizer)
     assert reader.image_tokens == 16
     batch = collate([reader.read(index) for index in range(12)])
@@ -103,7 +107,11 @@ def test_micro_batches_change_no_loss(parts_of_a_model, tmp_path):  # noqa: F811
 def test_what_cannot_learn_words_is_refused(parts_of_a_model, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match=r"stage words: form = .words. does not run the language model"):
         recipe(parts_of_a_model, stages=[WORDS | {"train": ["connector", "language"]}])
-    with pytest.raises(UserError, match=r"24 of 24 conversations .* 24 no_image"):
-        training.train(recipe(parts_of_a_model, stages=[WORDS | {"data": "scenes:text"}]), tmp_path / "text")
+    for data in ("scenes:text", "scenes:symbols"):
+        with pytest.raises(UserError, match=rf"stage words: {data} has no image for a connector"):
+            recipe(parts_of_a_model, stages=[WORDS | {"data": data}])
+    (tmp_path / "text.json").write_text(json.dumps(8 * [SPOKEN]))
+    with pytest.raises(UserError, match=r"8 of 8 conversations .* 8 no_image"):
+        training.train(recipe(parts_of_a_model, stages=[WORDS | {"data": f"{tmp_path}/text.json"}]), tmp_path / "text")
     with pytest.raises(UserError, match=r"answers that share words"):
         training.train(recipe(parts_of_a_model, stages=[WORDS | {"length": 4}]), tmp_path / "few")

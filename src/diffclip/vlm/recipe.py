@@ -16,6 +16,7 @@ from diffclip.recipe_files import find_recipe, merge_tables, parse_settings, par
 from diffclip.text import listed
 
 Part = Literal["connector", "language", "encoder"]
+WITHOUT_IMAGE = ("scenes:text", "scenes:symbols")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Stage:
     form: Literal["conversation", "caption", "words"] = "conversation"
     """`caption`: the question is left out, and what follows the image is learned, as in LLaVA's first stage. `words`:
     the words of the answer are to be found at the image's tokens, by their embeddings; the language model is not run,
-    so that a connector learns from a hundred times as many images."""
+    so that a connector learns from ten times as many images."""
     train: tuple[Part, ...] = ("connector",)
     """What is trained; all else stays as it is to the last bit."""
     lr: Positive = 1e-3
@@ -161,6 +162,11 @@ def validate(table: Mapping[str, Any], where: str) -> VlmRecipe:
     for stage in recipe.stage:
         if not stage.train:
             raise UserError(f'{where}: stage {stage.name} trains nothing: give train, such as ["connector"]')
+        if stage.data in WITHOUT_IMAGE and {"connector", "encoder"} & set(stage.train):
+            raise UserError(
+                f"{where}: stage {stage.name}: {stage.data} has no image for a connector or an encoder to learn from: "
+                'train = ["language"]'
+            )
         if stage.form == "words" and (stage.lora_rank or "language" in stage.train):
             raise UserError(
                 f'{where}: stage {stage.name}: form = "words" does not run the language model, nor train it'

@@ -22,7 +22,7 @@ from diffclip.vlm.samples import BadSample
 LOOKED_AT, LEAST = 2000, 5
 """A word is learned if at least `LEAST` of the first `LOOKED_AT` answers have it."""
 SHARPNESS = 2.0
-"""Logits per product of embeddings: a token that is a word's embedding has it with a probability of 0.98 or more."""
+"""Logits per unit of the product of a token and a word's embedding."""
 
 
 def words_of(reader: Reader) -> Tensor:
