@@ -330,6 +330,16 @@ def test_the_command_says_what_a_recipe_would_do(parts_of_a_model, capsys):
     assert "tokens an image" in said
 
 
+def test_the_command_says_what_came_of_a_recipe(parts_of_a_model, tmp_path, capsys):
+    paths = [f"encoder.path={parts_of_a_model / 'encoder'}", f"language.path={parts_of_a_model / 'language'}"]
+    sizes = [f"stage.{stage}.{key}=8" for stage in ("read", "recognise") for key in ("length", "batch_size")]
+    run = tmp_path / "reader"
+    cli.main(["vlm", "train", "reader", "--set", *paths, *sizes, "language.layers=2", "--out", str(run)])
+    said = capsys.readouterr().out
+    assert f"--set language.path={run}" in said
+    assert "vlm answer" not in said, "its connector has learned nothing"
+
+
 def test_a_language_model_from_scratch(parts_of_a_model, tmp_path):
     stage = {"name": "ask", "data": "scenes:questions", "length": 12, "train": ["connector", "language"]}
     made = with_settings(recipe(parts_of_a_model, stages=[stage]), ["language.path=scratch"])

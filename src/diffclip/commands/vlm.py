@@ -67,7 +67,10 @@ def train(
     with joined() as world:
         work(chosen, run, resume=resume, accept_changed_data=accept_changed_data)
     if world.is_main:
-        print(f"The model is in {run}: diffclip vlm answer {run} IMAGE --prompt QUESTION")
+        if any("connector" in stage.train for stage in chosen.stage):
+            print(f"The model is in {run}: diffclip vlm answer {run} IMAGE --prompt QUESTION")
+        else:  # what an untrained connector shows it is noise
+            print(f"The language model is in {run}, for a recipe that trains a connector: --set language.path={run}")
 
 
 def answer(
