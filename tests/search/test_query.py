@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -266,3 +268,11 @@ def test_a_model_that_is_gone_or_another(encoder, album, tmp_path, capsys):
     assert "there is no index" in ended("search", tmp_path / "none", "a")
     assert "is no index" in ended("search", album, "a")
     assert "an index lies in a folder, or at" in ended("search", "db://x", "a")
+
+
+def test_a_missing_index_is_said_before_torch_is_loaded(tmp_path):
+    words = ["search", str(tmp_path / "none"), "a"]
+    program = f"import sys, diffclip.cli as c\ntry: c.main({words!r})\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert "there is no index" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"

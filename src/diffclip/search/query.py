@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from diffclip.data.images import BadImage, read_image
 from diffclip.errors import UserError
 from diffclip.search.rows import instant, path_of, quoted, shown
 from diffclip.search.store import Index
-from diffclip.use.encoder import Encoder, Features
+
+if TYPE_CHECKING:  # it imports torch, which conditions and duplicates do without
+    from diffclip.use.encoder import Encoder, Features
 
 LONGEST = 2000
 """Characters of a text that is looked for; models read some seventy words."""
