@@ -40,6 +40,11 @@ def closest(name: str, names: Iterable[str]) -> str:
     return f"; is it {near[0]}?" if near else ""
 
 
+def slug(name: str) -> str:
+    """A name for files: small letters, digits and hyphens."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """For a message about an unknown name: "; did you mean NAME or NAME?", of at most three, or nothing."""
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)

@@ -169,7 +169,7 @@ def pope(
         sets = work.scene_sets(work.learned_scenes(opened), size=work.image_size(opened))
     console = Terminal()
     scored = work.ask(opened, sets, batch_size=batch_size, limit=limit, on_progress=_progress)
-    paths = work.write_answers(out, scored)
+    paths = work.write_answers(out, str(model), scored)
     for one in scored:
         key = (one.asked.dataset, name or work.name_of(opened), str(model), "pope")
         record(out / "results.jsonl", key, one.examples(), one.fingerprint())

@@ -23,8 +23,8 @@ from diffclip.reporting.page.parts import Drawing, Report
 from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import comparison, formats
 from diffclip.reporting.tables.fill import Table
-from diffclip.reporting.tables.layouts import slug
 from diffclip.terminal import Terminal
+from diffclip.text import slug
 
 if TYPE_CHECKING:
     from diffclip.reporting.figures.panels import GroupPanels

@@ -16,6 +16,7 @@ from diffclip.evaluation import pope, pope_rules
 from diffclip.evaluation.datasets.pope import Question, pope_labels, read_questions
 from diffclip.evaluation.results import PerExampleScores
 from diffclip.evaluation.stats.bootstrap import Interval, mean_interval
+from diffclip.text import slug
 from diffclip.vlm import model as models
 from diffclip.vlm.answering import Picture, VisionLanguageModel, answer_about
 from diffclip.vlm.recipe import parse_vlm_recipe
@@ -181,11 +182,14 @@ def _first_images(asked: Asked, limit: int | None) -> Asked:
     )
 
 
-def write_answers(out: Path, scored: Sequence[Scored]) -> list[Path]:
-    """Raw answers, a file a split, as `diffclip pope` reads them, with the question and the blind answer beside."""
+def write_answers(out: Path, model: str, scored: Sequence[Scored]) -> list[Path]:
+    """Raw answers, a file a split, as `diffclip pope` reads them, with the question and the blind answer beside.
+
+    Files are named by the model's path too, so that models can share `out`, as they share its results.jsonl.
+    """
     paths = []
     for one in scored:
-        path = out / f"answers_{one.asked.dataset}.jsonl"
+        path = out / f"answers_{slug(model)}_{one.asked.dataset}.jsonl"
         rows = zip(one.asked.questions, one.asked.texts, one.answers, one.blind, strict=True)
         lines = [
             durable.json_line(

@@ -19,7 +19,8 @@ from diffclip.reporting.scores import Scores
 from diffclip.reporting.tables import layouts as paper_tables
 from diffclip.reporting.tables.fill import Table, fill
 from diffclip.reporting.tables.formats import gain_text, value_text
-from diffclip.reporting.tables.layouts import Layout, grounding_layouts, slug
+from diffclip.reporting.tables.layouts import Layout, grounding_layouts
+from diffclip.text import slug
 
 
 def build(scores: Scores, groups: Sequence[Group], *, with_paper: bool = False) -> Report:

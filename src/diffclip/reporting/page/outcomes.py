@@ -12,8 +12,9 @@ from diffclip.reporting.figures.outcomes import outcome
 from diffclip.reporting.page.parts import Drawing, Part
 from diffclip.reporting.rows import Row
 from diffclip.reporting.tables.fill import Table
-from diffclip.reporting.tables.layouts import GROUNDING, slug
+from diffclip.reporting.tables.layouts import GROUNDING
 from diffclip.reporting.verdicts import RELEVANCE, by_seed, judge, note, summary
+from diffclip.text import slug
 
 
 def study_parts(path: Path, study: Study, palette: Palette) -> Iterator[Part]:

@@ -18,7 +18,6 @@ from diffclip.reporting.figures import style as figures
 from diffclip.reporting.figures.contrast import by_variable, variables
 from diffclip.reporting.page.parts import Drawing, Report
 from diffclip.reporting.tables.formats import model_text
-from diffclip.reporting.tables.layouts import slug
 from diffclip.reporting.verdicts import (
     count_text,
     decided,
@@ -28,7 +27,7 @@ from diffclip.reporting.verdicts import (
     score_text,
     verdict_text,
 )
-from diffclip.text import percent, printable_lines
+from diffclip.text import percent, printable_lines, slug
 
 if TYPE_CHECKING:  # panels imports models, which a report without them does not need
     from diffclip.reporting.figures.panels import GroupPanels

@@ -7,6 +7,7 @@ from diffclip.evaluation.task import columns_of
 from diffclip.reporting.compare import ZERO_SHOT
 from diffclip.reporting.families import Group
 from diffclip.reporting.scores import Scores, Source, Sources, plain_name
+from diffclip.text import slug
 
 PROBE, FEW_SHOT = "linear_probe", "few_shot"
 RETRIEVAL = "zeroshot_retrieval"
@@ -295,8 +296,3 @@ def shifts_of(names: Sequence[str]) -> dict[str, list[str]]:
     """Data set → its shifted versions: those whose names continue its own, as scenes/test_v2 does scenes/test."""
     by_name = {name: [other for other in names if other.startswith((f"{name}_", f"{name}-"))] for name in names}
     return {name: shifts for name, shifts in by_name.items() if shifts}
-
-
-def slug(name: str) -> str:
-    """A name for files."""
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
