@@ -4,14 +4,17 @@ import io
 import json
 import tarfile
 from collections import Counter
+from random import Random
 
 import pytest
 from PIL import Image
 
 from diffclip.data.images import BadImage
+from diffclip.data.scenes.vocabulary import NUMBERS, plural
 from diffclip.data.transforms import EvalTransform
 from diffclip.errors import UserError
 from diffclip.evaluation.pope_rules import RULES
+from diffclip.vlm import pope
 from diffclip.vlm import scene_questions as scenes
 from diffclip.vlm.conversation import Turn, prepare_tokenizer
 from diffclip.vlm.loading import Reader, check_samples, open_samples
@@ -107,6 +110,34 @@ def test_what_cannot_be_learned_is_told_by_reason_and_id_before_the_first_step(l
     assert "1 without an image" in found
 
 
+def test_words_in_place_of_things_name_them_with_doubts():
+    """Of the shapes at a place the right one weighs most; colours and numbers are not doubted."""
+    learned = UnevenScenes(100, 16)
+    doubted = 0
+    for index in learned.indices:
+        scene = learned.source.scene(index)
+        things = [(thing, len(group.things)) for group in scene.groups for thing in group.things]
+        symbols = list(scenes.symbols_of(scene, Random(index)))
+        for thing, count in things:
+            here = [symbol for symbol in symbols if (symbol.x, symbol.y) == (thing.x, thing.y)]
+            number, here = (here[:1], here[1:]) if count > 1 else ([], here)
+            assert [symbol.words for symbol in number] == [f" {NUMBERS[count]}" for _ in number]
+            colour, right, other = here
+            assert colour.words == f" {thing.colour}"
+            assert right.words == f" {plural(thing.shape) if count > 1 else thing.shape}"
+            assert right.amount >= 2 * other.amount
+            doubted += other.words != right.words and other.amount > 0.2
+    assert doubted > 20
+
+
+def test_some_conversations_end_with_a_list():
+    talk = scenes.SceneConversations("questions", 200, 16)
+    last = [talk[index].turns[-1] for index in range(200)]
+    lists = [turn for turn in last if turn.question == scenes.LIST]
+    assert 0.15 < len(lists) / 200 < 0.35
+    assert all(turn.answer[0].isupper() and ", " in turn.answer for turn in lists)
+
+
 def test_scenes_are_uneven_and_their_questions_true():
     learned = UnevenScenes(600, 16)
     alone, pairs = learned.counts
@@ -193,3 +224,17 @@ def test_the_yes_ratio_of_lmms_eval_is_that_of_the_labels():
     assert RULES["authors"](answers, labels).yes_ratio == 0
     counted = RULES["authors"](["yes", "yes", "no", "no"], labels)
     assert (counted.precision, round(counted.recall, 3), round(counted.f1, 3)) == (1.0, 0.667, 0.8)
+
+
+def test_models_that_share_a_folder_keep_their_answers(tmp_path):
+    sets = pope.scene_sets(UnevenScenes(60, 16), size=16, images=2)
+    for model, answer in (("runs/clip", "Yes"), ("runs/diffclip", "No")):
+        scored = [pope.Scored(asked, (answer,) * 12, ("Yes",) * 12) for asked in sets]
+        paths = pope.write_answers(tmp_path, model, scored)
+        assert len(paths) == len(scenes.SPLITS)
+    assert len(list(tmp_path.iterdir())) == 2 * len(scenes.SPLITS)
+    rows = [
+        json.loads(line) for line in (tmp_path / "answers_runs-clip_pope_scenes_near.jsonl").read_text().splitlines()
+    ]
+    assert {row["answer"] for row in rows} == {"Yes"}
+    assert len(rows) == 12

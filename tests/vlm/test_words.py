@@ -12,7 +12,7 @@ from diffclip.vlm import model as models
 from diffclip.vlm import training
 from diffclip.vlm.loading import collate
 from diffclip.vlm.recipe import with_settings
-from diffclip.vlm.words import SHARPNESS, answers_have, word_losses, word_tokens, words_of
+from diffclip.vlm.words import OFF, SHARPNESS, Words, answers_have, word_losses, word_tokens, words_of
 
 WORDS = {"name": "words", "data": "scenes:lists", "form": "words", "length": 24, "epochs": 6.0, "lr": 0.01}
 
@@ -20,29 +20,65 @@ SPOKEN = {"id": "a", "conversations": [{"from": "human", "value": "What?"}, {"fr
 
 
 def test_the_losses_are_those_of_the_probability_that_a_word_is_somewhere():
-    generator = torch.Generator().manual_seed(0)
-    tokens, embeddings = (torch.randn(*size, generator=generator) / 3 for size in ((2, 3, 5), (4, 5)))
-    have = torch.tensor([[True, False, False, True], [False, True, False, False]])
-    found = word_losses(tokens, embeddings, have)
-    mean = [sum(float(row[i]) for row in embeddings) / 4 for i in range(5)]
-    words = [[float(row[i]) - mean[i] for i in range(5)] for row in embeddings]
-    size = sum(x * x for word in words for x in word) / 4
+    """Tokens are built from the mean, known amounts of known words, and a rest at right angles to the words."""
+    table = torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    words, mean = torch.tensor([2, 5, 7]), table.mean(0)
+    pairs = [(0, 2), (2, 1)]
+    have = torch.tensor([[True, False, True], [False, True, True]])
+    have_pairs = torch.tensor([[True, False], [True, True]])
+    amounts = [[[1.0, 0.1, 0.0], [0.2, -0.1, 1.2]], [[0.0, 0.0, 0.0], [0.4, 0.9, 0.1]]]
+    rest = [[0.0, 0.5], [2.0, 0.0]]
+    across = torch.linalg.svd(table[words]).Vh[-1]  # of length 1
+    tokens = torch.zeros(2, 2, 6, dtype=torch.float64)
     for image in range(2):
-        for number, word in enumerate(words):
-            nowhere = 1.0
-            for token in tokens[image].double().tolist():
-                logit = SHARPNESS * (sum(a * b for a, b in zip(token, word, strict=True)) - size / 2)
-                nowhere *= 1 - 1 / (1 + math.exp(-logit))
-            expected = -math.log(1 - nowhere if have[image, number] else nowhere)
-            assert float(found[image, number]) == pytest.approx(expected, rel=1e-5)
-    sure = word_losses(1000 * embeddings.expand(2, 4, 5), embeddings, torch.zeros(2, 4, dtype=torch.bool))
-    assert torch.isfinite(sure).all()
+        for place in range(2):
+            for amount, word in zip(amounts[image][place], words.tolist(), strict=True):
+                tokens[image, place] += amount * table[word]
+            tokens[image, place] += mean + rest[image][place] * across
+    learned = Words(words, torch.tensor(pairs))
+    found, found_pairs, left = word_losses(tokens.float(), table.float(), learned, have, have_pairs)
+
+    def there(amount):
+        return 1 / (1 + math.exp(-SHARPNESS * (amount - 0.5)))
+
+    def loss(nowhere, has):
+        return -math.log(1 - nowhere if has else nowhere)
+
+    size = sum(float(table[word].pow(2).sum()) for word in words) / 3
+    for image in range(2):
+        for number in range(3):
+            nowhere = math.prod(1 - there(amounts[image][place][number]) for place in range(2))
+            assert float(found[image, number]) == pytest.approx(loss(nowhere, have[image, number]), rel=1e-3)
+        for number, (one, other) in enumerate(pairs):
+            nowhere = math.prod(1 - there(at[one]) * there(at[other]) for at in amounts[image])
+            assert float(found_pairs[image, number]) == pytest.approx(
+                loss(nowhere, have_pairs[image, number]), rel=1e-3
+            )
+        for place in range(2):
+            too_much = [amount - there(amount) for amount in amounts[image][place]]
+            differs = sum(x * table[word] for x, word in zip(too_much, words.tolist(), strict=True))
+            expected = OFF * (float(differs.square().sum()) + rest[image][place] ** 2) / size
+            assert float(left[image, place]) == pytest.approx(expected, rel=1e-3)
+    sure = word_losses(1000 * tokens.float(), table.float(), learned, have & False, have_pairs & False)
+    assert all(torch.isfinite(losses).all() for losses in sure)
+
+
+def test_what_words_look_like_is_what_a_connector_is_to_make():
+    """Hardly a loss is left of tokens that were made of words."""
+    table = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    amounts = torch.tensor([[[1.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    made = word_tokens(table, torch.tensor([[[2, 5], [0, 0]], [[7, 0], [2, 0]]]), amounts)
+    have = torch.tensor([[True, True, False], [True, False, True]])
+    pairs, have_pairs = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[True, False], [False, False]])
+    losses = word_losses(made, table, Words(torch.tensor([2, 5, 7]), pairs), have, have_pairs)
+    assert all(float(part.max()) < 0.03 for part in losses)
 
 
 def test_words_stand_at_the_tokens_where_things_are(parts_of_a_model):  # noqa: F811
     embeddings = torch.arange(12.0).reshape(4, 3)
-    made = word_tokens(embeddings, torch.tensor([[[1, 3], [-1, -1], [2, -1]]]))
-    assert made.tolist() == [[[12.0, 14.0, 16.0], [4.5, 5.5, 6.5], [6.0, 7.0, 8.0]]]
+    amounts = torch.tensor([[[1.0, 1.0], [0.0, 0.0], [0.5, 0.0]]])
+    made = word_tokens(embeddings, torch.tensor([[[1, 3], [0, 0], [2, 0]]]), amounts)
+    assert made.tolist() == [[[16.5, 19.5, 22.5], [4.5, 5.5, 6.5], [7.5, 9.0, 10.5]]]
     model, tokenizer = models.build(recipe(parts_of_a_model))
     symbols = recipe(
         parts_of_a_model, stages=[WORDS | {"data": "scenes:symbols", "form": "conversation", "train": ["language"]}]
@@ -51,17 +87,21 @@ def test_words_stand_at_the_tokens_where_things_are(parts_of_a_model):  # noqa: 
     assert reader.image_tokens == 16
     batch = collate([reader.read(index) for index in range(12)])
     assert batch.symbols is not None
+    assert batch.amounts is not None
     assert batch.pixels is None
     for row in range(12):
         things = reader.samples[row].symbols
         drawn = [[] for _ in range(16)]
-        for x, y, words in things:
-            drawn[4 * min(int(4 * y), 3) + min(int(4 * x), 3)].append(words)
-        for at, words in zip(batch.symbols[row].tolist(), drawn, strict=True):
-            assert tokenizer.decode([word for word in at if word >= 0]) == "".join(words)
-    halves = [part.symbols for part in batch.split(5)]
-    assert [len(half) for half in halves] == [5, 5, 2]
-    assert torch.equal(torch.cat(halves), batch.symbols)
+        for thing in things:
+            drawn[4 * min(int(4 * thing.y), 3) + min(int(4 * thing.x), 3)].append(thing)
+        for ids, held, here in zip(batch.symbols[row], batch.amounts[row].tolist(), drawn, strict=True):
+            said = [(token, thing.amount) for thing in here for token in tokenizer(thing.words)["input_ids"]]
+            assert ids[: len(said)].tolist() == [token for token, _ in said]
+            assert held == pytest.approx([amount for _, amount in said] + [0.0] * (len(held) - len(said)))
+    halves = list(batch.split(5))
+    assert [len(half.symbols) for half in halves] == [5, 5, 2]
+    assert torch.equal(torch.cat([half.symbols for half in halves]), batch.symbols)
+    assert torch.equal(torch.cat([half.amounts for half in halves]), batch.amounts)
 
 
 def test_a_language_model_learns_from_symbols(parts_of_a_model, tmp_path):  # noqa: F811
@@ -74,7 +114,9 @@ def test_a_language_model_learns_from_symbols(parts_of_a_model, tmp_path):  # no
 
 def test_which_words_an_answer_has():
     labels = torch.tensor([[-100, 7, 3, -100], [9, 9, -100, 7]])
-    assert answers_have(labels, torch.tensor([3, 7, 8])).tolist() == [[True, True, False], [False, True, False]]
+    words, pairs = answers_have(labels, Words(torch.tensor([3, 7, 8]), torch.tensor([[1, 0], [0, 1]])))
+    assert words.tolist() == [[True, True, False], [False, True, False]]
+    assert pairs.tolist() == [[True, False], [False, False]]  # 7 then 3, never 3 then 7
 
 
 def test_a_connector_learns_words_while_nothing_else_changes(parts_of_a_model, tmp_path):  # noqa: F811
@@ -90,8 +132,9 @@ def test_a_connector_learns_words_while_nothing_else_changes(parts_of_a_model, t
     changed = {name for name, value in fresh.state_dict().items() if not torch.equal(value, trained.state_dict()[name])}
     assert changed
     assert all("multi_modal_projector" in name for name in changed)
-    learned = words.decode(words_of(training.reader_of(made, made.stage[0], fresh, words)))
-    assert "star" in learned
+    learned = words_of(training.reader_of(made, made.stage[0], fresh, words))
+    assert "star" in words.decode(learned.ids)
+    assert learned.pairs.shape[1] == 2
 
 
 def test_micro_batches_change_no_loss(parts_of_a_model, tmp_path):  # noqa: F811

@@ -21,7 +21,7 @@ from diffclip.data.transforms import EvalTransform
 from diffclip.errors import UserError
 from diffclip.text import listed
 from diffclip.vlm.conversation import UNLEARNED, Tokens, caption, conversation
-from diffclip.vlm.samples import BadSample, LlavaJson, Sample, Samples, in_words
+from diffclip.vlm.samples import BadSample, LlavaJson, Sample, Samples, Symbol, in_words
 from diffclip.vlm.scene_questions import Kind, SceneConversations
 
 REPLACEMENTS = 100  # samples tried in place of one that cannot be used
@@ -38,7 +38,8 @@ class Batch:
     mask: Tensor  # (B, L) int64: 1 for a token, 0 for padding
     labels: Tensor  # (B, L) int64
     pixels: Tensor | None  # (images, 3, S, S) uint8, in the order of the conversations
-    symbols: Tensor | None  # (B, image tokens, words) int64: the words that stand at each; -1: none
+    symbols: Tensor | None  # (B, image tokens, words) int64: the words that stand at each
+    amounts: Tensor | None  # (B, image tokens, words) float32: how much of each; 0: none
     with_image: Tensor  # (B,) bool
     indices: Tensor  # (B,) int64
 
@@ -60,13 +61,16 @@ class Batch:
                 self.labels[rows],
                 pixels if pixels is not None and len(pixels) else None,
                 None if self.symbols is None else self.symbols[rows],
+                None if self.amounts is None else self.amounts[rows],
                 self.with_image[rows],
                 self.indices[rows],
             )
 
 
-Read = tuple[Tokens, Tensor | None, list[list[int]] | None, int]
-"""A conversation, its pixels, the words at each of its image's tokens, and its place."""
+Laid = list[list[tuple[int, float]]]
+"""The words at each of an image's tokens, and how much of each."""
+Read = tuple[Tokens, Tensor | None, Laid | None, int]
+"""A conversation, its pixels, the words in their place, and its own place."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,10 @@ class Reader:
         if self.form == "words" and sample.image is None:
             raise BadSample("no_image")
         if self.form != "conversation":
-            made = caption(self.tokenizer, sample.turns[0].answer, image_tokens=image_tokens)
+            text = sample.turns[0].answer
+            if self.form == "words":  # as each stands within a sentence
+                text = f" {text[:1].lower()}{text[1:]}"
+            made = caption(self.tokenizer, text, image_tokens=image_tokens)
         else:
             made = conversation(self.tokenizer, sample.turns, image_tokens=image_tokens)
         cut = len(made.ids) > self.max_length
@@ -101,13 +108,14 @@ class Reader:
         pixels = None if sample.image is None else self.transform(decode(sample.image))
         return made, pixels, self._laid_out(sample.symbols) if sample.symbols else None, index
 
-    def _laid_out(self, symbols: tuple[tuple[float, float, str], ...]) -> list[list[int]]:
+    def _laid_out(self, symbols: tuple[Symbol, ...]) -> Laid:
         """The words' tokens, each at the image's token in whose square it stands."""
         side = math.isqrt(self.image_tokens)
-        found: list[list[int]] = [[] for _ in range(side * side)]
-        for x, y, words in symbols:
-            row, column = (min(max(int(place * side), 0), side - 1) for place in (y, x))
-            found[row * side + column] += self.tokenizer(words, add_special_tokens=False)["input_ids"]
+        found: Laid = [[] for _ in range(side * side)]
+        for symbol in symbols:
+            row, column = (min(max(int(place * side), 0), side - 1) for place in (symbol.y, symbol.x))
+            words = self.tokenizer(symbol.words, add_special_tokens=False)["input_ids"]
+            found[row * side + column] += [(word, symbol.amount) for word in words]
         return found
 
 
@@ -241,14 +249,16 @@ def collate(samples: Sequence[Read]) -> Batch:
         return torch.tensor([(own := of(tokens)) + [filling] * (longest - len(own)) for tokens, *_ in samples])
 
     images = [pixels for _, pixels, _, _ in samples if pixels is not None]
-    symbols = [words for _, _, words, _ in samples if words is not None]
-    most = max((len(words) for row in symbols for words in row), default=0)
+    laid = [words for _, _, words, _ in samples if words is not None]
+    most = max((len(words) for row in laid for words in row), default=0)
+    full = [[words + [(0, 0.0)] * (most - len(words)) for words in row] for row in laid]
     return Batch(
         padded(lambda tokens: tokens.ids, 0),
         padded(lambda tokens: [1] * len(tokens.ids), 0),
         padded(lambda tokens: tokens.labels, UNLEARNED),
         torch.stack(images) if images else None,
-        torch.tensor([[words + [-1] * (most - len(words)) for words in row] for row in symbols]) if symbols else None,
+        torch.tensor([[[word for word, _ in words] for words in row] for row in full]) if full else None,
+        torch.tensor([[[amount for _, amount in words] for words in row] for row in full]) if full else None,
         torch.tensor([pixels is not None for _, pixels, _, _ in samples]),
         torch.tensor([index for *_, index in samples]),
     )

@@ -30,14 +30,27 @@ class BadSample(Exception):
 
 
 @dataclass(frozen=True)
+class Symbol:
+    """Words in place of a part of an image."""
+
+    x: float
+    """Where it stands: a fraction of the side to the right."""
+    y: float
+    """And downwards."""
+    words: str
+    amount: float = 1.0
+    """How much of their embeddings is there."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """A conversation, about an image or none."""
 
     id: str
     image: bytes | NDArray[np.uint8] | None
     turns: tuple[Turn, ...]
-    symbols: tuple[tuple[float, float, str], ...] = ()
-    """In place of an image, words and where they stand: fractions of the side to the right and downwards."""
+    symbols: tuple[Symbol, ...] = ()
+    """In place of an image."""
 
 
 class Samples(Protocol):

@@ -23,7 +23,7 @@ from diffclip.data.scenes.scene import Group, Scene
 from diffclip.data.scenes.vocabulary import CLASSNAMES, COLOURS, NUMBERS, PROPS, SHAPES, plural
 from diffclip.errors import UserError
 from diffclip.vlm.conversation import Turn
-from diffclip.vlm.samples import Sample
+from diffclip.vlm.samples import Sample, Symbol
 
 T = TypeVar("T")
 
@@ -41,6 +41,10 @@ YES, NO = "Yes", "No"
 NEAR = 0.25
 """Share of the noes whose object differs from one that is there in one word, or mixes two of them."""
 LIST = "What is in the image?"
+LISTED = 0.25
+"""Share of conversations that end with it, so that a model does not unlearn it over the other questions."""
+SURE, DOUBTED = (0.6, 1.2), (0.3, 1.0)
+"""Amounts of words as symbols: of colours, and of shapes and numbers."""
 Kind = Literal["captions", "lists", "questions", "text", "symbols"]
 """Captions, as the encoder learned from; lists of everything; questions; the same about a list in place of an image, or
 about words that stand where the things are."""
@@ -119,9 +123,8 @@ class SceneConversations:
         if self._kind == "text":
             return Sample(self.id_of(index), None, turns_in_text(scene, random))
         if self._kind == "symbols":
-            things = [thing for group in scene.groups for thing in group.things]
-            symbols = tuple((thing.x, thing.y, f" {thing.colour} {thing.shape}") for thing in things)
-            return Sample(self.id_of(index), None, turns_about(scene, random), symbols)
+            asked = turns_about(scene, random)
+            return Sample(self.id_of(index), None, asked, tuple(symbols_of(scene, random)))
         example = self._scenes.source[place]
         if self._kind == "captions":
             turns: tuple[Turn, ...] = (Turn("Describe the image.", pick(random, example.captions)),)
@@ -145,10 +148,27 @@ def listing(scene: Scene) -> str:
     return text[0].upper() + text[1:]
 
 
+def symbols_of(scene: Scene, random: Random) -> Iterator[Symbol]:
+    """A list's words where the things are: as a connector would see them, its doubts included.
+
+    It is surer of colours than of shapes and numbers, and holds another shape possible beside the right one.
+    """
+    for group in scene.groups:
+        several = len(group.things) > 1
+        for thing in group.things:
+            if several:
+                yield Symbol(thing.x, thing.y, f" {NUMBERS[len(group.things)]}", random.uniform(*DOUBTED))
+            yield Symbol(thing.x, thing.y, f" {thing.colour}", random.uniform(*SURE))
+            right = random.uniform(*DOUBTED)
+            for shape, amount in ((thing.shape, right), (pick(random, SHAPES), right * random.uniform(0, 0.5))):
+                yield Symbol(thing.x, thing.y, f" {plural(shape) if several else shape}", amount)
+
+
 def turns_about(scene: Scene, random: Random) -> tuple[Turn, ...]:
-    """Questions about a scene: first some by yes and no, then of the others what can be asked."""
+    """Questions about a scene: first some by yes and no, then of the others what can be asked, at times a list."""
     others = (*_about(scene, random), *_places(scene))
-    return (*yes_or_no(scene, random), *_shuffled(others, random))[:TURNS]
+    asked = (*yes_or_no(scene, random), *_shuffled(others, random))[:TURNS]
+    return (*asked[: TURNS - 1], Turn(LIST, listing(scene))) if random.random() < LISTED else asked
 
 
 def turns_in_text(scene: Scene, random: Random) -> tuple[Turn, ...]:

@@ -25,7 +25,7 @@ from diffclip.vlm import model as models
 from diffclip.vlm.conversation import UNLEARNED
 from diffclip.vlm.loading import Batch
 from diffclip.vlm.recipe import Stage, VlmRecipe
-from diffclip.vlm.words import answers_have, word_losses, word_tokens
+from diffclip.vlm.words import Words, answers_have, word_losses, word_tokens
 
 TRAINED = "trained.safetensors"
 """In the folder of a finished stage: what it trained."""
@@ -45,7 +45,7 @@ class VlmState:
         recipe: VlmRecipe,
         stage: Stage,
         schedule: Schedule,
-        words: Tensor | None = None,
+        words: Words | None = None,
     ) -> None:
         """words: of a stage that learns words, see `vlm.words`."""
         self.world, self.device, self.schedule = get_world(), default_device(), schedule
@@ -114,16 +114,17 @@ class VlmState:
                 features = features.roll(1, 0)
             if self._words is not None:
                 assert features is not None  # the reader leaves out what has no image
-                embeddings = self.model.get_input_embeddings().weight.detach()[self._words]
                 have = answers_have(labels, self._words)
-                return word_losses(features, embeddings, have), have
+                table = self.model.get_input_embeddings().weight.detach()
+                return torch.cat(word_losses(features, table, self._words, *have), 1), have[0]
             states = models.hidden_states(self.model, ids, mask, features)
             return models.answer_losses(self.model, states, labels)
 
     def _features(self, batch: Batch) -> Tensor | None:
         """(images, tokens, width), of pixels or of words in their place."""
-        if batch.symbols is not None:
-            return word_tokens(self.model.get_input_embeddings().weight.detach(), batch.symbols.to(self.device))
+        if batch.symbols is not None and batch.amounts is not None:
+            table = self.model.get_input_embeddings().weight.detach()
+            return word_tokens(table, batch.symbols.to(self.device), batch.amounts.to(self.device))
         if batch.pixels is None:
             return None
         return models.image_features(self.model, normalise(batch.pixels.to(self.device), self._mean, self._std))
