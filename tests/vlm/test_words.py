@@ -12,7 +12,7 @@ from diffclip.vlm import model as models
 from diffclip.vlm import training
 from diffclip.vlm.loading import collate
 from diffclip.vlm.recipe import with_settings
-from diffclip.vlm.words import OFF, SHARPNESS, Words, answers_have, word_losses, word_tokens, words_of
+from diffclip.vlm.words import SHARPNESS, Words, answers_have, word_losses, word_tokens, words_of
 
 WORDS = {"name": "words", "data": "scenes:lists", "form": "words", "length": 24, "epochs": 6.0, "lr": 0.01}
 
@@ -57,7 +57,7 @@ def test_the_losses_are_those_of_the_probability_that_a_word_is_somewhere():
         for place in range(2):
             too_much = [amount - there(amount) for amount in amounts[image][place]]
             differs = sum(x * table[word] for x, word in zip(too_much, words.tolist(), strict=True))
-            expected = OFF * (float(differs.square().sum()) + rest[image][place] ** 2) / size
+            expected = (float(differs.square().sum()) + rest[image][place] ** 2) / size
             assert float(left[image, place]) == pytest.approx(expected, rel=1e-3)
     sure = word_losses(1000 * tokens.float(), table.float(), learned, have & False, have_pairs & False)
     assert all(torch.isfinite(losses).all() for losses in sure)

@@ -26,9 +26,7 @@ LOOKED_AT, LEAST, MOST = 2000, 5, 0.5
 """A word is learned if at least `LEAST` of the first `LOOKED_AT` answers have it, and at most this share of them: what
 more have is an article or a comma. So are pairs of such words, one after the other."""
 SHARPNESS = 10.0
-"""Logits between a word that is at a token by half and one that is there whole, times two."""
-OFF = 1.0
-"""Weight of how far an image token is from what words make."""
+"""Logits for each whole embedding of a word that is at a token; half of one is a probability of 1/2."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def word_losses(
     both = present[..., words.pairs[:, 0]] + present[..., words.pairs[:, 1]]
     apart = torch.log1p(-both.exp().clamp(max=1 - 1e-6))
     distances = (held - logits.detach().sigmoid() @ own).square().sum(-1) / own.square().sum(1).mean()
-    return _somewhere(absent, have), _somewhere(apart, have_pairs), OFF * distances
+    return _somewhere(absent, have), _somewhere(apart, have_pairs), distances
 
 
 def _somewhere(absent: Tensor, have: Tensor) -> Tensor:
