@@ -52,7 +52,7 @@ def stand_ins(folder):
     shutil.copytree("data/openclipart", "openclipart")
     save_language(folder / "language")
     open_clip_model(folder / "models/laion")
-    sizes = [f"stage.{stage}.{key}=8" for stage in ("words", "answer") for key in ("length", "batch_size")]
+    sizes = [f"stage.{stage}.{key}" for stage in ("words", "answer") for key in ("length=24", "batch_size=8")]
     paths = ["encoder.path=runs/quickstart/diffclip", "language.path=language"]
     cli.main(["vlm", "train", "scenes", "--set", *paths, *sizes, "--out", "runs/vlm/diffclip"])
 
