@@ -228,13 +228,13 @@ def test_the_yes_ratio_of_lmms_eval_is_that_of_the_labels():
 
 def test_models_that_share_a_folder_keep_their_answers(tmp_path):
     sets = pope.scene_sets(UnevenScenes(60, 16), size=16, images=2)
-    for model, answer in (("runs/clip", "Yes"), ("runs/diffclip", "No")):
+    end = "é" * 120 + "/clip"  # longer than a file's name may be
+    for model, answer in (("runs/clip", "Yes"), ("runs/diffclip", "No"), (f"a/{end}", "Yes"), (f"b/{end}", "No")):
         scored = [pope.Scored(asked, (answer,) * 12, ("Yes",) * 12) for asked in sets]
         paths = pope.write_answers(tmp_path, model, scored)
         assert len(paths) == len(scenes.SPLITS)
-    assert len(list(tmp_path.iterdir())) == 2 * len(scenes.SPLITS)
-    rows = [
-        json.loads(line) for line in (tmp_path / "answers_runs-clip_pope_scenes_near.jsonl").read_text().splitlines()
-    ]
+    assert len(list(tmp_path.iterdir())) == 4 * len(scenes.SPLITS)
+    (near,) = tmp_path.glob("answers_runs-clip-*_pope_scenes_near.jsonl")
+    rows = [json.loads(line) for line in near.read_text().splitlines()]
     assert {row["answer"] for row in rows} == {"Yes"}
     assert len(rows) == 12

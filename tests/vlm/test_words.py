@@ -132,9 +132,23 @@ def test_a_connector_learns_words_while_nothing_else_changes(parts_of_a_model, t
     changed = {name for name, value in fresh.state_dict().items() if not torch.equal(value, trained.state_dict()[name])}
     assert changed
     assert all("multi_modal_projector" in name for name in changed)
-    learned = words_of(training.reader_of(made, made.stage[0], fresh, words))
+    learned = words_of(training.reader_of(made, made.stage[0], fresh, words), 64)
     assert "star" in words.decode(learned.ids)
     assert learned.pairs.shape[1] == 2
+    few = words_of(training.reader_of(made, made.stage[0], fresh, words), 8)
+    assert len(few.ids) == 4, "no more than amounts can be told apart of"
+    assert set(few.ids.tolist()) < set(learned.ids.tolist())
+
+
+def test_the_losses_are_worked_out_in_float32_where_matrices_are_multiplied_in_bfloat16():
+    generator = torch.Generator().manual_seed(0)
+    tokens, table = torch.randn(2, 4, 16, generator=generator), torch.randn(9, 16, generator=generator)
+    words = Words(torch.tensor([2, 5, 7]), torch.tensor([[0, 1]]))
+    have = torch.tensor([[True, False, True], [False, True, True]]), torch.tensor([[True], [False]])
+    expected = word_losses(tokens, table, words, *have)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = word_losses(tokens, table, words, *have)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_micro_batches_change_no_loss(parts_of_a_model, tmp_path):  # noqa: F811

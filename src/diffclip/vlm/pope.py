@@ -185,11 +185,13 @@ def _first_images(asked: Asked, limit: int | None) -> Asked:
 def write_answers(out: Path, model: str, scored: Sequence[Scored]) -> list[Path]:
     """Raw answers, a file a split, as `diffclip pope` reads them, with the question and the blind answer beside.
 
-    Files are named by the model's path too, so that models can share `out`, as they share its results.jsonl.
+    Files are named by the model's path too, its end and a digest of it, so that models can share `out`, as they share
+    its results.jsonl.
     """
+    whose = f"{slug(model)[-40:].strip('-')}-{hashlib.sha256(model.encode(errors='surrogateescape')).hexdigest()[:6]}"
     paths = []
     for one in scored:
-        path = out / f"answers_{slug(model)}_{one.asked.dataset}.jsonl"
+        path = out / f"answers_{whose}_{one.asked.dataset}.jsonl"
         rows = zip(one.asked.questions, one.asked.texts, one.answers, one.blind, strict=True)
         lines = [
             durable.json_line(

@@ -38,7 +38,7 @@ class Symbol:
     y: float
     """And downwards."""
     words: str
-    amount: float = 1.0
+    amount: float
     """How much of their embeddings is there."""
 
 

@@ -151,7 +151,7 @@ def listing(scene: Scene) -> str:
 def symbols_of(scene: Scene, random: Random) -> Iterator[Symbol]:
     """A list's words where the things are: as a connector would see them, its doubts included.
 
-    It is surer of colours than of shapes and numbers, and holds another shape possible beside the right one.
+    It is surer of colours than of shapes and numbers, and holds a shape drawn from all possible beside the right one.
     """
     for group in scene.groups:
         several = len(group.things) > 1

@@ -75,7 +75,8 @@ def train(recipe: VlmRecipe, run: Path, *, resume: bool = False, accept_changed_
         resume = world.broadcast(resume)
         for stage in recipe.stage:
             folder, reader = run / stage.name, readers[stage.name]
-            words = words_of(reader) if stage.form == "words" else None
+            width = model.get_input_embeddings().embedding_dim
+            words = words_of(reader, width) if stage.form == "words" else None
             state = VlmState(model, tokenizer, recipe, stage, schedules[stage.name], words)
             if world.broadcast(resume and (folder / TRAINED).is_file()):
                 state.load_finished(folder)

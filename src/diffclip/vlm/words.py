@@ -42,8 +42,12 @@ class Words:
         return Words(self.ids.to(device), self.pairs.to(device))
 
 
-def words_of(reader: Reader) -> Words:
-    """The tokens that answers are made of. Raises UserError where fewer than two are frequent."""
+def words_of(reader: Reader, width: int) -> Words:
+    """The tokens that answers are made of, the most frequent width / 2 of them and as many pairs.
+
+    width: of the embeddings. Amounts of more words could not be told apart. Raises UserError where fewer than two are
+    frequent.
+    """
     alone, together = Counter[int](), Counter[tuple[int, int]]()
     for index in itertools.islice(range(len(reader.samples)), LOOKED_AT):
         try:
@@ -54,18 +58,20 @@ def words_of(reader: Reader) -> Words:
         alone.update(set(labels))
         together.update(set(itertools.pairwise(labels)))
     seen = min(LOOKED_AT, len(reader.samples))
-    words = sorted(word for word, count in alone.items() if LEAST <= count <= MOST * seen)
+    most = max(2, width // 2)
+    words = sorted([word for word, count in alone.most_common() if LEAST <= count <= MOST * seen][:most])
     if len(words) < 2:
         raise UserError(
             f'{reader.samples.name}: a stage with form = "words" needs answers that share words; fewer than two are in '
             f"{LEAST} of the first {seen:,}, but not in more than {MOST:.0%}"
         )
     place = {word: number for number, word in enumerate(words)}
-    pairs = sorted(
+    frequent = [
         (place[one], place[other])
-        for (one, other), count in together.items()
+        for (one, other), count in together.most_common()
         if count >= LEAST and one in place and other in place
-    )
+    ]
+    pairs = sorted(frequent[:most])
     return Words(torch.tensor(words), torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2))
 
 
@@ -96,14 +102,15 @@ def word_losses(
     the third squared distances of the tokens from m + Σ p_v e_v, in units of the words' mean square. They vanish for
     what `word_tokens` makes of these words.
     """
-    own = embeddings[words.ids].float()
-    held = tokens.float() - embeddings.mean(0).float()
-    amounts = torch.linalg.solve(own @ own.T, own @ held.transpose(1, 2)).transpose(1, 2)  # (B, T, N)
-    logits = SHARPNESS * (amounts - 0.5)
-    absent, present = F.logsigmoid(-logits), F.logsigmoid(logits)  # log (1 − p), log p
-    both = present[..., words.pairs[:, 0]] + present[..., words.pairs[:, 1]]
-    apart = torch.log1p(-both.exp().clamp(max=1 - 1e-6))
-    distances = (held - logits.detach().sigmoid() @ own).square().sum(-1) / own.square().sum(1).mean()
+    with torch.autocast(tokens.device.type, enabled=False):  # nothing solves equations in bfloat16
+        own = embeddings[words.ids].float()
+        held = tokens.float() - embeddings.mean(0).float()
+        amounts = torch.linalg.solve(own @ own.T, own @ held.transpose(1, 2)).transpose(1, 2)  # (B, T, N)
+        logits = SHARPNESS * (amounts - 0.5)
+        absent, present = F.logsigmoid(-logits), F.logsigmoid(logits)  # log (1 − p), log p
+        both = present[..., words.pairs[:, 0]] + present[..., words.pairs[:, 1]]
+        apart = torch.log1p(-both.exp().clamp(max=1 - 1e-6))
+        distances = (held - logits.detach().sigmoid() @ own).square().sum(-1) / own.square().sum(1).mean()
     return _somewhere(absent, have), _somewhere(apart, have_pairs), distances
 
 
