@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -356,6 +357,33 @@ def test_started_again_nothing_is_done_twice_and_more_seeds_are_added(finished, 
     assert (out / "clip" / "seed_2" / "model.safetensors").exists()
     first = next(csv.DictReader((out / "table.csv").open()))
     assert first["seeds"] == "3"  # also those that were not asked for this time
+
+
+def test_runs_whose_weights_were_deleted_count_by_their_results(finished, tmp_path, monkeypatch, capsys):
+    """What a folder keeps of a run may be its recipe alone, as where results are kept in a repository."""
+    path, out = tmp_path / "sweep.toml", tmp_path / "out"
+    shutil.copytree(finished[0].parent, tmp_path, dirs_exist_ok=True)
+    for file in [*out.rglob("seed_*/*"), *out.glob("features"), *out.glob("examples")]:
+        if file.name != "recipe.toml":
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    before, keys = (out / "results.jsonl").read_text(), {result.key for result in results.read(out / "results.jsonl")}
+    trained = []
+    monkeypatch.setattr(trainer, "train", lambda recipe, run, **options: trained.append(run))
+    main(["sweep", str(path), "--out", str(out), "--dry-run"])
+    assert re.search(r"DiffCLIP\*, seed 1 +finished +0", capsys.readouterr().out)
+    run(path, out)
+    assert not trained
+    assert capsys.readouterr().out.count("its weights were deleted") >= 4
+    assert (out / "results.jsonl").read_text() == before
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        run(path, out, settings=("training.epochs=2",), variants=("CLIP",), seeds=(0,))
+    monkeypatch.undo()
+    (out / "results.jsonl").write_text("".join(line for line in before.splitlines(True)[1:]))
+    run(path, out)  # a result is gone: the run is trained again
+    first = out / "clip" / "seed_0"
+    assert (first / "model.safetensors").exists()
+    assert not (out / "clip" / "seed_1" / "model.safetensors").exists()
+    assert {result.key for result in results.read(out / "results.jsonl")} == keys
 
 
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(finished, tmp_path):

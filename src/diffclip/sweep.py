@@ -18,6 +18,7 @@ from diffclip.evaluation.datasets import registry
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.datasets.named import data_set
 from diffclip.evaluation.datasets.opening import default_root, locate
+from diffclip.evaluation.results import Result
 from diffclip.evaluation.run.hooks import evaluators
 from diffclip.evaluation.run.suite import Failure
 from diffclip.evaluation.task import get_task
@@ -61,9 +62,26 @@ class Run:
         """Whether it is trained to the end. Raises UserError where its folder holds a run of another recipe."""
         if not (self.folder / "model.safetensors").exists():
             return False
+        self._check()
+        return True
+
+    def measured(self, sweep: Sweep, every: Sequence[Result]) -> bool:
+        """Whether a run that has no weights any more has every result of `every` that the sweep asks of it.
+
+        Its recipe tells which run it was. Raises UserError where its folder holds a run of another recipe.
+        """
+        if (self.folder / "model.safetensors").exists() or self.step or not (self.folder / RECIPE).exists():
+            return False
+        there = {(result.dataset, result.task) for result in every if result.pretrained == self.pretrained}
+        asked = {(name, get_task(task).result) for name, tasks in sweep.tasks().items() for task in tasks}
+        if not asked <= there:
+            return False
+        self._check()
+        return True
+
+    def _check(self) -> None:
         if not (self.folder / RECIPE).exists() or not holds(self.folder, self.recipe):
             raise UserError(f"{self.folder} holds a run of another recipe: give another --out, or move it away")
-        return True
 
     @property
     def step(self) -> int:
@@ -208,12 +226,13 @@ class Remaining:
         return 0 if self.finished else self.steps - self.run.step
 
 
-def remaining(runs: Sequence[Run]) -> Iterator[Remaining]:
+def remaining(sweep: Sweep, runs: Sequence[Run], out: Path) -> Iterator[Remaining]:
     """What is left of each run. Measures a few steps of each variant where nothing is known."""
     seconds: dict[str, float | None] = {}
+    every = results.read(out / "results.jsonl")
     for run in runs:
         steps = Schedule.of(run.recipe, training_examples(run.recipe)[0]).steps
-        name, finished = run.variant.name, run.finished
+        name, finished = run.variant.name, run.finished or run.measured(sweep, every)
         if not finished and name not in seconds:
             seconds[name] = _seconds_per_step(run)
         yield Remaining(run, finished, steps, None if finished else seconds[name])

@@ -99,6 +99,7 @@ def run(
     """
     from diffclip import durable
     from diffclip.config import to_toml
+    from diffclip.evaluation import results
     from diffclip.evaluation.features.cache import FeatureCache
     from diffclip.evaluation.run.named_model import named_model
     from diffclip.evaluation.run.progress import raise_failures, run_suite
@@ -134,14 +135,18 @@ def run(
     for failure in failures:
         console.print(f"Not measured: {failure}", style="yellow", highlight=False, soft_wrap=True)
     if dry_run:
-        console.print(remaining_table(remaining(runs)), highlight=False)
+        console.print(remaining_table(remaining(sweep, runs, out)), highlight=False)
         return
     study = study_of(sweep, out)
     declare(study, out)
     durable.write_bytes(out / "sweep.toml", to_toml(sweep).encode(errors="surrogateescape"))
+    before = results.read(out / "results.jsonl")
     for number, each in enumerate(runs, start=1):
         console.print(f"{number} of {len(runs)}: {each}", style="bold", highlight=False)
         try:
+            if each.measured(sweep, before):
+                console.print("measured before; its weights were deleted", highlight=False)
+                continue
             is_typed = each.recipe.data.train.path == stated(typed, "data", "train", "path")
             train(each, allow_pipe=allow_pipe or is_typed)
             model = replace(named_model(str(each.folder)), pretrained=each.pretrained)
