@@ -1,14 +1,18 @@
 """The study of docs/study.md, stage by stage: rates, choice, confirmation at equal steps and at equal time.
 
-    python benchmarks/study.py --data DIR --out runs/study [--stage rates] [--dry-run]
+    python benchmarks/study.py --data cifar10 [--jobs 2] [--stage rates] [--dry-run]
 
-DIR is the folder with CIFAR-10's parquet files, as recipes/cifar10.toml says. Each stage is a sweep, which goes on
-where it stopped; what one stage decides is written into OUT as the sweep of the next, by the rules of docs/study.md,
-and is not decided again. Killed at any moment, the same command goes on.
+--data is the folder with CIFAR-10's parquet files, as recipes/cifar10.toml says. Each stage is a sweep, which goes on
+where it stopped; what one stage decides is written into `study/` as the sweep of the next, by the rules of
+docs/study.md, and is not decided again. Killed at any moment, the same command goes on. Recipes, curves and results in
+`study/` are committed, weights are not: a run with all its results counts as done without them.
 """
 
 import argparse
 import csv
+import hashlib
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,14 +24,21 @@ import tomli_w
 
 from diffclip.analysis.curves import read_curves
 from diffclip.recipe_files import shipped
-from diffclip.sweep_config import Sweep, load_sweep
+from diffclip.sweep_config import Sweep, Variant, load_sweep
 
-STAGES = ("rates", "choose", "confirm-steps", "confirm-time")
+STAGES = ("rates", "choose", "confirm")
 RATES = (5e-4, 1e-3, 2e-3)
-RATE_SEEDS, FRESH_SEEDS = (100, 101), tuple(range(10, 20))
+RATE_SEEDS, FRESH_SEEDS = (100,), tuple(range(10, 20))
 HELD_OUT, TRAINING_IMAGES = 5_000, 50_000
 EPOCHS = 8
 BASELINE, FIRST_VERSION = "CLIP", "DiffCLIP"
+PRIMARY, IN_TIME = "zero-shot", ", equal time"
+KEPT = {"evaluate_every": 0, "checkpoint_every": 200, "keep_last": 1, "log_every": 50}
+FILES = {
+    "train-00000-of-00001.parquet": "b5353cb228dfb15322a725640bca8afd855ced3e2e63e11141e772631e30b35a",
+    "test-00000-of-00001.parquet": "de0c635e804f455827ed2c78d9d8a3265b1188b807dacb2bd661449bc1eebc72",
+}
+"""Name → SHA-256 of the hub's files."""
 
 
 def best_rates(scores: Mapping[float, Mapping[str, float]]) -> dict[str, float]:
@@ -55,13 +66,27 @@ def means_of(table: Path, seeds: Sequence[int]) -> dict[str, float]:
     """Variant → mean of the primary outcome, of a sweep's table.csv. Raises Unfinished where a seed is missing."""
     try:
         with table.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["role"] == "primary"]
+            rows = [row for row in csv.DictReader(file) if row["group"] == PRIMARY]
     except FileNotFoundError:
         raise Unfinished(f"{table} is not there") from None
     missing = [row["variant"] for row in rows if row["seeds"] != str(len(seeds))]
     if missing:
         raise Unfinished(f"{table} lacks seeds of {', '.join(missing)}")
     return {row["variant"]: float(row["mean"]) for row in rows}
+
+
+def kind_of(variant: Variant) -> tuple[Any, Any]:
+    """The attention of both towers. Variants of a kind share the learning rate of the first of them."""
+    overrides = variant.set["model"]["overrides"]
+    return overrides["vision_attention"], overrides["text_attention"]
+
+
+def first_of_kinds(variants: Sequence[Variant]) -> dict[tuple[Any, Any], Variant]:
+    """Kind → its first variant."""
+    first: dict[tuple[Any, Any], Variant] = {}
+    for variant in variants:
+        first.setdefault(kind_of(variant), variant)
+    return first
 
 
 def speeds(sweep: Sweep, out: Path, names: Sequence[str]) -> dict[str, float]:
@@ -74,22 +99,48 @@ def speeds(sweep: Sweep, out: Path, names: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def write_sweep(path: Path, changes: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> Path:
-    """A sweep that starts from the package's study.toml. One that is there was decided before, and stays."""
+def write_sweep(path: Path, start: str, changes: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> Path:
+    """A sweep on the package's study.toml or on its recipe. One that is there was decided before, and stays.
+
+    start: "extends", all that study.toml states, its design too; or "base", its recipe alone.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            tomli_w.dumps({"extends": str(shipped("sweep")["study"]), **changes, "variant": list(variants)})
-        )
+        of = {"extends": shipped("sweep")["study"], "base": shipped("recipe")["cifar10"]}[start]
+        # The file is committed: it says where the package lies from where it is itself.
+        beside = os.path.relpath(of, path.parent.resolve())
+        path.write_text(tomli_w.dumps({start: beside, **changes, "variant": list(variants)}))
     return path
 
 
-def run(path: Path, out: Path, data: Path, extra: Sequence[str] = ()) -> None:
+def run(path: Path, out: Path, data: Path, jobs: int, extra: Sequence[str] = ()) -> None:
+    """The sweep; with several jobs its variants are first dealt out to processes of one thread each."""
     command = [sys.executable, "-m", "diffclip", "sweep", str(path), "--out", str(out), "--root", str(data)]
-    subprocess.run([*command, *extra, "--set", f"data.train.path={data}"], check=True)
+    command += [*extra, "--set", f"data.train.path={data}"]
+    if jobs > 1 and not extra:
+        out.mkdir(parents=True, exist_ok=True)
+        names = [variant.name for variant in load_sweep(path).variant]
+        dealt = [names[job::jobs] for job in range(min(jobs, len(names)))]
+        processes = [_start([*command, "--variants", *part], out / f"job-{n}.log") for n, part in enumerate(dealt, 1)]
+        print(f"{out.name}: {len(dealt)} processes; {out}/job-*.log say how far they are", flush=True)
+        try:
+            for process in processes:
+                process.wait()  # what failed is tried, and told, below
+        finally:
+            for process in processes:
+                process.terminate()
+                process.wait()
+    subprocess.run(command, check=True)
 
 
-def with_rate(variant: Any, rate: float | None = None, epochs: float | None = None) -> dict[str, Any]:
+def _start(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+
+def with_rate(variant: Variant, rate: float | None = None, epochs: float | None = None) -> dict[str, Any]:
     """A variant as TOML has it, with a learning rate and epochs of its own."""
     changes: dict[str, Any] = {**variant.set}
     if rate is not None:
@@ -99,75 +150,93 @@ def with_rate(variant: Any, rate: float | None = None, epochs: float | None = No
     return {"name": variant.name, "set": changes}
 
 
-def rates(out: Path, data: Path, extra: Sequence[str]) -> None:
-    """Each variant with each rate, one epoch, on seeds of their own, judged on images held out of training."""
-    study = load_sweep("study")
+def rates(out: Path, data: Path, jobs: int, extra: Sequence[str]) -> None:
+    """The first variant of each kind with each rate, one epoch, judged on images held out of training."""
+    firsts = first_of_kinds(load_sweep("study").variant).values()
     for rate in RATES:
         changes = {
             "seeds": list(RATE_SEEDS),
+            "baseline": BASELINE,
             "set": {
                 "data": {
                     "examples": TRAINING_IMAGES - HELD_OUT,
                     "train": {"holdout": HELD_OUT, "part": "train"},
                 },
-                "training": {"epochs": 1},
+                "training": {"epochs": 1, **KEPT},
                 "optimizer": {"lr": rate},
             },
             "data": {"held-out": "holdout"},
-            "design": {"primary": "zero-shot", "secondary": []},
-            "group": [{"name": "zero-shot", "task": "zero_shot", "data": ["held-out"]}],
+            "group": [{"name": PRIMARY, "task": "zero_shot", "data": ["held-out"]}],
         }
         name = f"rates-{rate:g}"
-        run(write_sweep(out / f"{name}.toml", changes, [with_rate(v) for v in study.variant]), out / name, data, extra)
+        path = write_sweep(out / f"{name}.toml", "base", changes, [with_rate(v) for v in firsts])
+        run(path, out / name, data, jobs, extra)
 
 
-def choose(out: Path, data: Path, extra: Sequence[str]) -> None:
-    """All variants with their rates, two epochs, seeds 0 to 4."""
+def choose(out: Path, data: Path, jobs: int, extra: Sequence[str]) -> None:
+    """All variants with the rates of their kinds, on the seeds of study.toml."""
     path, study = out / "choose.toml", load_sweep("study")
     if not path.exists():
         best = best_rates({rate: means_of(out / f"rates-{rate:g}" / "table.csv", RATE_SEEDS) for rate in RATES})
-        write_sweep(path, {}, [with_rate(v, best[v.name]) for v in study.variant])
-    run(path, out / "choose", data, extra)
+        firsts = first_of_kinds(study.variant)
+        write_sweep(path, "extends", {}, [with_rate(v, best[firsts[kind_of(v)].name]) for v in study.variant])
+    run(path, out / "choose", data, jobs, extra)
 
 
-def confirm(out: Path, data: Path, extra: Sequence[str], stage: str) -> None:
-    """What was chosen, on fresh seeds: as many steps as the baseline, or as much time."""
-    path = out / f"{stage}.toml"
+def confirm(out: Path, data: Path, jobs: int, extra: Sequence[str]) -> None:
+    """What was chosen, on fresh seeds: with as many steps as the baseline, and in its time."""
+    path = out / "confirm.toml"
     if not path.exists():
         if not (out / "choose.toml").exists():
             raise Unfinished(f"{out / 'choose.toml'} is not there")
         before = load_sweep(out / "choose.toml")
         names = chosen(means_of(out / "choose" / "table.csv", before.seeds))
-        epochs = equal_time(speeds(before, out / "choose", names)) if stage == "confirm-time" else {}
-        variants = [with_rate(v, epochs=epochs.get(v.name, EPOCHS)) for v in before.variant if v.name in names]
-        write_sweep(path, {"seeds": list(FRESH_SEEDS)}, variants)
-    run(path, out / stage, data, extra)
+        epochs = equal_time(speeds(before, out / "choose", names))
+        picked = [variant for name in names for variant in before.variant if variant.name == name]
+        variants = [with_rate(v, epochs=EPOCHS) for v in picked]
+        variants += [
+            with_rate(v, epochs=epochs[v.name]) | {"name": f"{v.name}{IN_TIME}"} for v in picked if v.name != BASELINE
+        ]
+        write_sweep(path, "extends", {"seeds": list(FRESH_SEEDS)}, variants)
+    run(path, out / "confirm", data, jobs, extra)
+
+
+def check_data(data: Path) -> None:
+    """Exit with a line unless the folder has the very files that earlier stages were run on."""
+    for name, digest in FILES.items():
+        try:
+            found = hashlib.sha256((data / name).read_bytes()).hexdigest()
+        except OSError as error:
+            sys.exit(f"--data {data}: {name}: {error.strerror}: give the folder of recipes/cifar10.toml")
+        if found != digest:
+            sys.exit(f"--data {data}: {name} is another file than that of the study (SHA-256 {found[:12]}…)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--out", type=Path, default=Path("study"))
     parser.add_argument("--stage", choices=STAGES, help="only this one; by default all, in order")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each; 1: one, of all threads")
     parser.add_argument("--dry-run", action="store_true", help="say what is left of the stage; needs --stage")
     options = parser.parse_args()
     if options.dry_run and not options.stage:
         parser.error("--dry-run needs --stage: a later stage is decided by the one before")
-    if not options.data.is_dir():
-        parser.error(f"--data {options.data}: no such folder")
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: give 1 or more")
+    check_data(options.data)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with this process
     extra = ["--dry-run"] if options.dry_run else []
+    steps = {"rates": rates, "choose": choose, "confirm": confirm}
     for stage in [options.stage] if options.stage else STAGES:
         try:
-            if stage == "rates":
-                rates(options.out, options.data, extra)
-            elif stage == "choose":
-                choose(options.out, options.data, extra)
-            else:
-                confirm(options.out, options.data, extra, stage)
+            steps[stage](options.out, options.data, options.jobs, extra)
         except Unfinished as error:
             parser.error(f"stage {stage} is decided by an earlier one, which has to be finished first: {error}")
         except subprocess.CalledProcessError as error:
             sys.exit(error.returncode)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import subprocess
 import sys
 
 import pytest
@@ -27,7 +26,7 @@ def test_the_rules():
 def test_each_stage_decides_the_next(tmp_path, monkeypatch):
     calls = []
 
-    def run(path, out, data, extra):
+    def run(path, out, data, jobs, extra):
         sweep = load_sweep(path)
         recipes = {v.name: recipe_of(sweep, v, 10) for v in sweep.variant}
         calls.append((out.name, sweep, recipes))
@@ -35,10 +34,10 @@ def test_each_stage_decides_the_next(tmp_path, monkeypatch):
         rate = next(iter(recipes.values())).optimizer.lr
         with (out / "table.csv").open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["role", "variant", "seeds", "mean"])
+            table.writerow(["group", "variant", "seeds", "mean"])
             for number, name in enumerate(recipes):
-                table.writerow(["primary", name, len(sweep.seeds), number + (rate == 2e-3)])
-            table.writerow(["secondary", "CLIP", 0, 99])
+                table.writerow(["zero-shot", name, len(sweep.seeds), number + (rate == 2e-3)])
+            table.writerow(["few-shot", "CLIP", 0, 99])
         for variant in sweep.variant if out.name == "choose" else ():
             for seed in sweep.seeds:
                 folder = out / variant.folder / f"seed_{seed}"
@@ -48,44 +47,83 @@ def test_each_stage_decides_the_next(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "run", run)
     for _ in range(2):  # the second time nothing is decided again
-        study.rates(tmp_path, tmp_path, [])
-        study.choose(tmp_path, tmp_path, [])
-        study.confirm(tmp_path, tmp_path, [], "confirm-steps")
-        study.confirm(tmp_path, tmp_path, [], "confirm-time")
+        study.rates(tmp_path, tmp_path, 1, [])
+        study.choose(tmp_path, tmp_path, 1, [])
+        study.confirm(tmp_path, tmp_path, 1, [])
         monkeypatch.setattr(study, "run", lambda *_: None)
-    assert [name for name, _, _ in calls] == [
-        *("rates-0.0005", "rates-0.001", "rates-0.002", "choose", "confirm-steps", "confirm-time")
-    ]
+    assert [name for name, _, _ in calls] == ["rates-0.0005", "rates-0.001", "rates-0.002", "choose", "confirm"]
+    assert '= "/' not in "".join(path.read_text() for path in tmp_path.glob("*.toml"))  # they are committed
     _, rates, recipes = calls[0]
-    assert rates.seeds == (100, 101)
+    assert rates.design is None
+    assert rates.seeds == (100,)
     assert {(r.data.train.holdout, r.data.train.part, r.training.epochs) for r in recipes.values()} == {
         (5000, "train", 1)
     }
     assert [(g.task, g.data) for g in rates.group] == [("zero_shot", ("held-out",))]
-    assert {r.optimizer.lr for r in calls[3][2].values()} == {2e-3}
-    assert calls[3][2]["DiffCLIP, slow λ"].tuning.lambda_rate == 0.1
-    for _, sweep, recipes in calls[4:]:
-        assert sweep.seeds == tuple(range(10, 20))
-        assert list(recipes) == ["CLIP", "DiffCLIP", "DINT", "M-DGSA"]
-        assert sweep.design == load_sweep("study").design
-    assert {r.training.epochs for r in calls[4][2].values()} == {8}
-    assert {name: r.training.epochs for name, r in calls[5][2].items()} == {
-        **{"CLIP": 8, "DiffCLIP": 8, "DINT": 4, "M-DGSA": 8}
+    kinds = [(r.model.resolve().vision_attention, r.model.resolve().text_attention) for r in recipes.values()]
+    assert len(set(kinds)) == len(kinds) == 13  # one variant of each kind
+    every = calls[3][2]
+    assert len(every) == 21
+    assert {r.optimizer.lr for r in every.values()} == {2e-3}
+    assert every["DiffCLIP, slow λ"].tuning.lambda_rate == 0.1
+    _, sweep, recipes = calls[4]
+    assert sweep.seeds == tuple(range(10, 20))
+    assert sweep.design == load_sweep("study").design
+    epochs = {name: r.training.epochs for name, r in recipes.items()}
+    whole = study.EPOCHS
+    assert epochs == {
+        **{"CLIP": whole, "DiffCLIP": whole, "M-DGSA": whole, "DINT": whole},
+        **{"DiffCLIP, equal time": whole, "M-DGSA, equal time": whole, "DINT, equal time": whole / 2},
     }
+    attention = {name: r.model.resolve().vision_attention for name, r in recipes.items()}
+    assert attention["DINT, equal time"] == attention["DINT"] == "dint"
+
+
+def test_variants_are_dealt_out_to_jobs_and_then_told_together(tmp_path, monkeypatch):
+    class Process:
+        def wait(self):
+            calls.append("wait")
+
+        def terminate(self):
+            calls.append("end")
+
+    calls = []
+    monkeypatch.setattr(study, "_start", lambda command, log: calls.append((command, log.name)) or Process())
+    monkeypatch.setattr(study.subprocess, "run", lambda command, check: calls.append((command, None)))
+    path = study.write_sweep(
+        tmp_path / "s.toml", "extends", {}, [study.with_rate(v) for v in load_sweep("study").variant[:5]]
+    )
+    study.run(path, tmp_path / "s", tmp_path, 2)
+    (first, log_1), (second, log_2), *others, (last, _) = calls
+    assert first[first.index("--variants") + 1 :] == ["CLIP", "CLIP, normed heads", "CLIP, gated"]
+    assert second[second.index("--variants") + 1 :] == ["CLIP, eps 1e-5", "CLIP, wide heads"]
+    assert (log_1, log_2) == ("job-1.log", "job-2.log")
+    assert others == ["wait", "wait", "end", "wait", "end", "wait"]
+    assert "--variants" not in last
+    assert last == first[: first.index("--variants")]
 
 
 def test_a_stage_with_runs_left_decides_nothing(tmp_path):
-    (tmp_path / "table.csv").write_text("role,variant,seeds,mean\nprimary,CLIP,2,0.5\nprimary,DINT,1,0.9\n")
+    (tmp_path / "table.csv").write_text("group,variant,seeds,mean\nzero-shot,CLIP,2,0.5\nzero-shot,DINT,1,0.9\n")
     with pytest.raises(study.Unfinished, match="lacks seeds of DINT"):
         study.means_of(tmp_path / "table.csv", (100, 101))
 
 
-def test_a_stage_out_of_turn_and_no_data_are_one_line(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "out"), "--data"]
-    done = subprocess.run([*command, str(tmp_path), "--stage", "choose"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "stage choose is decided by an earlier one" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_stage_out_of_turn_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "check_data", lambda data: None)
+    monkeypatch.setattr(sys, "argv", ["study.py", *("--out", str(tmp_path), "--data", "there", "--stage", "choose")])
+    with pytest.raises(SystemExit, match="2"):
+        study.main()
+    assert "stage choose is decided by an earlier one" in capsys.readouterr().err
+
+
+def test_other_data_are_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"train-00000-of-00001.parquet: No such file.*recipes/cifar10.toml"):
+        study.check_data(tmp_path)
+    for name in study.FILES:
+        (tmp_path / name).write_bytes(b"other")
+    with pytest.raises(SystemExit, match=r"another file than that of the study \(SHA-256 d9298a10d1b0"):
+        study.check_data(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["study", "study_openclipart", "study_icons"])
