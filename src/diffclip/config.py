@@ -85,12 +85,13 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW and its schedule: linear warm-up, then a cosine, both updated every step."""
+    """AdamW or Muon and its schedule: linear warm-up, then a cosine, both updated every step."""
 
     __pydantic_config__ = STRICT
 
-    kind: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit`: both moments of matrices in 8 bits (bitsandbytes), 2 bytes a parameter for 8."""
+    kind: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """`adamw_8bit`: both moments of matrices in 8 bits (bitsandbytes), 2 bytes a parameter for 8. `muon`: the matrices
+    of blocks step by torch.optim.Muon, as far as AdamW would step, and keep 4 bytes; the rest by AdamW."""
     lr: Positive = 5e-4
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
@@ -249,9 +250,10 @@ def validate(table: Mapping[str, Any], where: str) -> Recipe:
         raise UserError(
             f'{where}: training.precision = "fp16" does not go with training.layout = "fsdp": take "ddp", or "float32"'
         )
-    if recipe.optimizer.kind == "adamw_8bit" and recipe.training.layout == "fsdp":
+    if recipe.optimizer.kind != "adamw" and recipe.training.layout == "fsdp":
         raise UserError(
-            f'{where}: optimizer.kind = "adamw_8bit" does not go with training.layout = "fsdp": take "ddp", or "adamw"'
+            f'{where}: optimizer.kind = "{recipe.optimizer.kind}" does not go with training.layout = "fsdp": '
+            'take "ddp", or "adamw"'
         )
     return recipe
 
@@ -302,8 +304,8 @@ def _check_library(recipe: Recipe, where: str) -> None:
                 f"{where}: training.{name} is for models of ours, and {recipe.model.name} is made of transformers' "
                 "classes: leave it out"
             )
-    if recipe.optimizer.kind == "adamw_8bit":
-        raise UserError(f'{where}: optimizer.kind = "adamw_8bit" is for models of ours: take "adamw"')
+    if recipe.optimizer.kind != "adamw":
+        raise UserError(f'{where}: optimizer.kind = "{recipe.optimizer.kind}" is for models of ours: take "adamw"')
 
 
 def _check_sizes(stages: Sequence[tuple[int, int]], config: ModelConfig, where: str) -> None:

@@ -143,7 +143,7 @@ def test_what_a_recipe_may_not_say_of_the_model(options, said):
 
 
 @pytest.mark.parametrize(
-    "part", [{"training": {"compile": True}}, {"training": {"layout": "fsdp"}}, {"optimizer": {"kind": "adamw_8bit"}}]
+    "part", [{"training": {"compile": True}}, {"training": {"layout": "fsdp"}}, {"optimizer": {"kind": "muon"}}]
 )
 def test_what_a_recipe_may_not_ask_of_transformers_models(part):
     model = {"preset": "", "library": "transformers", "architecture": "clip_quickstart"}

@@ -12,7 +12,7 @@ from diffclip.models.clip import create_model
 from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep
-from diffclip.training.optimizer import adamw, learning_rate, moment_bytes
+from diffclip.training.optimizer import learning_rate, make_optimizer, moment_bytes
 from small_models import TOWERS
 
 SMALL = TOWERS | {"vision_depth": 1, "vision_heads": 2, "text_depth": 1, "text_heads": 2}
@@ -20,7 +20,7 @@ SMALL = TOWERS | {"vision_depth": 1, "vision_heads": 2, "text_depth": 1, "text_h
 
 def test_matrices_decay_and_nothing_else_does():
     model = create_model("diffclip_vit_b16", **SMALL)
-    decaying, kept = adamw(model, Optimizer()).param_groups
+    decaying, kept = make_optimizer(model, Optimizer()).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert decaying["weight_decay"] == 0.5
     assert kept["weight_decay"] == 0.0
@@ -75,8 +75,8 @@ def steps(model, optimizer, first, last):
 
 def test_moments_in_8_bits_step_nearly_as_those_in_32():
     start, whole, few = small_model(), small_model(), small_model()
-    steps(whole, adamw(whole, Optimizer(lr=1e-2, weight_decay=0.1)), 0, 15)
-    optimizer = adamw(few, EIGHT)
+    steps(whole, make_optimizer(whole, Optimizer(lr=1e-2, weight_decay=0.1)), 0, 15)
+    optimizer = make_optimizer(few, EIGHT)
     steps(few, optimizer, 0, 15)
     in_8_bits = 0
     for (name, first), a, b in zip(start.named_parameters(), whole.parameters(), few.parameters(), strict=True):
@@ -89,10 +89,10 @@ def test_moments_in_8_bits_step_nearly_as_those_in_32():
     assert in_8_bits == sum(p.numel() >= 4096 for p in start.parameters()) - 1 > 5
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "muon"])
 def test_the_bytes_of_moments_are_those_that_are_there(kind):
     model, config = small_model(), Optimizer(kind=kind)
-    optimizer = adamw(model, config)
+    optimizer = make_optimizer(model, config)
     steps(model, optimizer, 0, 1)
     held = sum(
         value.nbytes
@@ -103,14 +103,15 @@ def test_the_bytes_of_moments_are_those_that_are_there(kind):
     assert moment_bytes(model, config) == held
 
 
-def test_moments_in_8_bits_go_through_a_checkpoint_to_the_bit(tmp_path):
+@pytest.mark.parametrize("config", [EIGHT, Optimizer(kind="muon", lr=1e-2)], ids=["adamw_8bit", "muon"])
+def test_moments_go_through_a_checkpoint_to_the_bit(tmp_path, config):
     model = small_model()
-    optimizer = adamw(model, EIGHT)
+    optimizer = make_optimizer(model, config)
     steps(model, optimizer, 0, 3)
     with BackgroundCheckpoints(tmp_path, model.config, Keep()) as checkpoints:
         checkpoints.save(checkpoint.state_tensors(model, optimizer), {"step": 3})
     again = small_model()
-    resumed = adamw(again, EIGHT)
+    resumed = make_optimizer(again, config)
     assert checkpoint.restore(tmp_path, again, resumed) == {"step": 3}
     for one, its in ((model, optimizer), (again, resumed)):
         steps(one, its, 3, 6)
@@ -120,9 +121,53 @@ def test_moments_in_8_bits_go_through_a_checkpoint_to_the_bit(tmp_path):
         assert all(torch.equal(tensor, new[group][name]) for name, tensor in tensors.items())
 
 
+def test_muon_turns_the_matrices_of_blocks_and_leaves_the_rest_to_adamw():
+    """A matrix's step has the singular vectors of its gradient, and of its singular values what the quintic makes."""
+    start, model, beside = small_model(), small_model(), small_model()
+    config = Optimizer(kind="muon", lr=1e-2, weight_decay=0.1)
+    optimizer = make_optimizer(model, config)
+    for group in optimizer.param_groups:  # as the loop does
+        group["lr"] = 2e-3
+    steps(model, optimizer, 0, 1)
+    steps(beside, make_optimizer(beside, Optimizer(lr=2e-3, weight_decay=0.1)), 0, 1)
+    turned = 0
+    for (name, first), new, other in zip(
+        start.named_parameters(), model.parameters(), beside.parameters(), strict=True
+    ):
+        if not (".blocks." in name and first.ndim == 2):
+            assert torch.equal(new, other), name
+            continue
+        turned += 1
+        gradient, step = new.grad.double(), (new - first * (1 - 2e-3 * 0.1)).detach().double()
+        left, values, right = torch.linalg.svd(gradient, full_matrices=False)  # the first momentum is a multiple of it
+        inside = left.T @ step @ right.T / (-2e-3 * 0.2 * math.sqrt(max(first.shape)))
+        values /= values.square().sum().sqrt()
+        for _ in range(5):
+            values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+        assert (inside - values.diag()).abs().max() < 0.06, name  # it is computed in bfloat16
+    assert turned == 8
+    assert not any("lambda" in name for name, p in start.named_parameters() if p.ndim == 2)
+
+
+@pytest.mark.parametrize("attention", ["gated", "differential_v2", "differential_gated", "mdgsa"])
+def test_muon_leaves_what_makes_lambda_to_adamw(attention):
+    kinds = {"vision_attention": attention, "text_attention": attention}
+    model = create_model("clip_vit_b16", **SMALL | kinds)
+    muon = make_optimizer(model, Optimizer(kind="muon")).param_groups[0]
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert muon["momentum"] == 0.95
+    turned = {names[id(p)].rpartition(".blocks.0.")[2] for p in muon["params"]}
+    assert {"attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"} <= turned
+    assert not [name for name in turned if "lambda" in name or "gate" in name]
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "muon"])
+def test_what_needs_whole_matrices_refuses_shards(kind):
+    with pytest.raises(UserError, match=rf'test: optimizer.kind = "{kind}" does not go with training.layout = "fsdp"'):
+        validate({"optimizer": {"kind": kind}, "training": {"layout": "fsdp"}}, where="test")
+
+
 def test_8_bits_say_what_they_need(monkeypatch):
-    with pytest.raises(UserError, match=r'test: optimizer.kind = "adamw_8bit" does not go with training.layout = "fsd'):
-        validate({"optimizer": {"kind": "adamw_8bit"}, "training": {"layout": "fsdp"}}, where="test")
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match=r"needs the bitsandbytes library: pip install 'diffclip\[8bit\]'"):
-        adamw(small_model(), EIGHT)
+        make_optimizer(small_model(), EIGHT)

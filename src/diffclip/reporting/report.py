@@ -44,6 +44,8 @@ class Options:
     """IMAGE=QUERY;QUERY each: images to show where the models look in."""
     scenes: int = 2
     """Of how many test scenes, for models that were trained on scenes."""
+    figure_files: bool = True
+    """Whether figures are written as files too, which takes half of a report's time."""
 
 
 DEFAULTS = Options()
@@ -71,7 +73,7 @@ def report(
     introduction: str | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> ReportFiles:
-    """Write OUT/report.html, OUT/tables and OUT/figures.
+    """Write OUT/report.html, OUT/tables and, unless the options say otherwise, OUT/figures.
 
     introduction, facts: what the page says first, and how it was made, instead of what the inputs say. Raises
     UserError where there is nothing to report, or an option is wrong, before anything is written.
@@ -91,8 +93,8 @@ def report(
         text = comparison.report_markdown(part.differences, part.introduction)
         durable.write_text(out / "tables" / f"{part.name}.md", text)
     drawings = [*(drawing for part in content.parts for drawing in part.drawings), *_panel_drawings(panels)]
-    console = Terminal()
-    for drawing in track(drawings, "Drawing", console=console, transient=True, disable=not console.is_terminal):
+    console, files = Terminal(), drawings if options.figure_files else []
+    for drawing in track(files, "Drawing", console=console, transient=True, disable=not console.is_terminal):
         _save(drawing, out / "figures")
     text = page.render(
         content,
@@ -103,7 +105,7 @@ def report(
         facts=facts or _facts(collection, groups, inputs, out, options),
     )
     durable.write_text(out / "report.html", text)
-    return ReportFiles(out / "report.html", len(tables), len(drawings), content.missing, content.notes)
+    return ReportFiles(out / "report.html", len(tables), len(files), content.missing, content.notes)
 
 
 def _panels(

@@ -1,10 +1,11 @@
-"""AdamW with decay on matrices only, its moments in 32 bits or in 8, and the learning rate of every step."""
+"""AdamW with decay on matrices only, its moments in 32 bits or in 8; Muon; and the learning rate of every step."""
 
 import logging
 import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffclip.config import Optimizer, Tuning
 from diffclip.errors import UserError
@@ -16,7 +17,7 @@ from diffclip.training.tuning import is_lambda, rate_of
 _SMALL, _BLOCK = 4096, 256
 
 
-def adamw(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> torch.optim.Optimizer:  # noqa: B008  frozen
+def make_optimizer(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> torch.optim.Optimizer:  # noqa: B008  frozen
     """AdamW: parameters of two or more dimensions decay, biases, norms, λ and the temperature do not.
 
     λ and gates never decay, whatever their shape. tuning: the learning rates of parts, kept as "rate" of each group.
@@ -25,6 +26,8 @@ def adamw(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> tor
     Of the kind `adamw_8bit` (Dettmers et al. 2022; bitsandbytes) the moments of matrices are kept in 8 bits, each block
     of 256 with a scale; those of small tensors and of the token embedding, whose rows have gradients of very different
     sizes, stay in 32. Raises UserError where bitsandbytes is not installed.
+    Of the kind `muon` (Jordan et al. 2024; torch.optim.Muon) the matrices of blocks step by their momentum, made nearly
+    orthogonal, as far as AdamW would (0.2 a number in root mean square, Liu et al. 2025); the rest is left to AdamW.
     """
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in model.named_parameters():
@@ -39,6 +42,14 @@ def adamw(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> tor
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.kind == "adamw":
         return torch.optim.AdamW(made, **settings, fused=True)
+    if config.kind == "muon":
+        turned = {id(parameter) for name, parameter in model.named_parameters() if is_turned(name, parameter)}
+        matrices = [group | {"params": [p for p in group["params"] if id(p) in turned]} for group in made]
+        others = [group | {"params": [p for p in group["params"] if id(p) not in turned]} for group in made]
+        return _Together(
+            torch.optim.Muon([g for g in matrices if g["params"]], lr=config.lr, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([g for g in others if g["params"]], **settings, fused=True),
+        )
     assert isinstance(model, CLIP)  # the recipe was checked
     embedding = model.text.token_embedding.weight
     exact: list[dict[str, Any]] = []
@@ -49,6 +60,25 @@ def adamw(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> tor
     kept = [group for group in made if group["params"]]
     optimizer: torch.optim.Optimizer = _adamw_8bit()([*kept, *exact], **settings)
     return optimizer
+
+
+def is_turned(name: str, parameter: Tensor) -> bool:
+    """Whether Muon steps a parameter: a matrix of a block that is neither λ nor a gate."""
+    return ".blocks." in name and parameter.ndim == 2 and not is_lambda(name)
+
+
+class _Together(torch.optim.Optimizer):
+    """Optimizers of different parameters as one, with one list of groups and one state."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # none of ours has a closure
+        for part in self._parts:
+            part.step()
 
 
 def _adamw_8bit() -> Any:
@@ -71,11 +101,13 @@ def _adamw_8bit() -> Any:
 
 
 def moment_bytes(model: CLIP, config: Optimizer) -> int:
-    """Bytes of both moments of all parameters; `model` may be on the meta device."""
+    """Bytes of the moments of all parameters; `model` may be on the meta device."""
     total = 0
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         count = parameter.numel()
-        if config.kind == "adamw" or count < _SMALL or parameter is model.text.token_embedding.weight:
+        if config.kind == "muon":
+            total += (4 if is_turned(name, parameter) else 8) * count
+        elif config.kind == "adamw" or count < _SMALL or parameter is model.text.token_embedding.weight:
             total += 2 * 4 * count
         else:
             total += 2 * (count + 4 * math.ceil(count / _BLOCK))

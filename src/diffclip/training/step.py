@@ -31,7 +31,7 @@ from diffclip.training.ema import WeightAverage
 from diffclip.training.gradients import backward, cached_backward
 from diffclip.training.loss import LOSSES, Pairing, backward_by_rows, gather, scatter_gradients
 from diffclip.training.monitor import Monitor
-from diffclip.training.optimizer import adamw, learning_rate
+from diffclip.training.optimizer import learning_rate, make_optimizer
 from diffclip.training.parallel import full_tensor, parallelize
 from diffclip.training.statistics import layer_statistics
 from diffclip.training.tuning import has_adapters, merged, prepare, scale_lambda
@@ -140,7 +140,7 @@ class TrainState:
         prepare(self.model, tuning)
         self._lambda_steps = round(tuning.lambda_warmup_epochs * schedule.steps_per_epoch)
         self.layout = parallelize(self.model, training.layout, self.world, self.device)
-        self.optimizer = adamw(self.model, optimizer, tuning)
+        self.optimizer = make_optimizer(self.model, optimizer, tuning)
         self.average = WeightAverage(self.model, training.ema) if training.ema else None
         self.loss_kind, self.shared_captions = loss.kind, loss.shared_captions
         self._rates, self._micro_batch, self._seed = optimizer, training.micro_batch, seed
