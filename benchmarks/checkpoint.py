@@ -21,7 +21,7 @@ from diffclip.models.clip import create_model
 from diffclip.training import checkpoint
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep
-from diffclip.training.optimizer import adamw
+from diffclip.training.optimizer import make_optimizer
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = create_model(options.model)
-    optimizer = adamw(model, Optimizer())
+    optimizer = make_optimizer(model, Optimizer())
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()

@@ -27,7 +27,7 @@ from diffclip.data.tokenizer import get_tokenizer
 from diffclip.data.transforms import normalise
 from diffclip.distributed import default_device
 from diffclip.models.image_settings import OPENAI_MEAN, OPENAI_STD
-from diffclip.training.optimizer import adamw
+from diffclip.training.optimizer import make_optimizer
 from diffclip.training.setup import new_state
 from diffclip.training.step import Schedule, TrainState, autocast_dtype
 
@@ -90,7 +90,7 @@ def timm_step(precision: str) -> Step:
         for depth, block in enumerate(tower.blocks):
             width, heads = block.attn.qkv.in_features, block.attn.num_heads
             block.attn = DiffAttention(width, heads // 2, qkv_bias=True, depth=depth)
-    trainer.optimizer = adamw(trainer.model, recipe_of("diffclip_vit_b16", precision).optimizer)
+    trainer.optimizer = make_optimizer(trainer.model, recipe_of("diffclip_vit_b16", precision).optimizer)
     return lambda batch: trainer.step(0, batch)
 
 

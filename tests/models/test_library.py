@@ -13,7 +13,7 @@ from diffclip.config import load_recipe
 from diffclip.models.library import LibraryModel
 from diffclip.models.library_config import library_config
 from diffclip.models.parity import compare
-from diffclip.training.optimizer import adamw
+from diffclip.training.optimizer import make_optimizer
 
 pytest.importorskip("transformers")
 FAMILIES = ("clip", "siglip", "blip", "align")
@@ -69,7 +69,7 @@ def test_conversion_starts_exactly_and_reloads(family, tmp_path):
     with pytest.raises(UserError, match="has differential attention already"):
         diffclip.convert(again)
     mirror = diffclip.convert(model)
-    decaying = {id(p) for p in adamw(mirror, load_recipe("quickstart").optimizer).param_groups[0]["params"]}
+    decaying = {id(p) for p in make_optimizer(mirror, load_recipe("quickstart").optimizer).param_groups[0]["params"]}
     decays = {
         name: id(p) in decaying
         for name, p in mirror.named_parameters()

@@ -16,7 +16,7 @@ from diffclip.models.maps import forward_with_maps
 from diffclip.models.presets import CONTROLS, PRESETS, VARIANTS, VARIED
 from diffclip.plan import flops
 from diffclip.reporting.families import KINDS, kind_of
-from diffclip.training.optimizer import adamw
+from diffclip.training.optimizer import make_optimizer
 from small_models import EQUATIONS, small_model
 
 DIM, HEADS, N = 16, 4, 5
@@ -119,7 +119,7 @@ def test_a_clamped_lambda_stays_within_0_and_1():
 def test_a_fresh_model_learns_in_every_parameter_and_reports_cope(kind, tmp_path):
     model = small_model("clip", size=EQUATIONS | {"vision_heads": 2}, vision_attention=kind, text_attention=kind)
     tokens = torch.tensor([[0, 3, 19, 0], [0, 4, 5, 19]])
-    optimizer = adamw(model, Optimizer(lr=1e-3))
+    optimizer = make_optimizer(model, Optimizer(lr=1e-3))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for _ in range(2):
         out = model(torch.randn(2, 3, 8, 8), tokens)

@@ -9,7 +9,7 @@ from diffclip import UserError
 from diffclip.config import Optimizer
 from diffclip.models.attention.version2 import DifferentialAttentionV2, GatedDifferentialAttention
 from diffclip.models.maps import forward_with_maps
-from diffclip.training.optimizer import adamw
+from diffclip.training.optimizer import make_optimizer
 from small_models import EQUATIONS, TOWERS, small_model
 
 DIM, HEADS, N = 24, 3, 6
@@ -77,7 +77,7 @@ def test_a_fresh_tower_has_the_lambda_of_its_form_and_learns(kind, expected):
 
 def test_decay_leaves_the_weights_of_lambda_alone():
     model = small_model("clip", size=EQUATIONS, vision_attention="differential_v2")
-    without = next(group for group in adamw(model, Optimizer()).param_groups if group["weight_decay"] == 0)
+    without = next(group for group in make_optimizer(model, Optimizer()).param_groups if group["weight_decay"] == 0)
     weight = model.visual.blocks[0].attn.lambda_proj.weight
     assert any(p is weight for p in without["params"])
 
