@@ -23,6 +23,7 @@ from typing import Any
 import tomli_w
 
 from diffclip.analysis.curves import read_curves
+from diffclip.config import load_recipe
 from diffclip.recipe_files import shipped
 from diffclip.sweep_config import Sweep, Variant, load_sweep
 
@@ -162,7 +163,8 @@ def rates(out: Path, data: Path, jobs: int, extra: Sequence[str]) -> None:
                     "examples": TRAINING_IMAGES - HELD_OUT,
                     "train": {"holdout": HELD_OUT, "part": "train"},
                 },
-                "training": {"epochs": 1, **KEPT},
+                # Stated, or a sweep that holds examples out chooses a batch of its own.
+                "training": {"epochs": 1, "batch_size": load_recipe("cifar10").training.batch_size, **KEPT},
                 "optimizer": {"lr": rate},
             },
             "data": {"held-out": "holdout"},

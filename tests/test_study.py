@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from diffclip.sweep_config import load_sweep, recipe_of
+from diffclip.sweep_sizes import HOLDOUT, stated
 from pages import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "study.py"
@@ -30,6 +31,7 @@ def test_each_stage_decides_the_next(tmp_path, monkeypatch):
         sweep = load_sweep(path)
         recipes = {v.name: recipe_of(sweep, v, 10) for v in sweep.variant}
         calls.append((out.name, sweep, recipes))
+        assert stated(sweep.set, "training", "batch_size") == 128 or HOLDOUT not in sweep.data.values()
         out.mkdir(exist_ok=True)
         rate = next(iter(recipes.values())).optimizer.lr
         with (out / "table.csv").open("w", newline="") as file:
