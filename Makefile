@@ -33,7 +33,7 @@ bench: install  ## every benchmark of speed, under 15 minutes on two idle cores;
 	done
 
 study: install  ## the study of docs/study.md, or what is left of it: some hours a stage; CIFAR=DIR has the images
-	$(BIN)/python benchmarks/study.py --data '$(CIFAR)' --out runs/study
+	$(BIN)/python benchmarks/study.py --data '$(CIFAR)'
 
 gpu: install  ## in .gpu what a GPU machine without a network needs for benchmarks/gpu.py; CIFAR=DIR takes images along
 	$(BIN)/python benchmarks/gpu_pack.py .gpu $(if $(CIFAR),--cifar '$(CIFAR)')

@@ -1,6 +1,6 @@
 """The study of docs/study.md, stage by stage: rates, choice, confirmation at equal steps and at equal time.
 
-    python benchmarks/study.py --data cifar10 [--jobs 2] [--stage rates] [--dry-run]
+    python benchmarks/study.py --data cifar10 [--stage rates] [--dry-run]
 
 --data is the folder with CIFAR-10's parquet files, as recipes/cifar10.toml says. Each stage is a sweep, which goes on
 where it stopped; what one stage decides is written into `study/` as the sweep of the next, by the rules of
@@ -13,25 +13,30 @@ import csv
 import hashlib
 import os
 import signal
-import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
+from rounds import in_turn, ratio
 
-from diffclip.analysis.curves import read_curves
 from diffclip.config import load_recipe
-from diffclip.recipe_files import shipped
-from diffclip.sweep_config import Sweep, Variant, load_sweep
+from diffclip.data.parallel import processors
+from diffclip.recipe_files import merge_tables, shipped
+from diffclip.sweep_config import Sweep, Variant, load_sweep, recipe_of
+from diffclip.training.setup import new_state, training_loader, training_source
+from diffclip.training.step import Schedule
 
 STAGES = ("rates", "choose", "confirm")
-RATES = (5e-4, 1e-3, 2e-3)
-RATE_SEEDS, FRESH_SEEDS = (100,), tuple(range(10, 20))
+RATES = (2e-3, 4e-3, 8e-3)
+RATE_SEEDS, FRESH_SEEDS = (100,), tuple(range(10, 18))
 HELD_OUT, TRAINING_IMAGES = 5_000, 50_000
-EPOCHS = 8
+EPOCHS = 4
 BASELINE, FIRST_VERSION = "CLIP", "DiffCLIP"
 PRIMARY, IN_TIME = "zero-shot", ", equal time"
 KEPT = {"evaluate_every": 0, "checkpoint_every": 200, "keep_last": 1, "log_every": 50}
@@ -54,9 +59,9 @@ def chosen(means: Mapping[str, float]) -> list[str]:
     return [BASELINE, FIRST_VERSION, *others[:2]]
 
 
-def equal_time(rates: Mapping[str, float]) -> dict[str, float]:
-    """Variant → images a second: the epochs in which each takes the time of the baseline's."""
-    return {name: round(EPOCHS * rate / rates[BASELINE], 3) for name, rate in rates.items()}
+def equal_time(times: Mapping[str, float]) -> dict[str, float]:
+    """Variant → time of a step over the baseline's: the epochs in which each takes as long as the baseline's."""
+    return {name: round(EPOCHS / time, 3) for name, time in times.items()}
 
 
 class Unfinished(Exception):
@@ -90,14 +95,20 @@ def first_of_kinds(variants: Sequence[Variant]) -> dict[tuple[Any, Any], Variant
     return first
 
 
-def speeds(sweep: Sweep, out: Path, names: Sequence[str]) -> dict[str, float]:
-    """Variant → images a second, the median over all that the runs of a stage have logged."""
-    found: dict[str, float] = {}
-    for variant in sweep.variant:
-        if variant.name in names:
-            runs = [out / variant.folder / f"seed_{seed}" for seed in sweep.seeds]
-            found[variant.name] = statistics.median(x for run in runs for x in read_curves(run)["images_per_s"].values)
-    return found
+def times(sweep: Sweep, names: Sequence[str], data: Path | str, rounds: int = 15) -> dict[str, float]:
+    """Variant → time of a batch drawn and a step on it, over the baseline's, all in turn on one thread."""
+    torch.set_num_threads(1)
+    given = replace(sweep, set=merge_tables(sweep.set, {"data": {"train": {"path": str(data)}}}))
+    recipes = {variant.name: recipe_of(given, variant, 0) for variant in sweep.variant if variant.name in names}
+    source = training_source(recipes[BASELINE])
+    drawn = {name: training_loader(recipe, source).epoch(0) for name, recipe in recipes.items()}
+    states = {name: new_state(recipe, Schedule.of(recipe, len(source))) for name, recipe in recipes.items()}
+    seconds = in_turn(
+        {name: lambda _, name=name: states[name].step(0, next(drawn[name])) for name in recipes},
+        rounds,
+        clock=time.process_time,
+    )
+    return {name: ratio(seconds, name, BASELINE) for name in recipes}
 
 
 def write_sweep(path: Path, start: str, changes: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> Path:
@@ -118,11 +129,15 @@ def run(path: Path, out: Path, data: Path, jobs: int, extra: Sequence[str] = ())
     """The sweep; with several jobs its variants are first dealt out to processes of one thread each."""
     command = [sys.executable, "-m", "diffclip", "sweep", str(path), "--out", str(out), "--root", str(data)]
     command += [*extra, "--set", f"data.train.path={data}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # whatever the number of jobs: bits depend on it
     if jobs > 1 and not extra:
         out.mkdir(parents=True, exist_ok=True)
         names = [variant.name for variant in load_sweep(path).variant]
         dealt = [names[job::jobs] for job in range(min(jobs, len(names)))]
-        processes = [_start([*command, "--variants", *part], out / f"job-{n}.log") for n, part in enumerate(dealt, 1)]
+        processes = [
+            _start([*command, "--variants", *part], out / f"job-{n}.log", environment)
+            for n, part in enumerate(dealt, 1)
+        ]
         print(f"{out.name}: {len(dealt)} processes; {out}/job-*.log say how far they are", flush=True)
         try:
             for process in processes:
@@ -131,14 +146,12 @@ def run(path: Path, out: Path, data: Path, jobs: int, extra: Sequence[str] = ())
             for process in processes:
                 process.terminate()
                 process.wait()
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=environment)
 
 
-def _start(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+def _start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     with log.open("ab") as file:
-        return subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
 
 def with_rate(variant: Variant, rate: float | None = None, epochs: float | None = None) -> dict[str, Any]:
@@ -181,7 +194,10 @@ def choose(out: Path, data: Path, jobs: int, extra: Sequence[str]) -> None:
     if not path.exists():
         best = best_rates({rate: means_of(out / f"rates-{rate:g}" / "table.csv", RATE_SEEDS) for rate in RATES})
         firsts = first_of_kinds(study.variant)
-        write_sweep(path, "extends", {}, [with_rate(v, best[firsts[kind_of(v)].name]) for v in study.variant])
+        # The other groups take as long to measure as an epoch to train: they are for what is confirmed.
+        primary = [asdict(group) for group in study.group if group.name == PRIMARY]
+        changes = {"design": {"secondary": []}, "group": primary}
+        write_sweep(path, "extends", changes, [with_rate(v, best[firsts[kind_of(v)].name]) for v in study.variant])
     run(path, out / "choose", data, jobs, extra)
 
 
@@ -193,7 +209,7 @@ def confirm(out: Path, data: Path, jobs: int, extra: Sequence[str]) -> None:
             raise Unfinished(f"{out / 'choose.toml'} is not there")
         before = load_sweep(out / "choose.toml")
         names = chosen(means_of(out / "choose" / "table.csv", before.seeds))
-        epochs = equal_time(speeds(before, out / "choose", names))
+        epochs = equal_time(times(before, names, data))
         picked = [variant for name in names for variant in before.variant if variant.name == name]
         variants = [with_rate(v, epochs=EPOCHS) for v in picked]
         variants += [
@@ -219,7 +235,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("study"))
     parser.add_argument("--stage", choices=STAGES, help="only this one; by default all, in order")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each; 1: one, of all threads")
+    parser.add_argument("--jobs", type=int, default=processors(), help="processes, of one thread each; one a core")
     parser.add_argument("--dry-run", action="store_true", help="say what is left of the stage; needs --stage")
     options = parser.parse_args()
     if options.dry_run and not options.stage:

@@ -11,6 +11,7 @@ from diffclip.sweep_sizes import HOLDOUT, stated
 from pages import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "study.py"
+sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
 _SPEC = importlib.util.spec_from_file_location("study", SCRIPT)
 study = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(study)
@@ -21,7 +22,7 @@ def test_the_rules():
     assert study.best_rates(scores) == {"CLIP": 5e-4, "DINT": 2e-3}
     means = {"CLIP": 0.9, "M-DGSA": 0.3, "DiffCLIP": 0.1, "DINT": 0.7, "gated": 0.5}
     assert study.chosen(means) == ["CLIP", "DiffCLIP", "DINT", "gated"]
-    assert study.equal_time({"CLIP": 100.0, "DINT": 80.0}) == {"CLIP": 8.0, "DINT": 6.4}
+    assert study.equal_time({"CLIP": 1.0, "DINT": 1.25}) == {"CLIP": 4.0, "DINT": 3.2}
 
 
 def test_each_stage_decides_the_next(tmp_path, monkeypatch):
@@ -38,22 +39,17 @@ def test_each_stage_decides_the_next(tmp_path, monkeypatch):
             table = csv.writer(file)
             table.writerow(["group", "variant", "seeds", "mean"])
             for number, name in enumerate(recipes):
-                table.writerow(["zero-shot", name, len(sweep.seeds), number + (rate == 2e-3)])
+                table.writerow(["zero-shot", name, len(sweep.seeds), number + (rate == 4e-3)])
             table.writerow(["few-shot", "CLIP", 0, 99])
-        for variant in sweep.variant if out.name == "choose" else ():
-            for seed in sweep.seeds:
-                folder = out / variant.folder / f"seed_{seed}"
-                folder.mkdir(parents=True)
-                speed = 50 if variant.name == "DINT" else 100
-                (folder / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 1, "images_per_s": {speed}}}\n')
 
     monkeypatch.setattr(study, "run", run)
+    monkeypatch.setattr(study, "times", lambda _, names, data: {name: 1 + (name == "DINT") for name in names})
     for _ in range(2):  # the second time nothing is decided again
         study.rates(tmp_path, tmp_path, 1, [])
         study.choose(tmp_path, tmp_path, 1, [])
         study.confirm(tmp_path, tmp_path, 1, [])
         monkeypatch.setattr(study, "run", lambda *_: None)
-    assert [name for name, _, _ in calls] == ["rates-0.0005", "rates-0.001", "rates-0.002", "choose", "confirm"]
+    assert [name for name, _, _ in calls] == ["rates-0.002", "rates-0.004", "rates-0.008", "choose", "confirm"]
     assert '= "/' not in "".join(path.read_text() for path in tmp_path.glob("*.toml"))  # they are committed
     _, rates, recipes = calls[0]
     assert rates.design is None
@@ -64,13 +60,15 @@ def test_each_stage_decides_the_next(tmp_path, monkeypatch):
     assert [(g.task, g.data) for g in rates.group] == [("zero_shot", ("held-out",))]
     kinds = [(r.model.resolve().vision_attention, r.model.resolve().text_attention) for r in recipes.values()]
     assert len(set(kinds)) == len(kinds) == 13  # one variant of each kind
-    every = calls[3][2]
+    _, sweep, every = calls[3]
+    assert [g.task for g in sweep.group] == ["zero_shot"]
+    assert (sweep.seeds, sweep.design.secondary) == ((0, 1, 2), ())
     assert len(every) == 21
-    assert {r.optimizer.lr for r in every.values()} == {2e-3}
+    assert {r.optimizer.lr for r in every.values()} == {4e-3}
     assert every["DiffCLIP, slow λ"].tuning.lambda_rate == 0.1
     _, sweep, recipes = calls[4]
-    assert sweep.seeds == tuple(range(10, 20))
-    assert sweep.design == load_sweep("study").design
+    assert sweep.seeds == tuple(range(10, 18))
+    assert (sweep.design, sweep.group) == (load_sweep("study").design, load_sweep("study").group)
     epochs = {name: r.training.epochs for name, r in recipes.items()}
     whole = study.EPOCHS
     assert epochs == {
@@ -79,6 +77,22 @@ def test_each_stage_decides_the_next(tmp_path, monkeypatch):
     }
     attention = {name: r.model.resolve().vision_attention for name, r in recipes.items()}
     assert attention["DINT, equal time"] == attention["DINT"] == "dint"
+
+
+def test_steps_are_timed_beside_the_baselines(tmp_path, monkeypatch):
+    path = study.write_sweep(
+        tmp_path / "s.toml", "extends", {}, [study.with_rate(v) for v in load_sweep("study").variant]
+    )
+    small = {
+        "model": {"overrides": {"vision_width": 32, "text_width": 32, "embed_dim": 16}},
+        "data": {"examples": 64, "train": {"split": "", "templates": []}},
+        "training": {"batch_size": 4},
+    }
+    sweep = load_sweep(path, settings=small)
+    monkeypatch.setattr(study.torch, "set_num_threads", lambda count: None)
+    found = study.times(sweep, ["CLIP", "DINT"], "scenes:train?size=32&length=64", rounds=2)
+    assert found["CLIP"] == 1
+    assert 0.1 < found["DINT"] < 10
 
 
 def test_variants_are_dealt_out_to_jobs_and_then_told_together(tmp_path, monkeypatch):
@@ -90,8 +104,8 @@ def test_variants_are_dealt_out_to_jobs_and_then_told_together(tmp_path, monkeyp
             calls.append("end")
 
     calls = []
-    monkeypatch.setattr(study, "_start", lambda command, log: calls.append((command, log.name)) or Process())
-    monkeypatch.setattr(study.subprocess, "run", lambda command, check: calls.append((command, None)))
+    monkeypatch.setattr(study, "_start", lambda command, log, _: calls.append((command, log.name)) or Process())
+    monkeypatch.setattr(study.subprocess, "run", lambda command, check, env: calls.append((command, None)))
     path = study.write_sweep(
         tmp_path / "s.toml", "extends", {}, [study.with_rate(v) for v in load_sweep("study").variant[:5]]
     )

@@ -304,8 +304,8 @@ def _check_library(recipe: Recipe, where: str) -> None:
                 f"{where}: training.{name} is for models of ours, and {recipe.model.name} is made of transformers' "
                 "classes: leave it out"
             )
-    if recipe.optimizer.kind != "adamw":
-        raise UserError(f'{where}: optimizer.kind = "{recipe.optimizer.kind}" is for models of ours: take "adamw"')
+    if recipe.optimizer.kind == "adamw_8bit":
+        raise UserError(f'{where}: optimizer.kind = "adamw_8bit" is for models of ours: take "adamw"')
 
 
 def _check_sizes(stages: Sequence[tuple[int, int]], config: ModelConfig, where: str) -> None:

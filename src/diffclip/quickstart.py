@@ -39,7 +39,7 @@ LABELS = ("a star", "an arrow", "a heart")
 RELEASED = "hf:hammh0a/DiffCLIP_ViTB16_CC12M"
 """What the last lines of the quickstart name: labels of scenes, and a model for photographs."""
 
-EVALUATION_MINUTES = 1.5
+EVALUATION_MINUTES = 1.0
 """What evaluation and the report take on two CPU cores, kept free of the budget."""
 TIMED_STEPS = 6
 TEST_IMAGES, SHIFTED_IMAGES, GROUNDED_IMAGES, PANELS = 1000, 500, 100, 4

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import diffclip
 from diffclip import UserError, cli
-from diffclip.config import load_recipe
+from diffclip.config import Optimizer, load_recipe
 from diffclip.models.library import LibraryModel
 from diffclip.models.library_config import library_config
 from diffclip.models.parity import compare
@@ -78,6 +78,18 @@ def test_conversion_starts_exactly_and_reloads(family, tmp_path):
     assert {name: "lambda_" not in name for name in decays} == decays
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_muon_turns_the_matrices_of_layers_alone(family):
+    model = diffclip.convert(small(family), "differential_v2")
+    first = make_optimizer(model, Optimizer(kind="muon")).param_groups[0]
+    assert "ns_steps" in first
+    turned = {id(p) for p in first["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in turned}
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
+    left = ("embed", "lambda_", "projection", "pooler", ".head.")  # SigLIP pools by a layer of its own
+    assert names == {name for name in matrices if not any(word in name for word in left)}
+
+
 @pytest.mark.parametrize("form", ["differential", "differential_v2", "no_second_map"])
 @pytest.mark.parametrize("family", ["clip", "blip"])
 def test_in_bfloat16_lambda_and_the_temperature_stay_exact(family, form, tmp_path):
@@ -143,7 +155,7 @@ def test_what_a_recipe_may_not_say_of_the_model(options, said):
 
 
 @pytest.mark.parametrize(
-    "part", [{"training": {"compile": True}}, {"training": {"layout": "fsdp"}}, {"optimizer": {"kind": "muon"}}]
+    "part", [{"training": {"compile": True}}, {"training": {"layout": "fsdp"}}, {"optimizer": {"kind": "adamw_8bit"}}]
 )
 def test_what_a_recipe_may_not_ask_of_transformers_models(part):
     model = {"preset": "", "library": "transformers", "architecture": "clip_quickstart"}

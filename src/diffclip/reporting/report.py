@@ -94,7 +94,8 @@ def report(
         durable.write_text(out / "tables" / f"{part.name}.md", text)
     drawings = [*(drawing for part in content.parts for drawing in part.drawings), *_panel_drawings(panels)]
     console, files = Terminal(), drawings if options.figure_files else []
-    for drawing in track(files, "Drawing", console=console, transient=True, disable=not console.is_terminal):
+    shown = bool(files) and console.is_terminal
+    for drawing in track(files, "Drawing", console=console, transient=True, disable=not shown):
         _save(drawing, out / "figures")
     text = page.render(
         content,

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from diffclip.training.tuning import is_lambda, rate_of
 
 # Of bitsandbytes: smaller tensors keep moments of 32 bits, larger ones have a scale for so many numbers.
 _SMALL, _BLOCK = 4096, 256
+_IN_BLOCK = re.compile(r"\.(?:blocks|layers?)\.\d+\.")
 
 
 def make_optimizer(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> torch.optim.Optimizer:  # noqa: B008  frozen
@@ -63,8 +65,8 @@ def make_optimizer(model: Trainable, config: Optimizer, tuning: Tuning = Tuning(
 
 
 def is_turned(name: str, parameter: Tensor) -> bool:
-    """Whether Muon steps a parameter: a matrix of a block that is neither λ nor a gate."""
-    return ".blocks." in name and parameter.ndim == 2 and not is_lambda(name)
+    """Whether Muon steps a parameter: a matrix of a block, ours or transformers', that is neither λ nor a gate."""
+    return _IN_BLOCK.search(name) is not None and parameter.ndim == 2 and not is_lambda(name)
 
 
 class _Together(torch.optim.Optimizer):
