@@ -91,7 +91,7 @@ class Optimizer:
 
     kind: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """`adamw_8bit`: both moments of matrices in 8 bits (bitsandbytes), 2 bytes a parameter for 8. `muon`: the matrices
-    of blocks step by torch.optim.Muon, as far as AdamW would step, and keep 4 bytes; the rest by AdamW."""
+    of blocks step by Muon, as far as AdamW would step, and keep 4 bytes a parameter; the rest by AdamW."""
     lr: Positive = 5e-4
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)

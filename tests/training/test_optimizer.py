@@ -144,9 +144,25 @@ def test_muon_turns_the_matrices_of_blocks_and_leaves_the_rest_to_adamw():
         values /= values.square().sum().sqrt()
         for _ in range(5):
             values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
-        assert (inside - values.diag()).abs().max() < 0.06, name  # it is computed in bfloat16
+        assert (inside - values.diag()).abs().max() < 2e-3, (
+            name
+        )  # the step of a float32 weight, divided by a small rate
     assert turned == 8
     assert not any("lambda" in name for name, p in start.named_parameters() if p.ndim == 2)
+
+
+def test_muon_in_bfloat16_is_torchs_to_the_bit():
+    ours, peers = small_model(), small_model()
+    config = Optimizer(kind="muon", lr=1e-2, weight_decay=0.1)
+    optimizer = make_optimizer(ours, config, dtype=torch.bfloat16)
+    named = [p for name, p in peers.named_parameters() if ".blocks." in name and p.ndim == 2]
+    peer = torch.optim.Muon(named, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    steps(ours, optimizer, 0, 4)
+    steps(peers, peer, 0, 4)
+    of_peer = {id(p) for p in named}
+    compared = [(a, b) for a, b in zip(ours.parameters(), peers.parameters(), strict=True) if id(b) in of_peer]
+    assert len(compared) == 8
+    assert all(torch.equal(a, b) for a, b in compared)
 
 
 @pytest.mark.parametrize("attention", ["gated", "differential_v2", "differential_gated", "mdgsa"])

@@ -12,6 +12,7 @@ from diffclip.config import Optimizer, Tuning
 from diffclip.errors import UserError
 from diffclip.models.clip import CLIP
 from diffclip.models.library import Trainable
+from diffclip.training.muon import Muon
 from diffclip.training.tuning import is_lambda, rate_of
 
 # Of bitsandbytes: smaller tensors keep moments of 32 bits, larger ones have a scale for so many numbers.
@@ -19,7 +20,12 @@ _SMALL, _BLOCK = 4096, 256
 _IN_BLOCK = re.compile(r"\.(?:blocks|layers?)\.\d+\.")
 
 
-def make_optimizer(model: Trainable, config: Optimizer, tuning: Tuning = Tuning()) -> torch.optim.Optimizer:  # noqa: B008  frozen
+def make_optimizer(
+    model: Trainable,
+    config: Optimizer,
+    tuning: Tuning = Tuning(),  # noqa: B008  frozen
+    dtype: torch.dtype | None = None,
+) -> torch.optim.Optimizer:
     """AdamW: parameters of two or more dimensions decay, biases, norms, λ and the temperature do not.
 
     λ and gates never decay, whatever their shape. tuning: the learning rates of parts, kept as "rate" of each group.
@@ -28,8 +34,9 @@ def make_optimizer(model: Trainable, config: Optimizer, tuning: Tuning = Tuning(
     Of the kind `adamw_8bit` (Dettmers et al. 2022; bitsandbytes) the moments of matrices are kept in 8 bits, each block
     of 256 with a scale; those of small tensors and of the token embedding, whose rows have gradients of very different
     sizes, stay in 32. Raises UserError where bitsandbytes is not installed.
-    Of the kind `muon` (Jordan et al. 2024; torch.optim.Muon) the matrices of blocks step by their momentum, made nearly
+    Of the kind `muon` (Jordan et al. 2024) the matrices of blocks step by their momentum, made nearly
     orthogonal, as far as AdamW would (0.2 a number in root mean square, Liu et al. 2025); the rest is left to AdamW.
+    dtype: what the run multiplies in; Muon multiplies in bfloat16 where that is it, and in float32 else.
     """
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in model.named_parameters():
@@ -49,7 +56,11 @@ def make_optimizer(model: Trainable, config: Optimizer, tuning: Tuning = Tuning(
         matrices = [group | {"params": [p for p in group["params"] if id(p) in turned]} for group in made]
         others = [group | {"params": [p for p in group["params"] if id(p) not in turned]} for group in made]
         return _Together(
-            torch.optim.Muon([g for g in matrices if g["params"]], lr=config.lr, adjust_lr_fn="match_rms_adamw"),
+            Muon(
+                [g for g in matrices if g["params"]],
+                config.lr,
+                dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
+            ),
             torch.optim.AdamW([g for g in others if g["params"]], **settings, fused=True),
         )
     assert isinstance(model, CLIP)  # the recipe was checked

@@ -140,7 +140,7 @@ class TrainState:
         prepare(self.model, tuning)
         self._lambda_steps = round(tuning.lambda_warmup_epochs * schedule.steps_per_epoch)
         self.layout = parallelize(self.model, training.layout, self.world, self.device)
-        self.optimizer = make_optimizer(self.model, optimizer, tuning)
+        self.optimizer = make_optimizer(self.model, optimizer, tuning, self.dtype)
         self.average = WeightAverage(self.model, training.ema) if training.ema else None
         self.loss_kind, self.shared_captions = loss.kind, loss.shared_captions
         self._rates, self._micro_batch, self._seed = optimizer, training.micro_batch, seed
