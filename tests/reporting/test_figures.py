@@ -76,3 +76,21 @@ def test_attention_figure_and_png(tmp_path):
         assert opened.width > opened.height
     with Image.open(io.BytesIO(figures.to_png(image))) as opened:
         assert np.array_equal(np.asarray(opened), image)
+
+
+def test_what_the_font_lacks_is_told_in_one_line(tmp_path, caplog):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_title("红色的星 red star")
+    axes.set_xlabel("λ, plain")
+    figures.save(figure, tmp_path / "boxes.png")
+    assert (tmp_path / "boxes.png").exists()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == (
+        "a figure shows boxes in place of 红 (U+7EA2), 色 (U+8272), 的 (U+7684) and 1 more, which its font lacks"
+    )
+    caplog.clear()
+    figure.suptitle("é λ ±")
+    axes.set_title("red star")
+    figures.save(figure, tmp_path / "none.pdf")
+    assert not caplog.records

@@ -5,9 +5,12 @@ of the text around them, so one figure serves a light and a dark page.
 """
 
 import io
+import logging
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +27,8 @@ from PIL import Image
 from diffclip import durable
 from diffclip.analysis.curves import Curve
 from diffclip.text import printable_lines
+
+log = logging.getLogger(__name__)
 
 # The paper's blue and pink, and for its other variants colours that stay apart for colour-blind readers and on white
 # and dark ground (a test simulates both).
@@ -174,8 +179,26 @@ def _write(figure: Figure, target: Path | IO[Any], **options: Any) -> None:
         text.set_parse_math(False)
         if text.get_text() != (shown := printable_lines(text.get_text())):
             text.set_text(shown)
-    with matplotlib.rc_context({"text.parse_math": False}):
+    with matplotlib.rc_context({"text.parse_math": False}), _told_of_boxes():
         figure.savefig(target, **options)
+
+
+@contextmanager
+def _told_of_boxes() -> Iterator[None]:
+    """Inside the `with` matplotlib draws boxes for what its font lacks, which is told once, in one line, at the end."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    lacking = dict.fromkeys(
+        chr(int(found[1])) for each in caught if (found := re.match(r"Glyph (\d+) .*missing", str(each.message)))
+    )
+    for each in caught:
+        if not re.match(r"Glyph \d+ .*missing", str(each.message)):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if lacking:
+        shown = ", ".join(f"{character} (U+{ord(character):04X})" for character in list(lacking)[:3])
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        log.warning("a figure shows boxes in place of %s%s, which its font lacks", shown, more)
 
 
 def _show(axes: Axes, pixels: Pixels, title: str) -> None:
