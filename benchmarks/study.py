@@ -176,6 +176,7 @@ def rates(out: Path, data: Path, jobs: int, extra: Sequence[str]) -> None:
                     "examples": TRAINING_IMAGES - HELD_OUT,
                     "train": {"holdout": HELD_OUT, "part": "train"},
                 },
+                "evaluation": [],  # the recipe's own is on test images
                 # Stated, or a sweep that holds examples out chooses a batch of its own.
                 "training": {"epochs": 1, "batch_size": load_recipe("cifar10").training.batch_size, **KEPT},
                 "optimizer": {"lr": rate},

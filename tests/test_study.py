@@ -32,6 +32,7 @@ def test_each_stage_decides_the_next(tmp_path, monkeypatch):
         sweep = load_sweep(path)
         recipes = {v.name: recipe_of(sweep, v, 10) for v in sweep.variant}
         calls.append((out.name, sweep, recipes))
+        assert not any(recipe.evaluation for recipe in recipes.values())  # none looks at test images as it trains
         assert stated(sweep.set, "training", "batch_size") == 128 or HOLDOUT not in sweep.data.values()
         out.mkdir(exist_ok=True)
         rate = next(iter(recipes.values())).optimizer.lr
