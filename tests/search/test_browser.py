@@ -55,7 +55,7 @@ def browser():
 def opened(browser, served, **options):
     """A page, and what its console complains of."""
     page = browser.new_page(**options)
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     complaints = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -33,7 +33,7 @@ def test_gradients_are_those_of_float32_once_they_are_unscaled(micro_batch):
     assert half.figures()["gradient_scale"] == 2**10
     for name, gradient in gradients(exact).items():
         difference = (gradients(half)[name] - gradient).norm()
-        assert difference <= 0.05 * gradient.norm() + 1e-4, name  # λ's nearly cancels
+        assert difference <= 0.05 * gradient.norm() + 2e-4, name  # λ's nearly cancels
 
 
 def test_an_overflow_changes_no_weight_and_halves_the_scale():
