@@ -25,11 +25,15 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, help="the folder with the hub's two parquet files")
     parser.add_argument("--python", default="3.12", help="the version on that machine")
     options = parser.parse_args()
-    constraints = Path(__file__).parents[1] / "constraints.txt"
+    root = Path(__file__).parents[1]
+    constraints = root / "constraints.txt"
     platforms = [f"--platform={name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
     wheels = ["--no-deps", "--only-binary=:all:", "--implementation=cp", "--python-version", options.python, *platforms]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--constraint", str(constraints), *wheels]
     subprocess.run([*command, "--dest", str(options.folder / "wheels"), *PACKAGES], check=True)
+    # Of its own wheel only what pip knows of it is used, such as the version: the code is the checkout's.
+    own = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(options.folder / "wheels")]
+    subprocess.run([*own, str(root)], check=True)
     for split, rows in ROWS.items() if options.cifar else ():
         name = f"{split}-00000-of-00001.parquet"
         (options.folder / "cifar10").mkdir(exist_ok=True)
@@ -38,7 +42,7 @@ def main() -> None:
     print(
         f"take the checkout with {options.folder} along, and there:\n"
         f"  python3 -m pip install --no-index --no-deps --target {options.folder}/site {options.folder}/wheels/*.whl\n"
-        f"  PYTHONPATH={options.folder}/site:src python3 benchmarks/gpu.py{cifar} --json gpu.json"
+        f"  PYTHONPATH=src:{options.folder}/site python3 benchmarks/gpu.py{cifar} --json gpu.json"
     )
 
 

@@ -279,6 +279,17 @@ def test_autocast_lowers_q_k_v_but_neither_lambda_nor_the_subtraction(backend):
     assert torch.equal(found, expected)
 
 
+def test_compiling_asks_nothing_that_older_torches_cannot_trace(monkeypatch):
+    """torch 2.11 breaks the graph at torch.amp.is_autocast_available, and compiles anew until it gives up."""
+    monkeypatch.setattr(torch.amp, "is_autocast_available", torch._dynamo.disable(lambda device: True))
+    compiled = torch.compile(differential_attention, backend="eager", fullgraph=True)
+    q, k, v, lam = inputs(torch.float32, n=33, d=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (call(q, k, v, lam, backend="sdpa") for call in (compiled, differential_attention))
+    assert found.dtype is torch.bfloat16
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("tokens", [1, 5, 65, 197, 577, 5000])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_table_has_a_backend_for_everything(tokens, dtype):

@@ -24,6 +24,8 @@ Kind = Literal["differential", "standard"]
 Rows = Mapping[str, Mapping[str, str]]
 """Dtype → number of tokens → the form that is fastest there."""
 
+# A name, since torch.compile of torch 2.11 cannot trace torch.amp.is_autocast_available, and breaks the graph there.
+WITHOUT_AUTOCAST = "meta"
 # What a processor multiplies matrices with, the best first: its name in choice.json and in torch's capabilities.
 PROCESSORS = {"AMX": "amx_bf16", "AVX-512 BF16": "avx512_bf16", "AVX-512": "avx512_f", "AVX2": "avx2"}
 FORMS = ("eager", "fused", "sdpa")
@@ -49,7 +51,7 @@ def fastest(kind: Kind, device: str, dtype: torch.dtype, tokens: int) -> str:
 
 def no_autocast(device: str) -> AbstractContextManager[None]:
     """Autocast off on a device, where it has one."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return nullcontext() if device == WITHOUT_AUTOCAST else torch.autocast(device, enabled=False)
 
 
 def is_tracing() -> bool:
@@ -59,7 +61,7 @@ def is_tracing() -> bool:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast casts to on a device; None where it is off, or where there is none, as on "meta"."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != WITHOUT_AUTOCAST and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
 
