@@ -45,7 +45,7 @@ class Options:
     scenes: int = 2
     """Of how many test scenes, for models that were trained on scenes."""
     figure_files: bool = True
-    """Whether figures are written as files too, which takes half of a report's time."""
+    """Whether figures are written as files too, which takes most of a report's time."""
 
 
 DEFAULTS = Options()
