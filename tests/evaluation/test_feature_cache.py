@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from diffclip.data.content import content_digest
 from diffclip.data.images import BadImage
 from diffclip.data.sources import Example, open_source
 from diffclip.data.transforms import EvalTransform, normalise
 from diffclip.evaluation.features import cache as feature_cache
-from diffclip.evaluation.features.cache import FeatureCache, content_digest
+from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.features.encode import image_features
 from small_models import small_model as tiny
 

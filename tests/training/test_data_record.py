@@ -76,8 +76,10 @@ def replace(data):
     os.utime(data / "train" / "1.tar", ns=(1, 1))
 
 
-def rename(data):
+def swap(data):
+    """The same examples in another order."""
     (data / "train" / "1.tar").rename(data / "train" / "2.tar")
+    (data / "train" / "0.tar").rename(data / "train" / "3.tar")
 
 
 def add_class(data):
@@ -88,8 +90,24 @@ def rename_class(data):
     (data / "test" / "cat").rename(data / "test" / "cow")
 
 
-def touch_evaluation(data):
+def replace_evaluation(data):
+    Image.new("RGB", (8, 8), "red").save(data / "test" / "cat" / "a.png")
+
+
+def rename(data):
+    (data / "train" / "1.tar").rename(data / "train" / "2.tar")
+
+
+def touch(data):
     os.utime(data / "test" / "cat" / "a.png", ns=(1, 1))
+
+
+def copy(data):
+    """As to the scratch disk of a node, or out of an archive: other times, all of them."""
+    for name in ("train", "test"):
+        shutil.copytree(data / name, data / "copied", copy_function=shutil.copyfile)
+        shutil.rmtree(data / name)
+        (data / "copied").rename(data / name)
 
 
 def remove_evaluation(data):
@@ -99,11 +117,11 @@ def remove_evaluation(data):
 CHANGES = {
     add: "data.train: 16 examples before, 24 now",
     remove: "data.train: 16 examples before, 8 now",
-    replace: "data.train: as many examples, in files of other places, sizes or times of change",
-    rename: "data.train: as many examples, in files of other places",
+    replace: "data.train: as many examples, but other images, captions or labels, or in another order",
+    swap: "data.train: as many examples, but other images, captions or labels, or in another order",
     add_class: "evaluation animals: 2 examples before, 3 now, 2 class names before, 3 now",
     rename_class: "evaluation animals: other class names or templates",
-    touch_evaluation: "evaluation animals: as many examples",
+    replace_evaluation: "evaluation animals: as many examples, but other images",
     remove_evaluation: "evaluation animals cannot be opened any more",
 }
 
@@ -122,6 +140,42 @@ def test_changed_data_are_refused_or_accepted_in_writing(data, change, caplog):
     assert CHANGES[change] in accepted["changed"][0]["what"][0]
     assert CHANGES[change] in caplog.text
     assert begin(data) == accepted  # accepted once, it is what later starts are compared with
+
+
+COPIES = {rename: "data.train: files of", touch: "evaluation animals: files of", copy: "data.train, evaluation animals"}
+
+
+@pytest.mark.parametrize("change", COPIES, ids=lambda change: change.__name__)
+def test_copies_count_as_the_same_with_a_warning(data, change, caplog):
+    first = begin(data)
+    change(data)
+    second = begin(data)
+    assert COPIES[change] in caplog.text
+    assert caplog.text.count("counts as the same data") == 1
+    assert second["changed"] == []
+    assert second["data"]["data.train"]["sample"] == first["data"]["data.train"]["sample"]
+    begin(data)  # the new places are known now
+    assert caplog.text.count("counts as the same data") == 1
+
+
+def test_a_record_without_a_sample_knows_no_copy(data):
+    record = begin(data)
+    for facts in record["data"].values():
+        del facts["sample"]
+    (data / "run" / DATA).write_text(json.dumps(record))
+    begin(data)
+    (data / "run" / DATA).write_text(json.dumps(record))
+    copy(data)
+    with pytest.raises(UserError, match="the data have changed since"):
+        begin(data)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 1000])
+def test_what_is_compared_is_spread_over_the_whole(count):
+    places = data_record._spread(count)
+    assert len(set(places)) == len(places) == min(count, data_record.SAMPLE)
+    assert places[0] == 0
+    assert count - 1 - places[-1] < count / len(places)
 
 
 def test_class_names_count(data):
@@ -165,7 +219,7 @@ def test_training_writes_the_record_and_asks_it(tmp_path):
     recipe = small_recipe(0)
     setup.train(recipe, tmp_path / "run")
     record = json.loads((tmp_path / "run" / DATA).read_text())
-    record["data"]["data.train"]["stamp"] = "another"
+    record["data"]["data.train"] |= {"stamp": "another", "sample": "another"}
     (tmp_path / "run" / DATA).write_text(json.dumps(record))
     with pytest.raises(UserError, match="--accept-changed-data"):
         setup.train(recipe, tmp_path / "run", resume=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffclip import durable, reading
 from diffclip.config import Recipe
+from diffclip.data.content import content_digest
 from diffclip.data.formats.stamp import Stamped
 from diffclip.data.formats.stream import is_stream
 from diffclip.data.sources import Source, open_source
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 DATA = "data.json"
 ACCEPT = "--accept-changed-data"
 START = "model.start"
+SAMPLE = 64
+"""Examples, spread over a data set, by which a copy is known as such."""
 
 Facts = dict[str, dict[str, Any]]
 """Data set ("data.train", "evaluation NAME"), or "model.start" → what tells whether it is still the same."""
@@ -48,7 +51,13 @@ def _facts(source: Source) -> dict[str, Any]:
         "classes": len(source.classnames or ()),
         "texts": hashlib.sha256(texts).hexdigest(),
         "stamp": source.stamp() if isinstance(source, Stamped) else None,
+        "sample": content_digest(source, _spread(len(source))) if isinstance(source, Stamped) else None,
     }
+
+
+def _spread(count: int) -> list[int]:
+    """Up to `SAMPLE` places of `count`, evenly."""
+    return [number * count // SAMPLE for number in range(SAMPLE)] if count > SAMPLE else list(range(count))
 
 
 def differences(before: Facts, now: Facts) -> list[str]:
@@ -65,18 +74,29 @@ def differences(before: Facts, now: Facts) -> list[str]:
                 found.append(f"{old.get(key):,} {unit} before, {new[key]:,} now")
         if not found and old.get("texts") != new.get("texts"):
             found.append("other class names or templates")
-        if not found and old.get("stamp") != new["stamp"]:
-            same_count = "as many examples, in files of other places, sizes or times of change"
-            found.append("other weights" if name == START else same_count)
+        if not found and name == START and old.get("stamp") != new["stamp"]:
+            found.append("other weights")
+        elif not found and old.get("stamp") != new["stamp"] and not _same_sample(old, new):
+            found.append("as many examples, but other images, captions or labels, or in another order")
         texts += [f"{name}: {', '.join(found)}"] if found else []
     return texts
+
+
+def copies(before: Facts, now: Facts) -> list[str]:
+    """The data sets whose files were moved, copied or touched, with the same content as far as the sample tells."""
+    return [name for name, new in now.items() if before[name].get("stamp") != new["stamp"]]
+
+
+def _same_sample(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return new["sample"] is not None and old.get("sample") == new["sample"]
 
 
 def check(run: Path, facts: Facts, *, accept: bool = False) -> dict[str, Any]:
     """What the directory's record is to be, where a run that it holds goes on with these data.
 
-    Warns where the record is missing, as in runs of earlier versions, and where `accept` lets changed data pass, which
-    the record then says. Raises UserError where data have changed, or the record cannot be read.
+    Warns where the record is missing, as in runs of earlier versions, where files are others but `SAMPLE` examples are
+    the same, and where `accept` lets changed data pass, which the record then says. Raises UserError where data have
+    changed, or the record cannot be read.
     """
     path = run / DATA
     if not path.exists():
@@ -84,13 +104,22 @@ def check(run: Path, facts: Facts, *, accept: bool = False) -> dict[str, Any]:
         return {"data": facts, "changed": []}
     try:
         record = reading.parse_json(reading.read_text(path))
-        changed, found = list(record["changed"]), differences(dict(record["data"]), facts)
+        before = dict(record["data"])
+        changed, found = list(record["changed"]), differences(before, facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} cannot be read: restore it, or delete it and resume without a comparison") from None
     unseen = [name for name, now in facts.items() if now["stamp"] is None]
     if unseen:
         log.warning("%s: whether its content has changed since the run began cannot be seen", ", ".join(unseen))
     if not found:
+        if copied := copies(before, facts):
+            log.warning(
+                "%s: files of other places, sizes or times than when %s began. There are as many examples, and %s that "
+                "were compared are the same: it counts as the same data",
+                ", ".join(copied),
+                run,
+                f"{SAMPLE} spread over it" if max(facts[name]["examples"] for name in copied) > SAMPLE else "all",
+            )
         return {"data": facts, "changed": changed}
     what = "; ".join(found)
     if not accept:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffclip import durable
+from diffclip.data.content import content_digest
 from diffclip.data.formats.stamp import Stamped
-from diffclip.data.images import BadImage
 from diffclip.data.sources import Source
 from diffclip.models.image_settings import ImageSettings
 from diffclip.reading import named, parse_json, read_text
@@ -159,32 +159,6 @@ def _read_note(note: Path | None) -> str | None:
         return str(parse_json(read_text(note))["content"]) if note else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def content_digest(source: Source) -> str:
-    """A digest of everything that a source gives: images as they are stored, captions, labels.
-
-    The same examples have the same digest wherever they lie and in whatever format. Nothing is decoded: it takes the
-    time of reading the files.
-    """
-    digest = hashlib.sha256()
-    for content in _contents(source):
-        digest.update(len(content).to_bytes(8, "big"))
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _contents(source: Source) -> Iterator[bytes | memoryview]:
-    for index in range(len(source)):
-        try:
-            example = source[index]
-        except BadImage as error:
-            yield f"unreadable: {error.reason}".encode()
-            continue
-        image = example.image
-        yield image if isinstance(image, bytes) else np.ascontiguousarray(image).reshape(-1).data
-        shape = None if isinstance(image, bytes) else image.shape
-        yield json.dumps([shape, example.captions, example.label]).encode()
 
 
 def _key(weights: str, config: ImageSettings, data: str) -> str:
