@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files as resources
 from pathlib import Path
@@ -23,13 +23,13 @@ from diffclip.evaluation.tasks import grounding
 from diffclip.models.weights.store import fingerprint, load
 from diffclip.reporting.compare import ModelName, compare_two
 from diffclip.reporting.report import Options, report
-from diffclip.reporting.rows import Row
 from diffclip.reporting.tables.comparison import brief
 from diffclip.reporting.verdicts import headline
 from diffclip.terminal import Terminal
 from diffclip.training import checkpoint
 from diffclip.training import setup as trainer
 from diffclip.training.setup import seconds_per_step, training_source
+from diffclip.training.side_by_side import Place, Team
 from diffclip.training.step import Schedule
 
 # Baseline first: label, preset.
@@ -41,39 +41,61 @@ RELEASED = "hf:hammh0a/DiffCLIP_ViTB16_CC12M"
 
 EVALUATION_MINUTES = 1.0
 """What evaluation and the report take on two CPU cores, kept free of the budget."""
-TIMED_STEPS = 6
-TEST_IMAGES, SHIFTED_IMAGES, GROUNDED_IMAGES, PANELS = 1000, 500, 100, 4
 
 
-def run(out: Path, minutes: float, seed: int) -> Path:
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    timed_steps: int = 6
+    test_images: int = 1000
+    shifted_images: int = 500
+    fine_grained: int = FineGrainedSource().count
+    grounded_images: int = 100
+    panels: int = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done for one of the models."""
+
+    preset: str
+    recipe: Recipe
+    run: Path
+    results: Path
+    sizes: Sizes
+
+
+def run(out: Path, minutes: float, seed: int, sizes: Sizes = Sizes()) -> Path:
     """Train both models in at most `minutes`, evaluate and compare them; returns the report, OUT/report.html.
 
-    Both have the same seed, data, order and number of steps. Where OUT holds the runs already, finished or not, they
-    are gone on with. Raises UserError where OUT holds runs of another seed, or the budget is too small.
+    Both have the same seed, data, order and number of steps, and train side by side where there are cores for both.
+    Where OUT holds the runs already, finished or not, they are gone on with. Raises UserError where OUT holds runs of
+    another seed, or the budget is too small.
     """
     began = time.monotonic()
     console = Terminal()
-    recipes = _recipes(out, minutes, seed, console)
     runs = {label: out / label.lower() for label in MODELS}
-    begun = {label: _begun(directory) for label, directory in runs.items()}
-    for label, recipe in recipes.items():
-        if not (runs[label] / "model.safetensors").exists():
-            try:
-                trainer.train(recipe, runs[label], resume=True)
-            except Stopped:
-                raise Stopped(f"stopped while training {label}, and saved; the same command goes on") from None
-    clip, diffclip = (
-        NamedModel(preset, str(runs[label]), load(runs[label], device=default_device())[0])
-        for label, preset in MODELS.items()
-    )
-    rows = _compare(clip, diffclip, out / "results.jsonl", console)
+    with Team(tuple(MODELS), console) as team:
+        recipes = _recipes(out, minutes, seed, sizes, team, console)
+        begun = {label: _begun(directory) for label, directory in runs.items()}
+        jobs = {
+            label: Job(preset, recipes[label], runs[label], out / "results.jsonl", sizes)
+            for label, preset in MODELS.items()
+        }
+        try:
+            team.run(train_and_measure, jobs)
+        except Stopped:
+            raise Stopped(f"stopped, and saved in {out}: the same command goes on") from None
+    clip, diffclip = (ModelName(label, preset, str(runs[label])) for label, preset in MODELS.items())
+    rows = compare_two(out / "results.jsonl", clip, diffclip)
     console.print(brief(rows))
     console.print(headline(rows))
     recipe = recipes["DiffCLIP"]
     files = report(
         [out],
         out,
-        Options(scenes=PANELS, figure_files=False),
+        Options(scenes=sizes.panels, figure_files=False),
         title="CLIP and DiffCLIP, side by side",
         introduction=(
             "Two small models that differ in their attention alone, "
@@ -85,7 +107,11 @@ def run(out: Path, minutes: float, seed: int) -> Path:
             "training": f"{Schedule.of(recipe, len(training_source(recipe))).steps} steps of "
             f"{recipe.training.batch_size} images, seed {seed}",
             "training speed": ", ".join(_speed(label, directory, begun[label]) for label, directory in runs.items())
-            + f", on {torch.get_num_threads()} threads",
+            + (
+                f", side by side {_threads(team.threads)} each"
+                if team.threads
+                else f", {_threads(torch.get_num_threads())}"
+            ),
             "versions": ", ".join(f"{name} {version(name)}" for name in ("diffclip", "torch", "timm")),
         },
     )
@@ -109,35 +135,41 @@ def _begun(run: Path) -> str:
     return f"resumed from step {int(kept[-1].name.removeprefix('step_')):,}" if kept else ""
 
 
+def _threads(count: int) -> str:
+    return f"on {count} thread{'s' * (count > 1)}"
+
+
 def _speed(label: str, run: Path, begun: str) -> str:
     """The median over the lines of a run's log, which a busy hour or a pause does not move."""
     images = statistics.median(read_curves(run)["images_per_s"].values.tolist())
     return f"{label} {images:.0f} images/s in the median" + (f" ({begun})" if begun else "")
 
 
-def _compare(clip: NamedModel, diffclip: NamedModel, path: Path, console: Console) -> tuple[Row, ...]:
-    """Both models on every test set, with the results in `path`, and on where they look."""
-    models = (clip, diffclip)
-    raise_failures(run_suite(models, test_data(), path, console, brief=True))
-    for named in models:
-        grounded = grounding.evaluate(named.model, SceneSource("test"), limit=GROUNDED_IMAGES)
-        key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)
-        record(path, key, grounded, fingerprint(named.model))
-    first, second = (ModelName(label, m.name, m.pretrained) for label, m in zip(MODELS, models, strict=True))
-    return compare_two(path, first, second)
+def train_and_measure(job: Job, place: Place) -> None:
+    """Train a model to its end, and measure it on every test set and on where it looks, into the results of its job."""
+    if not (job.run / "model.safetensors").exists():
+        trainer.train(job.recipe, job.run, resume=True, show=place.display)
+    named = NamedModel(job.preset, str(job.run), load(job.run, device=default_device())[0])
+    raise_failures(run_suite((named,), test_data(job.sizes), job.results, place.console, brief=True))
+    grounded = grounding.evaluate(named.model, SceneSource("test"), limit=job.sizes.grounded_images)
+    key = ("scenes/test", named.name, named.pretrained, grounding.TASK.result)
+    record(job.results, key, grounded, fingerprint(named.model))
 
 
-def test_data() -> list[DataSet]:
+def test_data(sizes: Sizes) -> list[DataSet]:
     """Scenes' test set, its four shifts and the fine-grained pairs. The test set comes first: headlines speak of it."""
     shifted = [split for split in SPLITS if split not in ("train", "test")]
     return [
-        DataSet("scenes/test", SceneSource("test", length=TEST_IMAGES), ("zero_shot", "retrieval")),
-        *(DataSet(f"scenes/{split}", SceneSource(split, length=SHIFTED_IMAGES), ("zero_shot",)) for split in shifted),
-        DataSet("scenes/finegrained", PairImages(FineGrainedSource()), ("fine_grained",)),
+        DataSet("scenes/test", SceneSource("test", length=sizes.test_images), ("zero_shot", "retrieval")),
+        *(
+            DataSet(f"scenes/{split}", SceneSource(split, length=sizes.shifted_images), ("zero_shot",))
+            for split in shifted
+        ),
+        DataSet("scenes/finegrained", PairImages(FineGrainedSource(count=sizes.fine_grained)), ("fine_grained",)),
     ]
 
 
-def _recipes(out: Path, minutes: float, seed: int, console: Console) -> dict[str, Recipe]:
+def _recipes(out: Path, minutes: float, seed: int, sizes: Sizes, team: Team, console: Console) -> dict[str, Recipe]:
     """The recipe of each model: that of OUT where there is one, else as many epochs as the budget allows."""
     begun = [path for label in MODELS if (path := out / label.lower() / "recipe.toml").exists()]
     if begun:
@@ -148,7 +180,7 @@ def _recipes(out: Path, minutes: float, seed: int, console: Console) -> dict[str
     else:
         with resources("diffclip").joinpath("recipes/quickstart.toml").open("rb") as file:
             recipe = replace(load_recipe(file.name), seed=seed)
-        recipe = _fit(recipe, minutes, console)
+        recipe = _fit(recipe, minutes, sizes.timed_steps, team, console)
     return _of_models(recipe)
 
 
@@ -156,13 +188,19 @@ def _of_models(recipe: Recipe) -> dict[str, Recipe]:
     return {label: replace(recipe, model=replace(recipe.model, preset=preset)) for label, preset in MODELS.items()}
 
 
-def _fit(recipe: Recipe, minutes: float, console: Console) -> Recipe:
+def time_steps(job: tuple[Recipe, int], place: Place) -> float:
+    """Seconds that a step of a recipe takes, the median of so many."""
+    recipe, steps = job
+    return seconds_per_step(recipe, training_source(recipe), steps)
+
+
+def _fit(recipe: Recipe, minutes: float, timed_steps: int, team: Team, console: Console) -> Recipe:
     """The recipe, shortened if need be so that training both models fits into the budget."""
     if not math.isfinite(minutes):
         raise UserError(f"--minutes {minutes}: give a number of minutes, such as 9")
-    source = training_source(recipe)
-    schedule = Schedule.of(recipe, len(source))
-    seconds = sum(seconds_per_step(of_model, source, TIMED_STEPS) for of_model in _of_models(recipe).values())
+    schedule = Schedule.of(recipe, len(training_source(recipe)))
+    timed = team.run(time_steps, {label: (of_model, timed_steps) for label, of_model in _of_models(recipe).items()})
+    seconds = max(timed.values()) if team.threads else sum(timed.values())
     affordable = int((minutes - EVALUATION_MINUTES) * 60 / seconds)
     if affordable < schedule.warmup_steps + 1:
         fewest = math.ceil(10 * (EVALUATION_MINUTES + (schedule.warmup_steps + 1) * seconds / 60) + 1) / 10
@@ -171,9 +209,11 @@ def _fit(recipe: Recipe, minutes: float, console: Console) -> Recipe:
             f"give at least --minutes {fewest:g}"
         )
     steps = min(schedule.steps, affordable)
+    how = " side by side" if team.threads else ""
     shorter = "" if steps == schedule.steps else f", of {schedule.steps} in the whole recipe"
     console.print(
-        f"Training {' and '.join(MODELS)} for {steps} steps each{shorter}: about {steps * seconds / 60:.0f} minutes",
+        f"Training {' and '.join(MODELS)}{how} for {steps} steps each{shorter}: about {steps * seconds / 60:.0f} "
+        "minutes",
         highlight=False,
     )
     epochs = steps / schedule.steps_per_epoch

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -145,38 +145,66 @@ class Events:
             self._file.close()
 
 
+class Shown(Protocol):
+    """What shows how a training goes on, a context manager: a `Display`, or what stands for one elsewhere."""
+
+    def __enter__(self) -> "Shown": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def start(self, step: int) -> None:
+        """Steps begin, or go on after something else, when `step` are done."""
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def record(self, record: Record) -> None:
+        """Show the latest numbers of the run."""
+
+    def note(self, text: str) -> None:
+        """One line."""
+
+
+def progress_bars(console: Console) -> Progress:
+    """For displays: name, bar, both counts, the time left, and what there is room for."""
+    return Progress(
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(bar_width=BAR),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}", style="progress.remaining"),
+        TextColumn("{task.fields[state]}", markup=False),
+        console=console,
+    )
+
+
 class Display:
     """A progress bar on a terminal, plain lines elsewhere. Use as a context manager.
 
     The time left is that of the steps that are left, at the speed of the last minute of steps.
     """
 
-    def __init__(self, name: str, total: int, console: Console | None = None) -> None:
+    def __init__(self, name: str, total: int, console: Console | None = None, bars: Progress | None = None) -> None:
+        """bars: those of others too, started and stopped by whoever made them."""
         self.console = console or Terminal(file=sys.stderr)
         self._name, self._total = name, total
         shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
         # What stands beside the numbers of a record: name, bar, both counts, the time left, and the spaces between.
         self._room = self.console.width - (len(shown) + BAR + 2 * len(f"{total:,}") + 1 + len("00:00:00") + 5)
+        self._latest = ""
         self._progress: Progress | None = None
+        self._own = bars is None
         if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}", style="bold", markup=False),
-                BarColumn(bar_width=BAR),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}", style="progress.remaining"),
-                TextColumn("{task.fields[state]}", markup=False),
-                console=self.console,
-            )
+            self._progress = bars or progress_bars(self.console)
             self._task = self._progress.add_task(shown, total=total, left="--:--", state="")
         self._pace = Pace()
 
     def __enter__(self) -> "Display":
-        if self._progress:
+        if self._progress and self._own:
             self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress:
+        if self._progress and self._own:
             self._progress.stop()
 
     def start(self, step: int) -> None:
@@ -194,13 +222,19 @@ class Display:
     def record(self, record: Record) -> None:
         """Show the latest numbers of the run."""
         if self._progress:
-            self._progress.update(self._task, state=describe(record, self._room))
+            self._latest = describe(record, self._room)
+            self.state(self._latest)
         else:
             self.note(f"{self._name} step {record['step']}/{self._total}  {describe(record)}  {self._left()} left")
 
     def _left(self) -> str:
         seconds = self._pace.remaining(self._total)
         return "--:--" if seconds is None else _clock(seconds)
+
+    def state(self, text: str | None = None) -> None:
+        """What stands behind a bar, as far as there is room; without a text the latest numbers again."""
+        if self._progress:
+            self._progress.update(self._task, state=(self._latest if text is None else text)[: self._room])
 
     def note(self, text: str) -> None:
         """One line above the bar."""

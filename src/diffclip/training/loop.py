@@ -26,7 +26,7 @@ from diffclip.terminal import Terminal
 from diffclip.training import backends
 from diffclip.training.background import BackgroundCheckpoints
 from diffclip.training.checkpoint import Keep, Tensors
-from diffclip.training.logs import Display, RunLog
+from diffclip.training.logs import Display, RunLog, Shown
 from diffclip.training.monitor import Monitor
 from diffclip.training.statistics import gradient_norms, not_finite
 from diffclip.training.step import Schedule
@@ -99,6 +99,8 @@ class Loop:
     run: Path
     options: Training
     evaluators: Mapping[str, Evaluator]
+    show: Callable[[str, int], Shown] = Display
+    """Run's name, steps → where the process that prints shows how it goes on."""
 
     def train(self, *, resume: bool) -> None:
         """Make all steps that are left, and write the model for `diffclip.load`.
@@ -113,9 +115,7 @@ class Loop:
             if world.is_main
             else nullcontext() as records,
             BackgroundCheckpoints(self.run, state.config, keep) as self.checkpoints,
-            Display(
-                self.run.name, state.schedule.steps, None if world.is_main else Terminal(quiet=True)
-            ) as self.display,
+            (self.show if world.is_main else _hidden)(self.run.name, state.schedule.steps) as self.display,
             _stop_signal() as self.stop,
             backends.kept(self.run, state.model, state.device.type, world, resume=resume),
         ):
@@ -243,6 +243,10 @@ class Loop:
             f"{what} at step {step} ({where}); nothing of this step was saved, the batch's indices are in {path}; "
             'lower optimizer.lr or set training.precision = "float32", then --resume from the last checkpoint'
         )
+
+
+def _hidden(name: str, total: int) -> Display:
+    return Display(name, total, Terminal(quiet=True))
 
 
 class _Stretch:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -26,6 +26,7 @@ from diffclip.models.presets import ModelConfig
 from diffclip.models.start import started
 from diffclip.training import data_record
 from diffclip.training.ahead import Ahead
+from diffclip.training.logs import Display, Shown
 from diffclip.training.loop import Batches, Evaluator, Loop
 from diffclip.training.run_directory import claim_directory
 from diffclip.training.step import Schedule, TrainState
@@ -44,6 +45,7 @@ def train(
     accept_changed_data: bool = False,
     allow_pipe: bool = False,
     evaluators: Mapping[str, Evaluator] | None = None,
+    show: Callable[[str, int], Shown] = Display,
 ) -> Path:
     """Train to the end of the recipe; returns the run directory, which `diffclip.load` takes.
 
@@ -67,7 +69,7 @@ def train(
         claim = claim_directory(run, record, resume, facts, accept_changed_data=accept_changed_data)
     with claim as resume:
         resume = world.broadcast(resume)
-        Loop(new_state(recipe, schedule), loader, run, recipe.training, evaluators or {}).train(resume=resume)
+        Loop(new_state(recipe, schedule), loader, run, recipe.training, evaluators or {}, show).train(resume=resume)
     return run
 
 

@@ -1,0 +1,160 @@
+"""Trainings side by side: shown together, ended together, and nothing lost."""
+
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pieces
+import pytest
+from rich.console import Console
+
+from diffclip.errors import UserError
+from diffclip.terminal import Terminal
+from diffclip.training import checkpoint, side_by_side
+from diffclip.training.side_by_side import Team
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+@pytest.fixture
+def team():
+    with Team(pieces.NAMES, Terminal()) as team:
+        yield team
+
+
+def saved(run):
+    """The step of the newest checkpoint of a run; None where there is none."""
+    kept = checkpoint.found(run)
+    return int(kept[-1].name.removeprefix("step_")) if kept else None
+
+
+def wait_until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def trains(run):
+    path = run / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def test_each_has_a_process_and_its_share_and_all_is_shown(team, capsys, caplog):
+    items = {name: name for name in pieces.NAMES}
+    places = team.run(pieces.show, items)
+    assert set(places) == set(pieces.NAMES)
+    assert len({process for process, _ in places.values()} | {os.getpid()}) == 3
+    assert {threads for _, threads in places.values()} == {1}
+    again = team.run(pieces.show, items)
+    assert again == places
+    shown = capsys.readouterr()
+    for name in pieces.NAMES:
+        assert shown.out.count(f"a result of {name}\n") == 2
+        assert shown.err.count(f"a note of {name}\n") == 2
+        assert shown.err.count(f"{name.ljust(7)} step 3/3  loss 1.250") == 2
+        assert caplog.text.count(f"a warning of {name}\n") == 2
+
+
+def test_on_a_terminal_there_is_a_bar_of_80_columns_for_each(team, monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(
+        side_by_side, "Terminal", lambda stderr: Console(file=out, width=80, force_terminal=True, color_system=None)
+    )
+    team.run(pieces.show, {name: f"{name}_with_a_name_that_is_far_too_long" for name in pieces.NAMES})
+    lines = [line for line in out.getvalue().replace("\r", "\n").splitlines() if "3/3" in line]
+    assert {line.split("…")[0].strip() for line in lines} >= {"one_with_a_name_t", "another_with_a_na"}
+    assert "loss 1.250" in lines[-1]
+    assert max(len(line) for line in lines) <= 80 + len("\x1b[2K\x1b[1A\x1b[2K")
+
+
+def test_all_is_done_here_where_threads_are_too_few(monkeypatch, capsys):
+    monkeypatch.setattr(side_by_side.torch, "get_num_threads", lambda: 1)
+    with Team(pieces.NAMES, Terminal()) as team:
+        places = team.run(pieces.show, {name: name for name in pieces.NAMES})
+    assert team.threads == 0
+    assert {process for process, _ in places.values()} == {os.getpid()}
+    assert "a result of one" in capsys.readouterr().out
+
+
+def test_all_is_done_here_where_no_process_can_be_started(monkeypatch):
+    monkeypatch.setattr(
+        side_by_side.multiprocessing.context.SpawnProcess, "start", lambda _: (_ for _ in ()).throw(OSError(12, "no"))
+    )
+    with Team(pieces.NAMES, Terminal()) as team:
+        places = team.run(pieces.show, {name: name for name in pieces.NAMES})
+    assert {process for process, _ in places.values()} == {os.getpid()}
+
+
+FAILURES = {
+    "user": (UserError, r"^this cannot be used:\n  first\n  second$"),
+    "unexpected": (RuntimeError, "ZeroDivisionError: not foreseen"),
+    "killed": (UserError, r"^the process that worked on another ended by signal 9, perhaps for lack of memory: the "),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_one_that_fails_ends_the_other_which_saves_itself(tmp_path, team, how):
+    kind, message = FAILURES[how]
+    run = tmp_path / "run"
+    with pytest.raises(kind, match=message):
+        team.run(pieces.train_or_fail, {"one": (run, run, "train"), "another": (run, run, how)})
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert saved(run) >= last
+    if how == "user":
+        assert team.run(pieces.show, {"another": "another"})["another"][0] != os.getpid()  # both are there still
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A program with a team that trains two runs, started; and the runs."""
+    runs = [tmp_path / name for name in pieces.NAMES]
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, str(here / "pieces.py"), *map(str, runs)],
+        env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: all(map(trains, runs)))
+    yield process, runs
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_asked_to_stop_both_save_themselves(program, how):
+    process, runs = program
+    if how == "Ctrl-C":  # which a terminal sends to all
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert "Traceback" not in said
+    assert said.rstrip().endswith("stopped in order")
+    assert process.returncode == 1
+    assert all(saved(run) for run in runs)
+
+
+def test_where_their_program_dies_both_save_themselves_and_end(program):
+    process, runs = program
+    process.kill()
+    wait_until(lambda: all(saved(run) for run in runs))
+    for run in runs:
+        wait_until(lambda run=run: (run / ".lock").exists() and not locked(run / ".lock"))
+
+
+def locked(path):
+    with path.open("rb+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
