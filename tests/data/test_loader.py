@@ -127,6 +127,41 @@ def test_workers_and_resuming_make_no_difference():
         assert other.skipped == Counter()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("size", [1, 3, 4, 7])
+def test_pieces_make_no_difference(monkeypatch, size):
+    """Texts of other lengths, bad examples and their counts, a resume: as of batches that came whole."""
+    bad = {3: "missing", 17: "empty", 30: "no_caption"}
+    whole = loader(Pictures(bad=bad))
+    reference = list(whole.epoch(0))
+    assert len({batch.tokens.shape for batch in reference}) > 1
+    monkeypatch.setattr(loading, "PIECE", size)
+    pieces = loader(Pictures(bad=bad), num_workers=2)
+    assert all_same(pieces.epoch(0), reference)
+    assert pieces.skipped == whole.skipped
+    assert whole.skipped.total() == 3
+    assert all_same(pieces.epoch(0, start=4), reference[4:])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_piece_that_fails_is_told_like_a_batch(monkeypatch):
+    monkeypatch.setattr(loading, "PIECE", 3)
+    with pytest.raises(UserError, match="examples could not be used, more than 10%: missing"):
+        list(loader(Pictures(bad=dict.fromkeys(range(40), "missing")), num_workers=2).epoch(0))
+
+
+def test_joined_pieces_are_pinned_where_there_is_a_gpu(monkeypatch):
+    batches = list(loader().epoch(0))[:3]
+    plain = loading.joined(batches)
+    pinned, empty = [], torch.empty
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory, **k: pinned.append(pin_memory) or empty(*a, **k))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(True) or tensor.clone())
+    assert same(loading.joined(batches), plain)
+    assert same(loading.joined(batches[:1]), batches[0])
+    assert pinned == [True] * 5
+
+
 def test_spawned_workers_make_no_difference(monkeypatch):
     spawning = functools.partial(module.DataLoader, multiprocessing_context="spawn")
     reference = list(loader().epoch(2))

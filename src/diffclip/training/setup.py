@@ -12,7 +12,7 @@ import torch
 
 from diffclip.config import Model, Recipe, to_toml
 from diffclip.data.formats.stream import Stream, is_stream, open_stream, runs_a_command
-from diffclip.data.loading.loader import Loader
+from diffclip.data.loading.loader import PIECE, Loader
 from diffclip.data.loading.stream_loader import StreamLoader
 from diffclip.data.loading.workers import worker_count
 from diffclip.data.sources import Source, open_source
@@ -123,7 +123,7 @@ def training_loader(recipe: Recipe, source: Source) -> Loader:
     rows = world.rows_per_rank(recipe.training.batch_size)
     workers = recipe.data.workers
     if workers == "auto":
-        workers = worker_count(default_device(), processes_here(), rows * 3 * model.image_size**2)
+        workers = worker_count(default_device(), processes_here(), min(rows, PIECE) * 3 * model.image_size**2)
     stages = tuple(
         (epoch, TrainTransform(size, recipe.data.scale, recipe.data.ratio, recipe.data.flip))
         for epoch, size in recipe.training.image_sizes or ((0, model.image_size),)

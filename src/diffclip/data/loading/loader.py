@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from diffclip.errors import UserError
 
 REPLACEMENTS = 100  # indices tried in place of one bad example before giving up
 JUDGED_FROM = 100  # examples, good and bad, after which the share of skipped ones is looked at
+PIECE = 256  # examples of a message from a worker: two batches of 4,096 for each worker would be 20 GB of /dev/shm
 
 
 @dataclass
@@ -99,17 +101,17 @@ class Loader:
         """
         self.skipped = Counter(skipped or {})
         judged_from = start if skipped is None else 0
+        rows = self._batch_size // self._part[1]
+        size = min(rows, PIECE) if self._num_workers else rows
+        pieces = range(0, rows, size)
         iterator = batches_of(
             _BatchMaker(self._source, self._transform, self._tokenizer, self._seed),
-            sampler=_Order(len(self._source), self._batch_size, self._part, self._seed, epoch, start),
+            sampler=_Order(len(self._source), self._batch_size, self._part, self._seed, epoch, start, size),
             num_workers=self._num_workers,
-            collate=_as_it_is,  # an item is a whole batch, one message between processes
-            pin=True,
+            collate=_as_it_is,
+            pin=len(pieces) == 1,  # more are pinned as they are joined
         )
-        for number, made in enumerate(iterator, start + 1):
-            if isinstance(made, UserError):
-                # A new one: an exception that its own frame refers to would keep the workers alive with the frame.
-                raise UserError(*made.args)
+        for number, made in enumerate(_whole(iterator, len(pieces)), start + 1):
             self.skipped.update(made.skipped)
             self._judge(
                 (number - judged_from) * self._batch_size, self._total(self.skipped.total()), number == len(self)
@@ -134,13 +136,15 @@ def _as_it_is(made: _Made) -> _Made:
     return made
 
 
-_Request = tuple[int, NDArray[np.int64]]  # the epoch, and the indices of a batch's examples
+_Request = tuple[int, NDArray[np.int64]]  # the epoch, and the indices of examples: a batch or a piece of one
 
 
 class _Order(Sampler[_Request]):
-    def __init__(self, length: int, batch_size: int, part: tuple[int, int], seed: int, epoch: int, start: int) -> None:
+    def __init__(
+        self, length: int, batch_size: int, part: tuple[int, int], seed: int, epoch: int, start: int, size: int
+    ) -> None:
         self._length, self._batch_size, self._part = length, batch_size, part
-        self._seed, self._epoch, self._start = seed, epoch, start
+        self._seed, self._epoch, self._start, self._size = seed, epoch, start, size
 
     def __iter__(self) -> Iterator[_Request]:
         order = np.random.default_rng([self._seed, self._epoch, 0, _ORDER]).permutation(self._length)
@@ -148,7 +152,8 @@ class _Order(Sampler[_Request]):
         rows = self._batch_size // parts
         for k in range(self._start, self._length // self._batch_size):
             first = k * self._batch_size + which * rows
-            yield self._epoch, order[first : first + rows]
+            for begin in range(0, rows, self._size):
+                yield self._epoch, order[first + begin : first + min(begin + self._size, rows)]
 
 
 # The last number of a seed: what is drawn from it. (numpy takes [a, b] and [a, b, 0] for the same seed.)
@@ -167,6 +172,38 @@ class _Good:
 
 
 _Made = _Good | UserError  # an error raised in a worker would reach the user as a traceback
+
+
+def _whole(items: Iterator[_Made], pieces: int) -> Iterator[_Good]:
+    """Batches of so many items each. Raises UserError where one of them is that."""
+    for first in items:
+        made = []
+        for item in (first, *islice(items, pieces - 1)):
+            if isinstance(item, UserError):
+                # A new one: an exception that its own frame refers to would keep the workers alive with the frame.
+                raise UserError(*item.args)
+            made.append(item)
+        yield (
+            made[0]
+            if pieces == 1
+            else _Good(joined([good.batch for good in made]), sum((good.skipped for good in made), Counter[str]()))
+        )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all; where there is a GPU, pixels in memory from which it fetches by itself."""
+    pinned = torch.cuda.is_available()
+    if len(batches) == 1:
+        return batches[0].pin_memory() if pinned else batches[0]
+    longest = max(batch.tokens.shape[1] for batch in batches)
+    shape = (sum(len(batch.pixels) for batch in batches), *batches[0].pixels.shape[1:])
+    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    return Batch(
+        torch.cat([batch.pixels for batch in batches], out=pixels),
+        torch.cat([torch.nn.functional.pad(b.tokens, (0, longest - b.tokens.shape[1])) for b in batches]),
+        torch.cat([batch.groups for batch in batches]),
+        torch.cat([batch.indices for batch in batches]),
+    )
 
 
 class _BatchMaker(Dataset[_Made]):

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from queue import Full, Queue
 
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from diffclip.data.example import Example
 from diffclip.data.formats.stream import Stream
 from diffclip.data.images import BadImage
-from diffclip.data.loading.loader import Batch, Loader, collate, generator_of, prepare
+from diffclip.data.loading.loader import Batch, Loader, collate, generator_of, joined, prepare
 from diffclip.data.loading.workers import batches_of
 from diffclip.data.sources import Source
 from diffclip.data.tokenizer import Tokenizer
@@ -74,10 +73,10 @@ class StreamLoader(Loader):
                     waiting.append(batch)
                     good += len(batch.indices)
                 self._judge(good, self.skipped.total())
-            joined = _joined(waiting)
-            waiting = [_rows(joined, slice(rows, None))]
+            whole = joined([batch for batch in waiting if len(batch.indices)])
+            waiting = [_rows(whole, slice(rows, None))]
             if number >= start:
-                yield _rows(joined, slice(rows))
+                yield _rows(whole, slice(rows))
 
 
 def _as_it_is(made: _Made) -> _Made:
@@ -86,19 +85,6 @@ def _as_it_is(made: _Made) -> _Made:
 
 def _rows(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.pixels[rows], batch.tokens[rows], batch.groups[rows], batch.indices[rows])
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    batches = [batch for batch in batches if len(batch.indices)]
-    if len(batches) == 1:
-        return batches[0]
-    longest = max(batch.tokens.shape[1] for batch in batches)
-    return Batch(
-        torch.cat([batch.pixels for batch in batches]),
-        torch.cat([torch.nn.functional.pad(b.tokens, (0, longest - b.tokens.shape[1])) for b in batches]),
-        torch.cat([batch.groups for batch in batches]),
-        torch.cat([batch.indices for batch in batches]),
-    )
 
 
 class _Reader(Sampler[_Chunk]):

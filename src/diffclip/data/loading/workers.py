@@ -28,15 +28,15 @@ Pixels = torch.Tensor | NDArray[Any]
 """Out of a worker a tensor comes by shared memory, an array through a pipe."""
 
 FEW, MANY = 2, 16  # workers of a process that was told no number
-AHEAD = 2  # batches that torch's DataLoader asks of each worker before the first is taken
+AHEAD = 2  # items, batches or pieces of one, that torch's DataLoader asks of each worker before the first is taken
 LONGEST_SOCKET = 60  # characters of the folder of temporary files: the name of a socket in it may have 107
 DESCRIPTORS = 64  # free ones that a process needs to take or give memory by them
 
 
-def worker_count(device: torch.device, processes: int, batch_bytes: int) -> int:
+def worker_count(device: torch.device, processes: int, item_bytes: int) -> int:
     """How many workers a process takes that was told no number, of `processes` that share this machine.
 
-    A GPU waits for as many as there are cores. Each worker keeps AHEAD batches in shared memory, half of which may be
+    A GPU waits for as many as there are cores. Each worker keeps AHEAD items in shared memory, half of which may be
     filled.
     """
     if device.type != "cuda":
@@ -45,7 +45,7 @@ def worker_count(device: torch.device, processes: int, batch_bytes: int) -> int:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:  # no such folder: batches come through pipes
         return FEW
-    return max(FEW, min(processors() // processes, MANY, free // (2 * processes * AHEAD * batch_bytes)))
+    return max(FEW, min(processors() // processes, MANY, free // (2 * processes * AHEAD * item_bytes)))
 
 
 def batches_of(
