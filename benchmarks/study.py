@@ -126,32 +126,10 @@ def write_sweep(path: Path, start: str, changes: Mapping[str, Any], variants: Se
 
 
 def run(path: Path, out: Path, data: Path, jobs: int, extra: Sequence[str] = ()) -> None:
-    """The sweep; with several jobs its variants are first dealt out to processes of one thread each."""
+    """The sweep, by `jobs` processes of one thread each, however many: bits depend on the number of threads."""
     command = [sys.executable, "-m", "diffclip", "sweep", str(path), "--out", str(out), "--root", str(data)]
-    command += [*extra, "--set", f"data.train.path={data}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # whatever the number of jobs: bits depend on it
-    if jobs > 1 and not extra:
-        out.mkdir(parents=True, exist_ok=True)
-        names = [variant.name for variant in load_sweep(path).variant]
-        dealt = [names[job::jobs] for job in range(min(jobs, len(names)))]
-        processes = [
-            _start([*command, "--variants", *part], out / f"job-{n}.log", environment)
-            for n, part in enumerate(dealt, 1)
-        ]
-        print(f"{out.name}: {len(dealt)} processes; {out}/job-*.log say how far they are", flush=True)
-        try:
-            for process in processes:
-                process.wait()  # what failed is tried, and told, below
-        finally:
-            for process in processes:
-                process.terminate()
-                process.wait()
-    subprocess.run(command, check=True, env=environment)
-
-
-def _start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    command += [*extra, "--jobs", str(jobs), "--set", f"data.train.path={data}"]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(jobs)})
 
 
 def with_rate(variant: Variant, rate: float | None = None, epochs: float | None = None) -> dict[str, Any]:

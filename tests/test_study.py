@@ -96,28 +96,15 @@ def test_steps_are_timed_beside_the_baselines(tmp_path, monkeypatch):
     assert 0.1 < found["DINT"] < 10
 
 
-def test_variants_are_dealt_out_to_jobs_and_then_told_together(tmp_path, monkeypatch):
-    class Process:
-        def wait(self):
-            calls.append("wait")
-
-        def terminate(self):
-            calls.append("end")
-
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_has_one_thread_whatever_the_number_of_jobs(tmp_path, monkeypatch, jobs):
     calls = []
-    monkeypatch.setattr(study, "_start", lambda command, log, _: calls.append((command, log.name)) or Process())
-    monkeypatch.setattr(study.subprocess, "run", lambda command, check, env: calls.append((command, None)))
-    path = study.write_sweep(
-        tmp_path / "s.toml", "extends", {}, [study.with_rate(v) for v in load_sweep("study").variant[:5]]
-    )
-    study.run(path, tmp_path / "s", tmp_path, 2)
-    (first, log_1), (second, log_2), *others, (last, _) = calls
-    assert first[first.index("--variants") + 1 :] == ["CLIP", "CLIP, normed heads", "CLIP, gated"]
-    assert second[second.index("--variants") + 1 :] == ["CLIP, eps 1e-5", "CLIP, wide heads"]
-    assert (log_1, log_2) == ("job-1.log", "job-2.log")
-    assert others == ["wait", "wait", "end", "wait", "end", "wait"]
-    assert "--variants" not in last
-    assert last == first[: first.index("--variants")]
+    monkeypatch.setattr(study.subprocess, "run", lambda command, check, env: calls.append((command, check, env)))
+    study.run(tmp_path / "s.toml", tmp_path / "s", tmp_path, jobs, ["--dry-run"])
+    ((command, check, environment),) = calls
+    assert check
+    assert command[command.index("--jobs") + 1] == environment["OMP_NUM_THREADS"] == str(jobs)
+    assert "--dry-run" in command
 
 
 def test_a_stage_with_runs_left_decides_nothing(tmp_path):

@@ -359,6 +359,30 @@ def test_started_again_nothing_is_done_twice_and_more_seeds_are_added(finished, 
     assert first["seeds"] == "3"  # also those that were not asked for this time
 
 
+def test_two_at_a_time_come_to_the_same(finished, tmp_path, monkeypatch, capsys):
+    path, out = write(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(UserError, match=r"--jobs 3: there are 2 threads here"):
+        run(path, out, jobs=3)
+    with pytest.raises(UserError, match=r"--jobs 0: give 1 or more"):
+        run(path, out, jobs=0)
+    assert not out.exists()
+    run(path, out, jobs=2)
+    shown = capsys.readouterr()
+    for number, name in enumerate(("CLIP, seed 0", "DiffCLIP*, seed 0", "CLIP, seed 1", "DiffCLIP*, seed 1"), start=1):
+        assert f"{number} of 4: {name}: done" in shown.out
+        assert f"{name.ljust(18)} step 8/8" in shown.err
+    for folder in finished[1].glob("*/seed_[01]"):
+        one, other = (
+            load_file(of / folder.relative_to(finished[1]) / "model.safetensors") for of in (finished[1], out)
+        )
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    before = {result.key: result.metrics for result in results.read(finished[1] / "results.jsonl")}
+    found = {result.key: result.metrics for result in results.read(out / "results.jsonl")}
+    assert len(found) == 8
+    assert found.items() <= before.items()
+
+
 def test_runs_whose_weights_were_deleted_count_by_their_results(finished, tmp_path, monkeypatch, capsys):
     """What a folder keeps of a run may be its recipe alone, as where results are kept in a repository."""
     path, out = tmp_path / "sweep.toml", tmp_path / "out"

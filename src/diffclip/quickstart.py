@@ -76,7 +76,7 @@ def run(out: Path, minutes: float, seed: int, sizes: Sizes = Sizes()) -> Path:
     began = time.monotonic()
     console = Terminal()
     runs = {label: out / label.lower() for label in MODELS}
-    with Team(tuple(MODELS), console) as team:
+    with Team(_processes(), console) as team:
         recipes = _recipes(out, minutes, seed, sizes, team, console)
         begun = {label: _begun(directory) for label, directory in runs.items()}
         jobs = {
@@ -135,6 +135,11 @@ def _begun(run: Path) -> str:
     return f"resumed from step {int(kept[-1].name.removeprefix('step_')):,}" if kept else ""
 
 
+def _processes() -> int:
+    """As many as models, but one on a GPU, which one training fills, and where threads are fewer."""
+    return len(MODELS) if default_device().type == "cpu" and torch.get_num_threads() >= len(MODELS) else 1
+
+
 def _threads(count: int) -> str:
     return f"on {count} thread{'s' * (count > 1)}"
 
@@ -148,7 +153,10 @@ def _speed(label: str, run: Path, begun: str) -> str:
 def train_and_measure(job: Job, place: Place) -> None:
     """Train a model to its end, and measure it on every test set and on where it looks, into the results of its job."""
     if not (job.run / "model.safetensors").exists():
-        trainer.train(job.recipe, job.run, resume=True, show=place.display)
+        width = max(map(len, MODELS))
+        trainer.train(
+            job.recipe, job.run, resume=True, show=lambda name, total: place.display(name.ljust(width), total)
+        )
     named = NamedModel(job.preset, str(job.run), load(job.run, device=default_device())[0])
     raise_failures(run_suite((named,), test_data(job.sizes), job.results, place.console, brief=True))
     grounded = grounding.evaluate(named.model, SceneSource("test"), limit=job.sizes.grounded_images)

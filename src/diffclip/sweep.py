@@ -1,7 +1,7 @@
 """A sweep: the runs of every variant with every seed, what is left of them, and their table."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,17 @@ from diffclip import durable
 from diffclip.analysis.curves import read_curves
 from diffclip.config import Recipe, to_toml
 from diffclip.data.formats.stream import is_stream
-from diffclip.errors import UserError
+from diffclip.errors import Stopped, UserError
 from diffclip.evaluation import results
 from diffclip.evaluation.datasets import registry
 from diffclip.evaluation.datasets.dataset import DataSet
 from diffclip.evaluation.datasets.named import data_set
 from diffclip.evaluation.datasets.opening import default_root, locate
+from diffclip.evaluation.features.cache import FeatureCache
 from diffclip.evaluation.results import Result
 from diffclip.evaluation.run.hooks import evaluators
+from diffclip.evaluation.run.named_model import named_model
+from diffclip.evaluation.run.progress import run_suite
 from diffclip.evaluation.run.suite import Failure
 from diffclip.evaluation.task import get_task
 from diffclip.reporting.compare import compare_variants
@@ -34,8 +37,10 @@ from diffclip.text import did_you_mean, listed
 from diffclip.training import checkpoint
 from diffclip.training import setup as trainer
 from diffclip.training.dry_run import training_examples
+from diffclip.training.logs import LONGEST_NAME, Display, Shown
 from diffclip.training.run_directory import RECIPE, holds
 from diffclip.training.setup import seconds_per_step, training_source
+from diffclip.training.side_by_side import Place
 from diffclip.training.step import Schedule
 
 log = logging.getLogger(__name__)
@@ -165,15 +170,53 @@ def open_data(sweep: Sweep, root: Path | None) -> tuple[list[DataSet], list[Fail
     return data, missing
 
 
-def train(run: Run, *, allow_pipe: bool = False) -> None:
+def train(run: Run, *, allow_pipe: bool = False, show: Callable[[str, int], Shown] = Display) -> None:
     """Train a run to its end, from its newest checkpoint where it has one; allow_pipe as of `training_source`.
+
+    show: as of `training.setup.train`.
 
     Raises UserError where the data have changed since it began, finished or not: a table is of runs on the same data.
     """
     if run.finished:
         trainer.check_data(run.recipe, run.folder)
     else:
-        trainer.train(run.recipe, run.folder, resume=True, allow_pipe=allow_pipe, evaluators=evaluators(run.recipe))
+        trainer.train(
+            run.recipe,
+            run.folder,
+            resume=True,
+            allow_pipe=allow_pipe,
+            evaluators=evaluators(run.recipe),
+            show=show,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, for a process that has nothing else."""
+
+    run: Run
+    sweep: Sweep
+    out: Path
+    root: Path | None
+    allow_pipe: bool
+
+
+def do(job: Job, place: Place) -> list[Failure]:
+    """Train and measure in a process of a `Team`; returns what failed. Raises Stopped."""
+    data, _ = open_data(job.sweep, job.root)  # what is missing was told before
+    return train_and_measure(job.run, data, job.out, place, allow_pipe=job.allow_pipe)
+
+
+def train_and_measure(run: Run, data: Sequence[DataSet], out: Path, place: Place, *, allow_pipe: bool) -> list[Failure]:
+    """Train a run, and write its results to OUT/results.jsonl; returns what failed. Raises Stopped."""
+    try:
+        train(run, allow_pipe=allow_pipe, show=lambda _, total: place.display(str(run).ljust(LONGEST_NAME), total))
+        model = replace(named_model(str(run.folder)), pretrained=run.pretrained)
+    except Stopped:
+        raise
+    except Exception as error:  # the other runs go on
+        return [Failure(str(run), reason(error))]
+    return run_suite([model], data, out / "results.jsonl", place.console, cache=FeatureCache(out / "features"))
 
 
 def write_table(sweep: Sweep, out: Path, *, resamples: int = 10_000) -> tuple[Row, ...]:

@@ -50,7 +50,7 @@ def train_or_fail(item, place):
 if __name__ == "__main__":
     torch.set_num_threads(2)
     runs = [Path(argument) for argument in sys.argv[1:3]]
-    with Team(NAMES, Terminal()) as team:
+    with Team(2, Terminal()) as team:
         try:
             team.run(train_or_fail, {name: (run, run, "train") for name, run in zip(NAMES, runs, strict=True)})
         except Stopped:

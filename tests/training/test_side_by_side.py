@@ -22,9 +22,9 @@ from diffclip.training.side_by_side import Team
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-@pytest.fixture
-def team():
-    with Team(pieces.NAMES, Terminal()) as team:
+@pytest.fixture(scope="module")
+def team(two_threads):
+    with Team(2, Terminal()) as team:
         yield team
 
 
@@ -58,7 +58,7 @@ def test_each_has_a_process_and_its_share_and_all_is_shown(team, capsys, caplog)
     for name in pieces.NAMES:
         assert shown.out.count(f"a result of {name}\n") == 2
         assert shown.err.count(f"a note of {name}\n") == 2
-        assert shown.err.count(f"{name.ljust(7)} step 3/3  loss 1.250") == 2
+        assert shown.err.count(f"{name} step 3/3  loss 1.250") == 2
         assert caplog.text.count(f"a warning of {name}\n") == 2
 
 
@@ -74,20 +74,29 @@ def test_on_a_terminal_there_is_a_bar_of_80_columns_for_each(team, monkeypatch):
     assert max(len(line) for line in lines) <= 80 + len("\x1b[2K\x1b[1A\x1b[2K")
 
 
-def test_all_is_done_here_where_threads_are_too_few(monkeypatch, capsys):
-    monkeypatch.setattr(side_by_side.torch, "get_num_threads", lambda: 1)
-    with Team(pieces.NAMES, Terminal()) as team:
+def test_one_process_is_this_one(capsys):
+    with Team(1, Terminal()) as team:
         places = team.run(pieces.show, {name: name for name in pieces.NAMES})
     assert team.threads == 0
     assert {process for process, _ in places.values()} == {os.getpid()}
     assert "a result of one" in capsys.readouterr().out
 
 
+def test_more_pieces_than_processes_are_dealt_out_as_these_become_free(team, capsys):
+    done = []
+    items = {f"piece {n}": f"piece {n}" for n in range(5)}
+    places = team.run(pieces.show, items, lambda name, result: done.append((name, result)))
+    assert dict(done) == places
+    assert set(places) == set(items)
+    assert len({process for process, _ in places.values()}) == 2
+    assert capsys.readouterr().out.count("a result of piece") == 5
+
+
 def test_all_is_done_here_where_no_process_can_be_started(monkeypatch):
     monkeypatch.setattr(
         side_by_side.multiprocessing.context.SpawnProcess, "start", lambda _: (_ for _ in ()).throw(OSError(12, "no"))
     )
-    with Team(pieces.NAMES, Terminal()) as team:
+    with Team(2, Terminal()) as team:
         places = team.run(pieces.show, {name: name for name in pieces.NAMES})
     assert {process for process, _ in places.values()} == {os.getpid()}
 
@@ -108,7 +117,7 @@ def test_one_that_fails_ends_the_other_which_saves_itself(tmp_path, team, how):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert saved(run) >= last
     if how == "user":
-        assert team.run(pieces.show, {"another": "another"})["another"][0] != os.getpid()  # both are there still
+        assert len(team.run(pieces.show, {name: name for name in pieces.NAMES})) == 2  # both are there still
 
 
 @pytest.fixture

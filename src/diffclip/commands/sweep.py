@@ -37,6 +37,7 @@ def sweep(
     variants: tuple[str, ...] = (),
     root: Path | None = None,
     settings: Annotated[tuple[str, ...], arg(name="set")] = (),
+    jobs: int = 1,
     allow_pipe: bool = False,
     dry_run: bool = False,
     power: bool = False,
@@ -55,6 +56,7 @@ def sweep(
         variants: Only these variants, by name; the table has all.
         root: The folder of the data sets that the sweep gives no path for; by default $DIFFCLIP_DATA, or data.
         settings: SECTION.KEY=VALUE of the base recipe, such as data.train.path=/data/cc12m.
+        jobs: Runs at a time, each with its share of the threads. Small models train soonest with one thread each.
         allow_pipe: Let the files train on pipe:COMMAND. A path typed after --set needs no leave.
         dry_run: Say what is left to do, how many steps and about how long, and stop.
         power: Say how many seeds which difference of the primary outcome takes, how long they train, and stop.
@@ -72,6 +74,7 @@ def sweep(
         variants=variants,
         root=root,
         settings=settings,
+        jobs=jobs,
         allow_pipe=allow_pipe,
         dry_run=dry_run,
         power=power,
@@ -89,6 +92,7 @@ def run(
     root: Path | None,
     settings: Sequence[str],
     dry_run: bool,
+    jobs: int = 1,
     allow_pipe: bool = False,
     power: bool = False,
     sd: float | None = None,
@@ -100,18 +104,28 @@ def run(
     from diffclip import durable
     from diffclip.config import to_toml
     from diffclip.evaluation import results
-    from diffclip.evaluation.features.cache import FeatureCache
-    from diffclip.evaluation.run.named_model import named_model
-    from diffclip.evaluation.run.progress import raise_failures, run_suite
+    from diffclip.evaluation.run.progress import raise_failures
     from diffclip.evaluation.run.suite import Failure
     from diffclip.recipe_files import parse_settings
     from diffclip.reporting.tables import comparison
     from diffclip.reporting.verdicts import by_seed
-    from diffclip.sweep import declare, open_data, plan, reason, remaining, study_of, train, write_table
+    from diffclip.sweep import (
+        Job,
+        declare,
+        do,
+        open_data,
+        plan,
+        remaining,
+        study_of,
+        train_and_measure,
+        write_table,
+    )
     from diffclip.sweep_config import load_sweep
     from diffclip.sweep_sizes import fit_sizes, stated
     from diffclip.terminal import Terminal
+    from diffclip.training.side_by_side import Here, Team, check_jobs
 
+    check_jobs(jobs)
     typed = parse_settings(settings)
     sweep = load_sweep(*paths, base=base, settings=typed)
     if sd is not None and not power:
@@ -141,23 +155,40 @@ def run(
     declare(study, out)
     durable.write_bytes(out / "sweep.toml", to_toml(sweep).encode(errors="surrogateescape"))
     before = results.read(out / "results.jsonl")
+    left: dict[str, Job] = {}
     for number, each in enumerate(runs, start=1):
-        console.print(f"{number} of {len(runs)}: {each}", style="bold", highlight=False)
+        name = f"{number} of {len(runs)}: {each}"
         try:
             if each.measured(sweep, before):
-                console.print("measured before; its weights were deleted", highlight=False)
+                console.print(f"{name}: measured before; its weights were deleted", highlight=False, soft_wrap=True)
                 continue
-            is_typed = each.recipe.data.train.path == stated(typed, "data", "train", "path")
-            train(each, allow_pipe=allow_pipe or is_typed)
-            model = replace(named_model(str(each.folder)), pretrained=each.pretrained)
-        except Stopped:
-            raise Stopped(f"stopped while training {each}, and saved; the same command goes on") from None
-        except Exception as error:  # the other runs go on
-            failures.append(Failure(str(each), reason(error)))
-            console.print(f"{each} failed: {failures[-1].reason}", style="red", highlight=False, soft_wrap=True)
+        except UserError as error:
+            failures.append(Failure(str(each), str(error)))
+            console.print(f"{each} failed: {error}", style="red", highlight=False, soft_wrap=True)
             continue
-        failures += run_suite([model], data, out / "results.jsonl", console, cache=FeatureCache(out / "features"))
+        is_typed = each.recipe.data.train.path == stated(typed, "data", "train", "path")
+        left[name] = Job(each, sweep, out, root, allow_pipe or is_typed)
+
+    def done(name: str, failed: Sequence[Failure]) -> None:
+        failures.extend(failed)
+        for failure in failed:
+            console.print(f"{left[name].run} failed: {failure.reason}", style="red", highlight=False, soft_wrap=True)
         write_table(sweep, out, resamples=ROUGH)
+        if jobs > 1:
+            console.print(f"{name}: {'failed' if failed else 'done'}", style="bold", highlight=False, soft_wrap=True)
+
+    at = "training"
+    try:
+        if jobs > 1:
+            with Team(min(jobs, len(left)), console) as team:
+                team.run(do, left, done)
+        else:
+            for name, job in left.items():
+                at = f"training {job.run}"
+                console.print(name, style="bold", highlight=False)
+                done(name, train_and_measure(job.run, data, out, Here(console), allow_pipe=job.allow_pipe))
+    except Stopped:
+        raise Stopped(f"stopped while {at}, and saved; the same command goes on") from None
     rows = write_table(sweep, out)
     console.print(comparison.sweep(rows, study))
     asked = sweep.design.primary if sweep.design else sweep.group[0].name

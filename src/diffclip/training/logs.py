@@ -236,6 +236,11 @@ class Display:
         if self._progress:
             self._progress.update(self._task, state=(self._latest if text is None else text)[: self._room])
 
+    def hide(self) -> None:
+        """Take the bar away."""
+        if self._progress:
+            self._progress.update(self._task, visible=False)
+
     def note(self, text: str) -> None:
         """One line above the bar."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
@@ -36,22 +37,21 @@ class Place(Protocol):
     """For what it prints beside training."""
 
     def display(self, name: str, total: int) -> Shown:
-        """That of a training of `total` steps, as `setup.train` takes it."""
+        """That of a training of `total` steps, as `setup.train` takes it. Names of equal length stand best."""
 
 
 class Team:
-    """A process for each of `names`. Use as a context manager.
+    """`count` processes that share the threads of this one. Use as a context manager.
 
-    There is none, and all work is done here, one piece after the other, where this process has fewer threads than
-    there are names (`OMP_NUM_THREADS`), on a GPU, which one training fills, and where processes cannot start.
+    With a count of 1, and where processes cannot start, there are none: all work is done here, in turn.
     """
 
-    def __init__(self, names: Sequence[str], console: Console) -> None:
-        self._names, self._console = names, console
-        self.threads = 0 if default_device().type == "cuda" else torch.get_num_threads() // len(names)
+    def __init__(self, count: int, console: Console) -> None:
+        self._count, self._console = count, console
+        self.threads = max(torch.get_num_threads() // count, 1) if count > 1 else 0
         """Of each process; 0 where there is none."""
-        self._processes: dict[str, BaseProcess] = {}
-        self._pipes: dict[str, Connection] = {}
+        self._processes: list[BaseProcess] = []
+        self._pipes: list[Connection] = []
 
     def __enter__(self) -> "Team":
         context = multiprocessing.get_context("spawn")  # OpenMP's threads do not outlive a fork
@@ -59,10 +59,11 @@ class Team:
         try:
             # Ignored by what starts meanwhile: Ctrl-C reaches every process of a terminal, and this one tells them.
             with _handling(signal.SIGINT, signal.SIG_IGN):
-                for name in self._names if self.threads else ():
-                    self._pipes[name], there = context.Pipe()
-                    self._processes[name] = context.Process(target=_serve, args=(there, self.threads, level))
-                    self._processes[name].start()
+                for _ in range(self._count if self.threads else 0):
+                    pipe, there = context.Pipe()
+                    self._pipes.append(pipe)
+                    self._processes.append(context.Process(target=_serve, args=(there, self.threads, level)))
+                    self._processes[-1].start()
                     there.close()
         except OSError:
             self.__exit__()
@@ -70,64 +71,93 @@ class Team:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pipe in self._pipes.values():
+        for pipe in self._pipes:
             pipe.close()  # which ends a process that waits for work, and one that trains at its next step
-        for process in self._processes.values():
+        for process in self._processes:
             if process.pid is not None:
                 process.join()
 
-    def run(self, work: Callable[[T, Place], R], items: Mapping[str, T]) -> dict[str, R]:
-        """Name → `work` of its item. The first that fails ends the others, which save themselves where they train.
+    def run(
+        self,
+        work: Callable[[T, Place], R],
+        items: Mapping[str, T],
+        on_done: Callable[[str, R], None] = lambda name, result: None,
+    ) -> dict[str, R]:
+        """Name → `work` of its item; on_done gets each as it comes. The first error ends the others.
 
+        A training that is ended saves itself first.
         work: a function of a module; what it takes and returns can be pickled.
         Raises what it raises, Stopped after Ctrl-C or SIGTERM, and UserError where a process dies.
         """
+        results: dict[str, R] = {}
         if not self.threads:
-            return {name: work(item, _Here(self._console)) for name, item in items.items()}
-        for name, item in items.items():
-            self._pipes[name].send((work, item))
-        running, results = {name: self._processes[name] for name in items}, dict[str, R]()
+            for name, item in items.items():
+                results[name] = work(item, Here(self._console))
+                on_done(name, results[name])
+            return results
+        waiting = deque(items.items())
+        running: dict[str, int] = {}  # name of an item → its process
         failure: Exception | None = None
-        with _Board(self._names, self._console) as board, _handling(signal.SIGTERM, _interrupt):
-            while running:
+        with _Board(items, self._count, self._console) as board, _handling(signal.SIGTERM, _interrupt):
+            while running or waiting:
                 try:
+                    for number in set(range(self._count)).difference(running.values()):
+                        if waiting:
+                            name, item = waiting.popleft()
+                            running[name] = number
+                            self._pipes[number].send((work, item))
                     name, kind, value = self._message(running)
                     if kind == "done":
                         results[name] = value
+                        on_done(name, value)
                     elif kind != "failed":
                         board.show(name, kind, value)
                         continue
                     board.end(name)
-                    del running[name]
+                    number = running.pop(name)
                     if kind == "failed" and failure is None:
                         failure = value
-                        for process in running.values():
-                            process.terminate()
+                        waiting.clear()
+                        self._end(running, signal.SIGTERM)
                 except KeyboardInterrupt:
-                    for process in running.values():
-                        process.kill() if isinstance(failure, Stopped) else process.terminate()
+                    waiting.clear()
+                    self._end(running, signal.SIGKILL if isinstance(failure, Stopped) else signal.SIGTERM)
                     failure = Stopped("stopped")
         if failure:
             raise failure
         return results
 
-    def _message(self, running: Mapping[str, BaseProcess]) -> tuple[str, str, Any]:
+    def _end(self, running: Mapping[str, int], number: signal.Signals) -> None:
+        for process in running.values():
+            if self._processes[process].is_alive():
+                os.kill(cast(int, self._processes[process].pid), number)
+
+    def _message(self, running: Mapping[str, int]) -> tuple[str, str, Any]:
         """The next of those that run: name, kind, what it says."""
-        ready = wait([self._pipes[name] for name in running])
-        name = next(name for name in running if self._pipes[name] in ready)
+        ready = wait([self._pipes[number] for number in running.values()])
+        name, number = next((name, number) for name, number in running.items() if self._pipes[number] in ready)
         try:
-            kind, value = self._pipes[name].recv()
+            kind, value = self._pipes[number].recv()
         except (EOFError, OSError):
-            running[name].join()
-            return name, "failed", _died(name, running[name].exitcode)
+            self._processes[number].join()
+            return name, "failed", _died(name, self._processes[number].exitcode)
         return name, kind, _error(*value) if kind == "failed" else value
+
+
+def check_jobs(jobs: int) -> None:
+    """Raises UserError for a number of processes that cannot be, or has not a thread for each where none has a GPU."""
+    threads = torch.get_num_threads()
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: give 1 or more")
+    if jobs > threads and default_device().type == "cpu":
+        raise UserError(f"--jobs {jobs}: there are {threads} threads here (OMP_NUM_THREADS), and each takes one")
 
 
 def _died(name: str, status: int | None) -> UserError:
     how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
     return UserError(
         f"the process that worked on {name} ended {how}, perhaps for lack of memory: the same command goes on, and "
-        "with OMP_NUM_THREADS=1 it takes one after the other"
+        "takes one after the other with --jobs 1, a quickstart with OMP_NUM_THREADS=1"
     )
 
 
@@ -137,7 +167,7 @@ def _error(kind: str, lines: Sequence[str]) -> Exception:
     return Stopped(lines[0]) if kind == "stopped" else UserError(*lines)
 
 
-class _Here:
+class Here:
     """In this process."""
 
     def __init__(self, console: Console) -> None:
@@ -150,11 +180,11 @@ class _Here:
 class _Board:
     """The displays of all processes: bars under each other on a terminal, lines elsewhere."""
 
-    def __init__(self, names: Sequence[str], console: Console) -> None:
+    def __init__(self, names: Collection[str], count: int, console: Console) -> None:
         self._console = console
         self._terminal = Terminal(stderr=True)
         self._bars = progress_bars(self._terminal)
-        self._width = max(map(len, names))
+        self._all_fit = len(names) <= count
         self._displays: dict[str, Display] = {}
 
     def __enter__(self) -> "_Board":
@@ -169,7 +199,7 @@ class _Board:
             label, total = value
             if self._terminal.is_terminal:
                 self._bars.start()
-            self._displays[name] = Display(label.ljust(self._width), total, self._terminal, self._bars)
+            self._displays[name] = Display(label, total, self._terminal, self._bars)
         elif kind == "log":
             logging.getLogger(value.name).handle(value)
         elif kind != "line":
@@ -180,9 +210,11 @@ class _Board:
             self._displays[name].state(value)
 
     def end(self, name: str) -> None:
-        """Of what was printed beside training nothing stays on a terminal."""
+        """A bar stays with its last numbers where those of all have room, or else goes."""
         if name in self._displays:
             self._displays[name].state()
+            if not self._all_fit:
+                self._displays[name].hide()
 
 
 class _There:
