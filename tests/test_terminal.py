@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import re
+import sys
 
 import pytest
 from matplotlib.figure import Figure
@@ -164,3 +165,12 @@ def test_the_pace_is_that_of_the_last_minute_of_work(monkeypatch):
     clock[0] += 90.0
     pace.at(81.0)  # one step takes more than the minute
     assert pace.remaining(100.0) == pytest.approx(19 * 90)
+
+
+def test_log_lines_go_where_standard_error_goes_now(monkeypatch):
+    """rich puts its own in the place of standard error while a bar moves; a line beside it would cut the bar up."""
+    handler = terminal._Stderr()
+    for _ in range(2):
+        monkeypatch.setattr("sys.stderr", io.StringIO())
+        handler.handle(logging.makeLogRecord({"msg": "a warning"}))
+        assert sys.stderr.getvalue() == "a warning\n"

@@ -1,10 +1,11 @@
 """What a terminal and a log show: names and captions from anywhere, none of which commands it; the time left."""
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -38,9 +39,24 @@ class _Formatter(logging.Formatter):
         return printable_lines(super().formatException(ei))
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """To standard error as it is when a line is written: while a bar moves, rich puts what comes there above it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    @property  # type: ignore[override]
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        pass
+
+
 def log_to_stderr(level: int) -> None:
     """Log lines of this level and above, each one line whatever it quotes; once in a process."""
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=level)
 

@@ -59,7 +59,7 @@ def test_each_has_a_process_and_its_share_and_all_is_shown(team, capsys, caplog)
         assert shown.out.count(f"a result of {name}\n") == 2
         assert shown.err.count(f"a note of {name}\n") == 2
         assert shown.err.count(f"{name} step 3/3  loss 1.250") == 2
-        assert caplog.text.count(f"a warning of {name}\n") == 2
+        assert caplog.messages.count(f"{name}: a warning of {name}") == 2
 
 
 def test_on_a_terminal_there_is_a_bar_of_80_columns_for_each(team, monkeypatch):

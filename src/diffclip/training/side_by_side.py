@@ -182,7 +182,8 @@ class _Board:
 
     def __init__(self, names: Collection[str], count: int, console: Console) -> None:
         self._console = console
-        self._terminal = Terminal(stderr=True)
+        # One console for bars and lines where there is a terminal: another's lines would cut the bars up.
+        self._terminal = console if console.is_terminal else Terminal(stderr=True)
         self._bars = progress_bars(self._terminal)
         self._all_fit = len(names) <= count
         self._displays: dict[str, Display] = {}
@@ -201,6 +202,7 @@ class _Board:
                 self._bars.start()
             self._displays[name] = Display(label, total, self._terminal, self._bars)
         elif kind == "log":
+            value.msg = f"{name}: {value.msg}"
             logging.getLogger(value.name).handle(value)
         elif kind != "line":
             getattr(self._displays[name], kind)(value)
@@ -295,6 +297,7 @@ class _Log(QueueHandler):
 
     def __init__(self, there: _There) -> None:
         super().__init__(cast(Any, None))
+        self.setFormatter(logging.Formatter())  # of the message alone: who shows it adds the level
         self._there = there
 
     def enqueue(self, record: logging.LogRecord) -> None:
