@@ -100,11 +100,15 @@ def make_small(monkeypatch):
 def calls(block, folder):
     """[program, arguments …] of each call that bash makes of a block."""
     bin_folder, log = folder / "bin", folder / "calls"
-    bin_folder.mkdir(exist_ok=True)
-    log.write_bytes(b"")
+    for made in (bin_folder, log):
+        made.mkdir(exist_ok=True)
+    for call in log.iterdir():
+        call.unlink()
     for program in ("diffclip", "torchrun", *OTHERS):
         stub = bin_folder / program
-        stub.write_text(f"#!/bin/bash\nprintf '%s\\0' {program} \"$@\" $'\\n' >> {shlex.quote(str(log))}\n")
+        # A file for each, named by its time: those of a loop with & run together.
+        file = f'{shlex.quote(str(log))}/"$EPOCHREALTIME $$"'
+        stub.write_text(f"#!/bin/bash\nprintf '%s\\0' {program} \"$@\" > {file}\n")
         stub.chmod(0o755)
     done = subprocess.run(
         ["/bin/bash", "-c", block],
@@ -115,15 +119,7 @@ def calls(block, folder):
         timeout=60,
     )
     assert not done.stderr, f"{done.stderr}\nin\n{block}"
-    words = log.read_bytes().decode().split("\0")
-    found, current = [], []
-    for word in words:
-        if word == "\n":
-            found.append(current)
-            current = []
-        else:
-            current.append(word)
-    return found
+    return [call.read_text().split("\0")[:-1] for call in sorted(log.iterdir())]
 
 
 def command_of(call):
