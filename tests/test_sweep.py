@@ -125,6 +125,23 @@ def test_a_sweep_on_ones_own_pairs_has_the_sizes_that_they_allow(pairs, set_itse
     assert said.startswith(f"{pairs:,} pairs: {held:,} held out")
 
 
+def test_without_fit_the_sizes_of_the_base_recipe_stand(tmp_path):
+    """So the study's sweep on OpenClipart holds out 500 pairs, as declared."""
+    path = tmp_path / "sweep.toml"
+    own = (FOLDER / "own.toml").read_text().replace('base = "../own.toml"', f'base = "{FOLDER.parent / "own.toml"}"')
+    path.write_text(own.replace("fit = true", "fit = false"))
+    settings = {"data": {"train": {"path": "scenes:train?size=16&length=5000"}}}
+    sweep, said = fit_sizes(load_sweep(path, settings=settings))
+    recipe = recipe_of(sweep, sweep.variant[0], 0)
+    assert (recipe.data.train.holdout, recipe.training.batch_size, said) == (30, 32, "")
+    assert len(held_out(sweep)) == 30
+    clipart = load_sweep("study_openclipart", settings={"data": {"train": {"path": "scenes:train?length=4000"}}})
+    assert recipe_of(fit_sizes(clipart)[0], clipart.variant[0], 0).data.train.holdout == 500
+    path.write_text(own.replace('own = "holdout"', 'own = "scenes:test?length=20"'))
+    with pytest.raises(UserError, match="fit = true is for a sweep that measures on what it holds out"):
+        fit_sizes(load_sweep(path, settings=settings))
+
+
 def test_a_sweep_on_too_few_pairs_or_none_is_one_line():
     for path, message in (("", "--set data.train.path=DIR"), ("scenes:train?length=19", "at least 20")):
         with pytest.raises(UserError, match=message):

@@ -63,6 +63,8 @@ class Sweep:
     data: dict[str, str] = field(default_factory=dict)
     """Name → path, as `diffclip eval --data` takes them; `holdout` is what the training data leave out. A name that
     is not here is one of the registry's."""
+    fit: bool = False
+    """Whether the number of pairs decides how many are the holdout, and the batch, in place of the base recipe."""
     group: Annotated[tuple[Outcome, ...], Field(min_length=1)]
     design: Design | None = None
     """How the results will be judged; without one they are exploratory."""

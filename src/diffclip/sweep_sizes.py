@@ -25,13 +25,17 @@ def held_out(sweep: Sweep) -> Source:
 
 
 def fit_sizes(sweep: Sweep) -> tuple[Sweep, str]:
-    """A sweep on its own pairs with as many held out, and batches as large, as their number allows; and that in words.
+    """A sweep that says `fit` with as many pairs held out, and batches as large, as their number allows; in words too.
 
-    What the sweep sets itself stays. Nothing is changed where no data set is the holdout. Raises UserError where the
-    pairs are not there, or too few.
+    What the sweep sets itself stays, and another sweep as it is. Raises UserError where the pairs are not there, or too
+    few, and where no data set is the holdout.
     """
-    if HOLDOUT not in sweep.data.values():
+    if not sweep.fit:
         return sweep, ""
+    if HOLDOUT not in sweep.data.values():
+        raise UserError(
+            f'fit = true is for a sweep that measures on what it holds out: give [data] a NAME = "{HOLDOUT}"'
+        )
     data = _training_data(sweep)
     if not data.path:
         raise UserError("the sweep trains on pairs of your own: say where they lie, --set data.train.path=DIR")
