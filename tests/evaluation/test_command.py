@@ -109,19 +109,21 @@ def test_tf32_is_named_so_encodes_by_itself_and_ends_with_the_encoding(capsys, t
     arguments = (models[1], "--data", f"mine={pictures(tmp_path / 'mine')}", "--out", tmp_path, "--tasks", "zero_shot")
     _, message = run(capsys, *arguments, "--dtype", "tf32")
     assert message.startswith("diffclip: --dtype tf32: no GPU here multiplies in TF32")
-    run(capsys, *arguments)
     monkeypatch.setattr(named_model, "has_tf32", lambda device: True)
     seen, tower = [], CLIP.tower
-    monkeypatch.setattr(
-        CLIP,
-        "tower",
-        lambda model, pixels: (seen.append(torch.get_float32_matmul_precision()), tower(model, pixels))[1],
-    )
+
+    def told():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    monkeypatch.setattr(CLIP, "tower", lambda model, pixels: (seen.append(told()), tower(model, pixels))[1])
+    run(capsys, *arguments)
+    assert set(seen) == {("highest", False)}  # PyTorch's own choice for convolutions would be TF32
+    seen.clear()
     lines, message = run(capsys, *arguments, "--dtype", "tf32")
     assert message is None
     assert lines[0] == "1 results to compute, 0 known already; 12 images to encode"  # not by float32's features
-    assert set(seen) == {"high"}
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert set(seen) == {("high", True)}
+    assert told() == ("highest", True)
     found = results.read(tmp_path / "results.jsonl")
     assert [result.pretrained for result in found] == [str(models[1]), f"{models[1]} in tf32"]
 

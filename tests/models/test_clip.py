@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import diffclip
-from diffclip.models.clip import CLIP, count_parameters, count_preset
+from diffclip.models.clip import CLIP, count_parameters, count_preset, evaluation_mode
 from diffclip.models.presets import PRESETS, model_config
 
 END = 99
@@ -160,3 +160,17 @@ def test_under_the_meta_device_it_has_shapes_only():
     with torch.device("meta"):
         model = CLIP(PRESETS["diffclip_vit_h14"])
     assert all(p.is_meta for p in model.parameters())
+
+
+def test_what_the_newer_interface_says_of_convolutions_stands():
+    """PyTorch refuses to tell `allow_tf32` once `conv.fp32_precision` was set to something else."""
+    model = CLIP(model_config("clip_vit_quickstart"))
+    convolutions = torch.backends.cudnn.conv
+    try:
+        convolutions.fp32_precision = "ieee"
+        with evaluation_mode(model):
+            assert convolutions.fp32_precision == "ieee"
+        assert convolutions.fp32_precision == "ieee"
+    finally:
+        convolutions.fp32_precision = "tf32"
+    assert torch.backends.cudnn.allow_tf32

@@ -234,16 +234,33 @@ def count_preset(config: ModelConfig) -> dict[str, int]:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, in TF32 where it is to be; and all as it was before afterwards."""
-    training, products = model.training, torch.get_float32_matmul_precision()
+    """The model in evaluation mode, in TF32 where it is to be and nowhere else; all as it was before afterwards."""
+    training = model.training
     model.eval()
-    if getattr(model, "tf32", False):
-        torch.set_float32_matmul_precision("high")
+    try:
+        with _float32_as(bool(getattr(model, "tf32", False))):
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _float32_as(tf32: bool) -> Iterator[None]:
+    """NVIDIA's products and convolutions of float32 in TF32, or not: PyTorch's convolutions are, unless told."""
+    products = torch.get_float32_matmul_precision()
+    try:
+        convolutions: bool | None = torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set by `cudnn.conv.fp32_precision`, which forbids to ask: whoever did that has chosen
+        convolutions = None
+    torch.set_float32_matmul_precision("high" if tf32 else products)
+    if convolutions is not None:
+        torch.backends.cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(products)
-        model.train(training)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def check_finite(what: str, features: Tensor) -> None:
