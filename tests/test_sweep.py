@@ -29,8 +29,9 @@ from diffclip.reporting.tables import comparison
 from diffclip.sweep import write_table
 from diffclip.sweep_config import Sweep, Variant, load_sweep, recipe_of
 from diffclip.sweep_sizes import fit_sizes, held_out
-from diffclip.training import checkpoint, step
+from diffclip.training import checkpoint, side_by_side, step
 from diffclip.training import setup as trainer
+from diffclip.training.side_by_side import Team
 from small_models import RUN, small_model
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "sweeps"
@@ -398,6 +399,10 @@ def test_two_at_a_time_come_to_the_same(finished, tmp_path, monkeypatch, capsys)
     found = {result.key: result.metrics for result in results.read(out / "results.jsonl")}
     assert len(found) == 8
     assert found.items() <= before.items()
+    counts = []
+    monkeypatch.setattr(side_by_side, "Team", lambda count, console: counts.append(count) or Team(count, console))
+    run(path, out, jobs=2, variants=("CLIP",), seeds=(0,))
+    assert counts == [2]  # one run has no more threads for being alone: its bits depend on them
 
 
 def test_runs_whose_weights_were_deleted_count_by_their_results(finished, tmp_path, monkeypatch, capsys):

@@ -76,7 +76,7 @@ def run(out: Path, minutes: float, seed: int, sizes: Sizes = Sizes()) -> Path:
     began = time.monotonic()
     console = Terminal()
     runs = {label: out / label.lower() for label in MODELS}
-    with Team(_processes(), console) as team:
+    with Team(_processes(), console, brief=True) as team:
         recipes = _recipes(out, minutes, seed, sizes, team, console)
         begun = {label: _begun(directory) for label, directory in runs.items()}
         jobs = {

@@ -215,7 +215,9 @@ def train_and_measure(run: Run, data: Sequence[DataSet], out: Path, place: Place
     except Stopped:
         raise
     except Exception as error:  # the other runs go on
-        return [Failure(str(run), reason(error))]
+        failure = Failure(str(run), reason(error))
+        place.console.print(f"{run} failed: {failure.reason}", style="red", highlight=False, soft_wrap=True)
+        return [failure]
     return run_suite([model], data, out / "results.jsonl", place.console, cache=FeatureCache(out / "features"))
 
 

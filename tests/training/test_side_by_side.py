@@ -92,13 +92,14 @@ def test_more_pieces_than_processes_are_dealt_out_as_these_become_free(team, cap
     assert capsys.readouterr().out.count("a result of piece") == 5
 
 
-def test_all_is_done_here_where_no_process_can_be_started(monkeypatch):
+def test_all_is_done_here_where_no_process_can_be_started(monkeypatch, caplog):
     monkeypatch.setattr(
         side_by_side.multiprocessing.context.SpawnProcess, "start", lambda _: (_ for _ in ()).throw(OSError(12, "no"))
     )
     with Team(2, Terminal()) as team:
         places = team.run(pieces.show, {name: name for name in pieces.NAMES})
     assert {process for process, _ in places.values()} == {os.getpid()}
+    assert "no process can start (no): all is done in turn, on 2 threads" in caplog.text
 
 
 FAILURES = {
@@ -120,13 +121,13 @@ def test_one_that_fails_ends_the_other_which_saves_itself(tmp_path, team, how):
         assert len(team.run(pieces.show, {name: name for name in pieces.NAMES})) == 2  # both are there still
 
 
-@pytest.fixture
-def program(tmp_path):
-    """A program with a team that trains two runs, started; and the runs."""
+@pytest.fixture(params=["train"])
+def program(tmp_path, request):
+    """A program with a team that trains two runs, or what else is asked for, started; and the runs."""
     runs = [tmp_path / name for name in pieces.NAMES]
     here = Path(__file__).parent
     process = subprocess.Popen(
-        [sys.executable, str(here / "pieces.py"), *map(str, runs)],
+        [sys.executable, str(here / "pieces.py"), *map(str, runs), request.param],
         env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
         stderr=subprocess.PIPE,
         text=True,
@@ -152,12 +153,33 @@ def test_asked_to_stop_both_save_themselves(program, how):
     assert all(saved(run) for run in runs)
 
 
+@pytest.mark.parametrize("program", ["never end"], indirect=True)
+def test_asked_twice_it_waits_for_none(program):
+    process, runs = program
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: all((run / "asked").exists() for run in runs))
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    wait_until(lambda: not is_there(process.pid))
+
+
 def test_where_their_program_dies_both_save_themselves_and_end(program):
     process, runs = program
     process.kill()
     wait_until(lambda: all(saved(run) for run in runs))
     for run in runs:
         wait_until(lambda run=run: (run / ".lock").exists() and not locked(run / ".lock"))
+
+
+def is_there(group):
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def locked(path):

@@ -123,9 +123,9 @@ def run(
     from diffclip.sweep_config import load_sweep
     from diffclip.sweep_sizes import fit_sizes, stated
     from diffclip.terminal import Terminal
-    from diffclip.training.side_by_side import Here, Team, check_jobs
+    from diffclip.training.side_by_side import Here, Team
 
-    check_jobs(jobs)
+    _check_jobs(jobs)
     typed = parse_settings(settings)
     sweep = load_sweep(*paths, base=base, settings=typed)
     if sd is not None and not power:
@@ -171,16 +171,14 @@ def run(
 
     def done(name: str, failed: Sequence[Failure]) -> None:
         failures.extend(failed)
-        for failure in failed:
-            console.print(f"{left[name].run} failed: {failure.reason}", style="red", highlight=False, soft_wrap=True)
         write_table(sweep, out, resamples=ROUGH)
         if jobs > 1:
             console.print(f"{name}: {'failed' if failed else 'done'}", style="bold", highlight=False, soft_wrap=True)
 
     at = "training"
     try:
-        if jobs > 1:
-            with Team(min(jobs, len(left)), console) as team:
+        if jobs > 1 and left:
+            with Team(jobs, console) as team:  # of as many threads each when few are left: bits depend on it
                 team.run(do, left, done)
         else:
             for name, job in left.items():
@@ -196,6 +194,19 @@ def run(
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Written to {out}: table.md, table.csv, seeds.csv, results.jsonl", highlight=False, soft_wrap=True)
     raise_failures(failures)
+
+
+def _check_jobs(jobs: int) -> None:
+    """Raises UserError for no process, and where there is neither a thread for each nor a GPU."""
+    import torch
+
+    from diffclip.distributed import default_device
+
+    threads = torch.get_num_threads()
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: give 1 or more")
+    if jobs > threads and default_device().type == "cpu":
+        raise UserError(f"--jobs {jobs}: there are {threads} threads here (OMP_NUM_THREADS), and each takes one")
 
 
 def power_table(sweep: Sweep, out: Path, runs: Sequence[Run], sd: float | None) -> Group:
@@ -247,7 +258,7 @@ def remaining_table(rows: Iterable[Remaining]) -> Table:
         table.add_row(str(row.run), state, f"{row.left:,}", _minutes(of_run))
         seconds = None if seconds is None or of_run is None else seconds + of_run
     table.add_section()
-    table.add_row("all, evaluation apart", "", "", _minutes(seconds), style="bold")
+    table.add_row("all, in turn, evaluation apart", "", "", _minutes(seconds), style="bold")
     return table
 
 

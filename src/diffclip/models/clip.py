@@ -234,7 +234,7 @@ def count_preset(config: ModelConfig) -> dict[str, int]:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, in TF32 where it is to be and nowhere else; all as it was before afterwards."""
+    """The model in evaluation mode, in TF32 where it is to be, convolutions too; all as it was before afterwards."""
     training = model.training
     model.eval()
     try:

@@ -223,7 +223,7 @@ class Display:
         """Show the latest numbers of the run."""
         if self._progress:
             self._latest = describe(record, self._room)
-            self.state(self._latest)
+            self.state()
         else:
             self.note(f"{self._name} step {record['step']}/{self._total}  {describe(record)}  {self._left()} left")
 
@@ -234,7 +234,8 @@ class Display:
     def state(self, text: str | None = None) -> None:
         """What stands behind a bar, as far as there is room; without a text the latest numbers again."""
         if self._progress:
-            self._progress.update(self._task, state=(self._latest if text is None else text)[: self._room])
+            shown = self._latest if text is None else text[: max(self._room, 0)]
+            self._progress.update(self._task, state=shown)
 
     def hide(self) -> None:
         """Take the bar away."""

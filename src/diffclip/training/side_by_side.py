@@ -11,23 +11,26 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from rich.console import Console
 
-from diffclip.distributed import default_device
 from diffclip.errors import Stopped, UserError
 from diffclip.terminal import Terminal
 from diffclip.training.logs import Display, Record, Shown, progress_bars
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
+PATIENCE = 0.2
+"""Seconds without a message after which a wish to stop is looked for."""
 
 
 class Place(Protocol):
@@ -43,11 +46,12 @@ class Place(Protocol):
 class Team:
     """`count` processes that share the threads of this one. Use as a context manager.
 
-    With a count of 1, and where processes cannot start, there are none: all work is done here, in turn.
+    With a count of 1, and with a warning where processes cannot start, there are none: all work is done here, in turn.
     """
 
-    def __init__(self, count: int, console: Console) -> None:
-        self._count, self._console = count, console
+    def __init__(self, count: int, console: Console, *, brief: bool = False) -> None:
+        """brief: on a terminal a line printed beside training stands behind a bar, until the next one."""
+        self._count, self._console, self._brief = count, console, brief
         self.threads = max(torch.get_num_threads() // count, 1) if count > 1 else 0
         """Of each process; 0 where there is none."""
         self._processes: list[BaseProcess] = []
@@ -65,9 +69,11 @@ class Team:
                     self._processes.append(context.Process(target=_serve, args=(there, self.threads, level)))
                     self._processes[-1].start()
                     there.close()
-        except OSError:
+        except OSError as error:
             self.__exit__()
             self.threads = 0
+            threads = torch.get_num_threads()
+            log.warning("no process can start (%s): all is done in turn, on %d threads", error.strerror, threads)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,31 +104,37 @@ class Team:
         waiting = deque(items.items())
         running: dict[str, int] = {}  # name of an item → its process
         failure: Exception | None = None
-        with _Board(items, self._count, self._console) as board, _handling(signal.SIGTERM, _interrupt):
+        board = _Board(self._console, brief=self._brief, stay=len(items) <= self._count)
+        with board, _asked_to_stop() as asked:
             while running or waiting:
-                try:
-                    for number in set(range(self._count)).difference(running.values()):
-                        if waiting:
-                            name, item = waiting.popleft()
-                            running[name] = number
-                            self._pipes[number].send((work, item))
-                    name, kind, value = self._message(running)
-                    if kind == "done":
-                        results[name] = value
-                        on_done(name, value)
-                    elif kind != "failed":
-                        board.show(name, kind, value)
-                        continue
-                    board.end(name)
-                    number = running.pop(name)
-                    if kind == "failed" and failure is None:
-                        failure = value
-                        waiting.clear()
-                        self._end(running, signal.SIGTERM)
-                except KeyboardInterrupt:
-                    waiting.clear()
-                    self._end(running, signal.SIGKILL if isinstance(failure, Stopped) else signal.SIGTERM)
+                for number in set(range(self._count)).difference(running.values()):
+                    if waiting:
+                        name, item = waiting.popleft()
+                        running[name] = number
+                        self._pipes[number].send((work, item))
+                message = self._message(running)
+                if asked.times > 1:
+                    self._end(running, signal.SIGKILL)
+                    raise KeyboardInterrupt
+                if asked.times and not isinstance(failure, Stopped):
                     failure = Stopped("stopped")
+                    waiting.clear()
+                    self._end(running, signal.SIGTERM)
+                if message is None:
+                    continue
+                name, kind, value = message
+                if kind not in ("done", "failed"):
+                    board.show(name, kind, value)
+                    continue
+                board.end(name)
+                del running[name]
+                if kind == "done":
+                    results[name] = value
+                    on_done(name, value)
+                elif failure is None:
+                    failure = value
+                    waiting.clear()
+                    self._end(running, signal.SIGTERM)
         if failure:
             raise failure
         return results
@@ -132,9 +144,11 @@ class Team:
             if self._processes[process].is_alive():
                 os.kill(cast(int, self._processes[process].pid), number)
 
-    def _message(self, running: Mapping[str, int]) -> tuple[str, str, Any]:
-        """The next of those that run: name, kind, what it says."""
-        ready = wait([self._pipes[number] for number in running.values()])
+    def _message(self, running: Mapping[str, int]) -> tuple[str, str, Any] | None:
+        """The next of those that run: name, kind, what it says; None after a while without one."""
+        ready = wait([self._pipes[number] for number in running.values()], PATIENCE)
+        if not ready:
+            return None
         name, number = next((name, number) for name, number in running.items() if self._pipes[number] in ready)
         try:
             kind, value = self._pipes[number].recv()
@@ -142,15 +156,6 @@ class Team:
             self._processes[number].join()
             return name, "failed", _died(name, self._processes[number].exitcode)
         return name, kind, _error(*value) if kind == "failed" else value
-
-
-def check_jobs(jobs: int) -> None:
-    """Raises UserError for a number of processes that cannot be, or has not a thread for each where none has a GPU."""
-    threads = torch.get_num_threads()
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: give 1 or more")
-    if jobs > threads and default_device().type == "cpu":
-        raise UserError(f"--jobs {jobs}: there are {threads} threads here (OMP_NUM_THREADS), and each takes one")
 
 
 def _died(name: str, status: int | None) -> UserError:
@@ -180,12 +185,12 @@ class Here:
 class _Board:
     """The displays of all processes: bars under each other on a terminal, lines elsewhere."""
 
-    def __init__(self, names: Collection[str], count: int, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, brief: bool, stay: bool) -> None:
+        """stay: bars of what is done stay, as those of all have room."""
+        self._console, self._brief, self._stay = console, brief, stay
         # One console for bars and lines where there is a terminal: another's lines would cut the bars up.
         self._terminal = console if console.is_terminal else Terminal(stderr=True)
         self._bars = progress_bars(self._terminal)
-        self._all_fit = len(names) <= count
         self._displays: dict[str, Display] = {}
 
     def __enter__(self) -> "_Board":
@@ -206,16 +211,17 @@ class _Board:
             logging.getLogger(value.name).handle(value)
         elif kind != "line":
             getattr(self._displays[name], kind)(value)
-        elif not self._terminal.is_terminal:
+        elif not (self._brief and self._terminal.is_terminal):
             self._console.print(value, highlight=False, soft_wrap=True)
         elif name in self._displays:
             self._displays[name].state(value)
 
     def end(self, name: str) -> None:
-        """A bar stays with its last numbers where those of all have room, or else goes."""
+        """The bar of what is done or failed shows its last numbers again, or goes."""
         if name in self._displays:
-            self._displays[name].state()
-            if not self._all_fit:
+            if self._stay:
+                self._displays[name].state()
+            else:
                 self._displays[name].hide()
 
 
@@ -323,8 +329,21 @@ def _serve(pipe: Connection, threads: int, level: int) -> None:
                 there.send("failed", ("unexpected", traceback.format_exc().splitlines()))
 
 
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
+class _Asked:
+    """How often this program was asked to stop. Nothing is raised: a message may be half read."""
+
+    times = 0
+
+    def again(self, *_: Any) -> None:
+        self.times += 1
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[_Asked]:
+    """Inside the `with`, Ctrl-C and SIGTERM are counted."""
+    asked = _Asked()
+    with _handling(signal.SIGINT, asked.again), _handling(signal.SIGTERM, asked.again):
+        yield asked
 
 
 @contextmanager

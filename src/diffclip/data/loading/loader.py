@@ -23,7 +23,7 @@ from diffclip.errors import UserError
 
 REPLACEMENTS = 100  # indices tried in place of one bad example before giving up
 JUDGED_FROM = 100  # examples, good and bad, after which the share of skipped ones is looked at
-PIECE = 256  # examples of a message from a worker: two batches of 4,096 for each worker would be 20 GB of /dev/shm
+PIECE = 256  # examples of a message from a worker: two batches of 4,096 for each of 16 would be 20 GB of /dev/shm
 
 
 @dataclass
