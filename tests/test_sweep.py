@@ -138,6 +138,10 @@ def test_without_fit_the_sizes_of_the_base_recipe_stand(tmp_path):
     assert len(held_out(sweep)) == 30
     clipart = load_sweep("study_openclipart", settings={"data": {"train": {"path": "scenes:train?length=4000"}}})
     assert recipe_of(fit_sizes(clipart)[0], clipart.variant[0], 0).data.train.holdout == 500
+    for settings_ in ({"holdout": 0}, {"part": "all"}):
+        apart = load_sweep(path, settings=merge_tables(settings, {"data": {"train": settings_}}))
+        with pytest.raises(UserError, match="CLIP would train on what the sweep measures on, or nothing is held out"):
+            fit_sizes(apart)
     path.write_text(own.replace('own = "holdout"', 'own = "scenes:test?length=20"'))
     with pytest.raises(UserError, match="fit = true is for a sweep that measures on what it holds out"):
         fit_sizes(load_sweep(path, settings=settings))

@@ -28,9 +28,11 @@ def fit_sizes(sweep: Sweep) -> tuple[Sweep, str]:
     """A sweep that says `fit` with as many pairs held out, and batches as large, as their number allows; in words too.
 
     What the sweep sets itself stays, and another sweep as it is. Raises UserError where the pairs are not there, or too
-    few, and where no data set is the holdout.
+    few, where no data set is the holdout, and where a sweep would train on what it holds out.
     """
     if not sweep.fit:
+        if HOLDOUT in sweep.data.values():
+            _check_kept_apart(sweep)
         return sweep, ""
     if HOLDOUT not in sweep.data.values():
         raise UserError(
@@ -51,6 +53,16 @@ def fit_sizes(sweep: Sweep) -> tuple[Sweep, str]:
     sizes = {"data": {"train": {"holdout": held, "part": "train"}}, "training": {"batch_size": batch}}
     said = f"{pairs:,} pairs: {held:,} held out to measure on, {pairs - held:,} to train on in batches of {batch}"
     return replace(sweep, set=merge_tables(sweep.set, sizes)), said
+
+
+def _check_kept_apart(sweep: Sweep) -> None:
+    for variant in sweep.variant:
+        data = recipe_of(sweep, variant, sweep.seeds[0]).data.train
+        if not data.holdout or data.part != "train":
+            raise UserError(
+                f"{variant.name} would train on what the sweep measures on, or nothing is held out: set "
+                'data.train.holdout and data.train.part = "train", or let fit = true choose how many'
+            )
 
 
 def _training_data(sweep: Sweep) -> SourceConfig:
